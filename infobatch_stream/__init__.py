@@ -1,0 +1,1 @@
+"""InfoBatch for datasets too large for one file."""

@@ -1,0 +1,65 @@
+"""What the loader asks of a dataset: how many samples, in which shards, and the samples themselves."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Pool", "Source", "fingerprint"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The entries that one epoch may draw from, when they are not simply 0..N-1 (stream mixing).
+
+    index: int64[P], sample indices, with repeats, unit by unit.
+    units: int64[U], how many entries each unit (a visit to a shard) has; they sum to P.
+    """
+
+    index: NDArray[np.int64]
+    units: NDArray[np.int64]
+
+
+class Source(Protocol):
+    """A dataset of N samples, read by index.
+
+    A source is built in the main process of a rank and travels to the workers (by fork or by pickle), so it
+    holds no open file that does not survive both.
+    """
+
+    @property
+    def num_samples(self) -> int:
+        """N: samples have the indices 0..N-1, in the order (shard, row)."""
+
+    @property
+    def shard_sizes(self) -> NDArray[np.int64] | None:
+        """int64[S], samples per shard, summing to N; None where samples lie in no shards (map-style)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A short text that changes when an index would mean another sample; it does not depend on paths."""
+
+    def pool(self, epoch: int) -> Pool | None:
+        """The entries of ``epoch``; None for each sample once. The same on every rank."""
+
+    def read(self, index: int) -> Any:
+        """Sample ``index``.
+
+        Raises DataError, naming the shard, when the shard cannot be read; what the user's own code raises
+        passes unchanged.
+        """
+
+    def read_many(self, indices: list[int]) -> list[Any]:
+        """The samples ``indices``, in that order; the first that cannot be read raises."""
+
+
+def fingerprint(kind: str, parts: Iterable[object]) -> str:
+    """``kind`` and a digest of ``parts`` (by their str), for `Source.fingerprint`."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(str(part).encode())
+        digest.update(b"\0")
+    return f"{kind}:{digest.hexdigest()[:32]}"
