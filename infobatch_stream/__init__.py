@@ -1,1 +1,31 @@
-"""InfoBatch for datasets too large for one file."""
+"""InfoBatch (ICLR 2024) for datasets too large for one file: MDS and WebDataset shards, and map-style data."""
+
+from infobatch_stream.errors import (
+    ConfigError,
+    DataError,
+    InfoBatchError,
+    MissingExtraError,
+    OutOfStepError,
+    StoreError,
+)
+from infobatch_stream.loader import InfoBatchLoader
+from infobatch_stream.picks import Picks
+from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning
+from infobatch_stream.sources import IndexedWebDataset
+from infobatch_stream.store import ScoreStore
+
+__all__ = [
+    "InfoBatchLoader",
+    "IndexedWebDataset",
+    "ScoreStore",
+    "Picks",
+    "SoftPruning",
+    "QuantilePruning",
+    "FullData",
+    "InfoBatchError",
+    "ConfigError",
+    "DataError",
+    "StoreError",
+    "OutOfStepError",
+    "MissingExtraError",
+]

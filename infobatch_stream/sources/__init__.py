@@ -1,1 +1,47 @@
-"""Where samples come from."""
+"""Where samples come from: MDS shards, WebDataset shards, or any map-style dataset."""
+
+import sys
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.sources.base import Pool, Source
+from infobatch_stream.sources.map_style import MapStyleSource
+from infobatch_stream.sources.mds import MdsSource
+from infobatch_stream.sources.wds import IndexedWebDataset, WdsSource
+
+__all__ = ["IndexedWebDataset", "Pool", "Source", "open_source"]
+
+
+def open_source(dataset: Any) -> Source:
+    """The source behind ``dataset``: a StreamingDataset, an IndexedWebDataset, or a map-style dataset.
+
+    Raises ConfigError for anything else, and for a dataset without samples.
+    """
+    source = _source(dataset)
+    if source.num_samples < 1:
+        raise ConfigError(f"the dataset {type(dataset).__name__} is empty; there is nothing to train on.")
+    return source
+
+
+def _source(dataset: Any) -> Source:
+    if isinstance(dataset, IndexedWebDataset):
+        return WdsSource(dataset)
+    # Importing streaming takes seconds; where it is not imported, nothing is a StreamingDataset.
+    streaming = sys.modules.get("streaming")
+    if streaming is not None and isinstance(dataset, streaming.StreamingDataset):
+        return MdsSource(dataset)
+    name = type(dataset).__name__
+    if isinstance(dataset, IterableDataset):
+        raise ConfigError(
+            f"{name} is an IterableDataset, which cannot be read by index. For WebDataset shards use "
+            "infobatch_stream.IndexedWebDataset(urls); for MDS shards a streaming.StreamingDataset; anything else "
+            "needs __len__ and __getitem__, or a conversion to shards (infobatch-stream convert)."
+        )
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise ConfigError(
+            f"{name} has no __len__ and __getitem__. Give a StreamingDataset, an IndexedWebDataset, or a map-style "
+            "dataset, one with both."
+        )
+    return MapStyleSource(dataset)

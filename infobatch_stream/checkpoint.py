@@ -1,0 +1,83 @@
+"""What a checkpoint of the loader says, and whether it belongs to this run."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.store import ScoreStore
+
+__all__ = ["Progress", "pack", "unpack"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    epoch, step: updated so far. done: whether that epoch is spent to its end. full: whether it is an annealing
+    epoch (raising ``epochs`` on resume must not change the epoch that was begun). lanes: of every plan of the run.
+    offered, kept: entries of the epochs begun so far, and those of them that were kept.
+    """
+
+    epoch: int
+    step: int
+    done: bool
+    full: bool
+    lanes: int
+    offered: int
+    kept: int
+
+
+def pack(settings: dict[str, Any], progress: Progress, store: ScoreStore | None) -> dict[str, Any]:
+    """A state of plain values and tensors, for torch.save; with the scores of ``store`` unless that is None.
+
+    settings: what must be equal for the picks to repeat, as plain values by name.
+    """
+    state: dict[str, Any] = {"format": _FORMAT, "settings": settings, "progress": asdict(progress)}
+    if store is not None:
+        state["scores"] = torch.tensor(store.scores)
+        state["pending"] = torch.tensor(store.pending)
+    return state
+
+
+def unpack(
+    state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
+) -> tuple[Progress, NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """(progress, scores, pending) of a state; the scores only if ``with_scores``.
+
+    Raises ConfigError, naming the difference, when the state is of another dataset, global batch or order, of a
+    newer format, damaged, or lacks the scores.
+    """
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ConfigError(
+            f"not a loader state of format {_FORMAT} (found {found!r}); give what state_dict() returned."
+        )
+    saved = state.get("settings", {})
+    for name, here in settings.items():
+        there = saved.get(name)
+        if here != there:
+            raise ConfigError(
+                f"the state was saved with {name}={there!r}, this loader has {name}={here!r}. Picks repeat only with "
+                "equal settings (the world size may change if batch_size * world size stays): make the loader as it "
+                "was, or begin anew."
+            )
+    try:
+        progress = Progress(**state["progress"])
+        if not with_scores:
+            return progress, None, None
+        scores, pending = (np.asarray(state[name], dtype=np.float32) for name in ("scores", "pending"))
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the state is incomplete ({error}); the scores are in the state_dict() of rank 0: load that one there."
+        ) from error
+    if not scores.shape == pending.shape == (settings["num_samples"],):
+        raise ConfigError(
+            f"the state has {scores.size} scores, {settings['num_samples']} are needed; it is damaged."
+        )
+    return progress, scores, pending

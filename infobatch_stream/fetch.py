@@ -1,0 +1,141 @@
+"""The worker's side: a small request comes in, a finished batch goes out. Workers hold no state of an epoch."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from infobatch_stream.errors import DataError
+from infobatch_stream.kept import Entries
+from infobatch_stream.picks import Picks
+from infobatch_stream.plan import EpochPlan
+from infobatch_stream.sources.base import Source
+
+__all__ = ["Fetcher", "OnError", "Request", "Requests", "request"]
+
+OnError = Literal["raise", "replace"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch of one rank. step None: peeked at, not spent. seed: what the batch's random state derives from."""
+
+    entries: Entries
+    epoch: int
+    step: int | None
+    seed: tuple[int, ...]
+
+
+class Requests:
+    """The requests of one rank for the rest of an epoch: what the inner DataLoader takes for a batch sampler.
+
+    It knows the plan but not the loader, so that dropping the loader ends its workers at once.
+    """
+
+    def __init__(self) -> None:
+        self._plan: EpochPlan | None = None
+
+    def begin(self, plan: EpochPlan, first: int, seed: int, rank: int, world_size: int) -> None:
+        """From now on, the steps first.. of ``plan`` for ``rank`` of ``world_size``."""
+        self._plan = plan
+        self._first = first
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+
+    def __iter__(self) -> Iterator[Request]:
+        """One request a step."""
+        plan, seed, rank, world_size = self._plan, self._seed, self._rank, self._world_size
+        assert plan is not None
+        for step in range(self._first, plan.steps):
+            yield request(plan, step, seed, rank, world_size)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return 0 if self._plan is None else self._plan.steps - self._first
+
+
+def request(plan: EpochPlan, step: int, seed: int, rank: int, world_size: int, *, spends: bool = True) -> Request:
+    """The request for what ``rank`` reads in ``step``; its random state derives from (seed, epoch, step, rank)."""
+    entries = plan.step(step, rank, world_size)
+    return Request(entries, plan.epoch, step if spends else None, (seed, plan.epoch, step, rank))
+
+
+class Fetcher(Dataset[Any]):
+    """Answers requests with ``(data, picks)``: the dataset that the inner DataLoader sees.
+
+    on_error: "raise", or "replace" to put a readable sample of the batch, with weight 0, where one cannot be read.
+    """
+
+    def __init__(self, source: Source, collate: Callable[[list[Any]], Any], on_error: OnError) -> None:
+        self._source = source
+        self._collate = collate
+        self._on_error = on_error
+
+    def __getitems__(self, request: Request) -> tuple[Any, Picks]:
+        """The batch of ``request``; the same bits in whichever process, and whatever was fetched before."""
+        entries = request.entries
+        replaced: tuple[str, ...] = ()
+        with _seeded(request.seed):
+            if self._on_error == "raise":
+                samples = self._source.read_many(entries.index.tolist())
+            else:
+                samples, entries, replaced = self._read_or_replace(entries)
+            data = self._collate(samples)
+        picks = Picks(
+            torch.tensor(entries.index),
+            torch.tensor(entries.weight),
+            torch.tensor(entries.record),
+            request.epoch,
+            request.step,
+            replaced,
+        )
+        return data, picks
+
+    def _read_or_replace(self, entries: Entries) -> tuple[list[Any], Entries, tuple[str, ...]]:
+        samples: dict[int, Any] = {}
+        failures: dict[int, Exception] = {}
+        for place, index in enumerate(entries.index.tolist()):
+            try:
+                samples[place] = self._source.read(index)
+            except Exception as error:
+                failures[place] = error
+        if not samples:
+            raise DataError(
+                f"none of the {entries.index.size} samples of the batch of epoch and step could be read, so there "
+                "is nothing to replace them with; the first error is the cause of this one."
+            ) from next(iter(failures.values()))
+        places = np.arange(entries.index.size)
+        readable = list(samples)
+        for number, place in enumerate(failures):
+            places[place] = readable[number % len(readable)]
+        taken = entries.take(places)
+        taken.weight[list(failures)] = 0
+        taken.record[list(failures)] = False
+        why = tuple(f"sample {entries.index[place]}: {error!r}" for place, error in failures.items())
+        return [samples[place] for place in places.tolist()], taken, why
+
+
+@contextmanager
+def _seeded(seed: tuple[int, ...]) -> Iterator[None]:
+    """Random state of `random`, NumPy and torch (CPU) from ``seed``; what it was before comes back afterwards.
+
+    Coming back matters in the main process only, where the user's own randomness lives.
+    """
+    words = np.random.SeedSequence(seed).generate_state(6)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - users' code uses it
+    random.seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words[2:4])  # noqa: NPY002 - as above
+    # Not torch.manual_seed: it would seed the accelerators of the main process too.
+    torch.default_generator.manual_seed(int(words[4]) << 32 | int(words[5]))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002 - as above
+        torch.set_rng_state(before[2])

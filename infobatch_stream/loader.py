@@ -1,0 +1,426 @@
+"""InfoBatchLoader: the one object that users hold. It wires the rest together."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from infobatch_stream.checkpoint import Progress, pack, unpack
+from infobatch_stream.errors import ConfigError, OutOfStepError
+from infobatch_stream.fetch import Fetcher, OnError, Requests, request
+from infobatch_stream.picks import Picks
+from infobatch_stream.plan import EpochPlan
+from infobatch_stream.policies import Policy, SoftPruning
+from infobatch_stream.recipe import Recipe, check_choice, check_range
+from infobatch_stream.recorder import Recorder
+from infobatch_stream.shared_store import Contents, Existing, check_owner, commit_together, open_together
+from infobatch_stream.sources import open_source
+from infobatch_stream.store import ScoreStore
+from infobatch_stream.sync import Ranks
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+__all__ = ["InfoBatchLoader"]
+
+_OURS = {
+    "batch_sampler": "the plan decides what a batch holds",
+    "sampler": "the plan decides the order; see shuffle and shuffle_window",
+    "dataset": "it is the first argument",
+    "in_order": "batches come in the order of the plan",
+}
+
+
+class InfoBatchLoader:
+    """Batches of the samples that are worth training on, epoch by epoch, with their weights.
+
+    An iterable with a length. ``iter(loader)`` begins the next epoch; a batch is ``(data, picks)``; `update` takes
+    the losses of a batch and returns the loss to go backward from::
+
+        for epoch in range(loader.epoch, loader.epochs):
+            for (x, y), picks in loader:
+                losses = F.cross_entropy(model(x), y, reduction="none")
+                loss = loader.update(losses, picks)
+
+    Args:
+        dataset: a streaming.StreamingDataset, an IndexedWebDataset, or any map-style dataset.
+        store: path of the score store (made at the first iteration), or a ScoreStore.
+        batch_size: samples per batch of a rank. epochs: of the whole run.
+        policy: which scores are kept, how often. delta: from epoch floor(delta * epochs) on all samples are kept.
+        seed: 0 <= seed < 2^64, of choice, order and workers. shuffle: False keeps the order of the indices.
+        shuffle_window: entries among which samples of shards are shuffled; a larger one mixes better, over more shards.
+        canonical_nodes: lanes of the plan; default the number of nodes at the first start. Travels with the state.
+        drop_last: drop the last, incomplete step instead of filling it up with entries of weight 0.
+        on_error: "raise", or "replace" to put a readable sample with weight 0 for one that cannot be read.
+        existing: what to do with a store that holds epochs: "error", "overwrite" or "continue".
+        process_group: the group over which data is split, when that is not all processes.
+        collate_fn: as of DataLoader. dataloader: further options of the inner DataLoader, as num_workers.
+
+    Raises ConfigError or StoreError for what cannot work, before anything is written. Making a loader
+    communicates nothing; the methods marked "Collective" must be called by all ranks.
+
+    Attributes:
+        dataloader: the inner DataLoader. epochs: may be raised on resume. epoch: the epoch that is trained, or
+        comes next. step: how many of its steps were updated.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        store: str | os.PathLike[str] | ScoreStore,
+        *,
+        batch_size: int,
+        epochs: int,
+        policy: Policy = SoftPruning(ratio=0.5),  # noqa: B008 - frozen
+        delta: float = 0.875,
+        seed: int = 0,
+        shuffle: bool = True,
+        shuffle_window: int = 65536,
+        canonical_nodes: int | None = None,
+        drop_last: bool = False,
+        on_error: OnError = "raise",
+        existing: Existing = "error",
+        process_group: "dist.ProcessGroup | None" = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        **dataloader: Any,
+    ) -> None:
+        check_range("batch_size", batch_size, 1)
+        check_range("epochs", epochs, 1)
+        if canonical_nodes is not None:
+            check_range("canonical_nodes", canonical_nodes, 1)
+        check_choice("on_error", on_error, ("raise", "replace"))
+        check_choice("existing", existing, ("error", "overwrite", "continue"))
+        for name in _OURS.keys() & dataloader.keys():
+            raise ConfigError(f"{name}= is not an option of InfoBatchLoader: {_OURS[name]}.")
+        self._recipe = Recipe(policy, delta, seed, shuffle, shuffle_window, drop_last)
+        self._source = open_source(dataset)
+        self.epochs = epochs
+        self._batch_size = batch_size
+        self._existing: Existing = existing
+        self._canonical_nodes = canonical_nodes
+        self._process_group = process_group
+        self._path = store.path if isinstance(store, ScoreStore) else Path(store)
+        self._store: ScoreStore | None = None
+        self._recorder = Recorder()
+        self._known_ranks: Ranks | None = None
+        self._unreadable = 0
+        self._warned: set[str] = set()
+        self._begin(epoch=0)
+        self._offered = self._kept = 0
+        if self._path.exists() and existing != "overwrite":
+            header = check_owner(self._path, self._source.num_samples, self._source.fingerprint)
+            if existing == "continue":
+                self._begin(epoch=ScoreStore.open(self._path).epoch if header.state != "ready" else header.epoch)
+        if Ranks.known():
+            self._lanes()
+
+        dataloader.setdefault("generator", torch.Generator())  # else iter() would draw from the user's global one
+        self._requests = Requests()
+        self._fetcher = Fetcher(self._source, collate_fn or default_collate, on_error)
+        self.dataloader: DataLoader[Any] = DataLoader(
+            self._fetcher, batch_sampler=cast(Any, self._requests), collate_fn=_as_is, **dataloader
+        )
+
+    def _begin(self, epoch: int, step: int = 0, full: bool | None = None) -> None:
+        """Stand before ``step`` of ``epoch``, of which nothing is planned, updated or exhausted."""
+        self.epoch = epoch
+        self.step = step
+        self._full = full
+        self._updated = self._exhausted = False
+        self._planned: EpochPlan | None = None
+        self._iterating: object = None
+
+    # Who and how many --------------------------------------------------------------------------------------------
+
+    @property
+    def _ranks(self) -> Ranks:
+        if self._known_ranks is None or self._store is None:  # a process group may be made after the loader
+            self._known_ranks = Ranks(self._process_group)
+        return self._known_ranks
+
+    @property
+    def _global_batch(self) -> int:
+        return self._batch_size * self._ranks.world_size
+
+    def _lanes(self) -> int:
+        """Lanes of the plans: as given, else one per node where that divides the global batch."""
+        lanes = self._canonical_nodes
+        if lanes is None:
+            lanes = self._ranks.nodes if self._global_batch % self._ranks.nodes == 0 else 1
+        if self._global_batch % lanes:
+            raise ConfigError(
+                f"canonical_nodes={lanes} does not divide the global batch of {self._global_batch} "
+                f"(batch_size {self._batch_size} x {self._ranks.world_size} ranks); choose a divisor."
+            )
+        return lanes
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What has to be equal on all ranks, and in every resumed part of a run."""
+        source = self._source
+        return {
+            "num_samples": source.num_samples,
+            "fingerprint": source.fingerprint,
+            "global_batch": self._global_batch,
+            **self._recipe.facts(),
+        }
+
+    # The epoch and its plan --------------------------------------------------------------------------------------
+
+    @property
+    def _opened(self) -> ScoreStore:
+        assert self._store is not None
+        return self._store
+
+    def _is_full(self) -> bool:
+        return self._recipe.anneals(self.epoch, self.epochs) if self._full is None else self._full
+
+    def _plan(self) -> EpochPlan:
+        """The plan of this epoch, from the scores as they are known to this process."""
+        if self._planned is None:
+            if self._store is not None:
+                scores = self._store.scores
+            elif self._existing == "continue" and self._path.exists():
+                scores = ScoreStore.open(self._path, mode="r").scores
+            else:
+                scores = np.broadcast_to(np.float32(np.nan), self._source.num_samples)
+            self._planned = self._recipe.plan(
+                scores,
+                self._source,
+                self.epoch,
+                full=self._is_full(),
+                lanes=self._lanes(),
+                global_batch=self._global_batch,
+            )
+        return self._planned
+
+    # Iterating ---------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Steps of the current epoch; before the first is begun, of one that prunes nothing."""
+        if self._store is not None:
+            return self._plan().steps
+        return self._recipe.steps_unpruned(self._source, self.epoch, self._global_batch)
+
+    def __iter__(self) -> Iterator[tuple[Any, Picks]]:
+        """Commit what was recorded, and begin the next epoch; or go on with one of which nothing is spent yet.
+
+        Collective. Raises ConfigError past the last epoch, OutOfStepError when the ranks are not equally far.
+        """
+        self._open()
+        self._meet("iter(loader)")
+        if self._updated or self._exhausted:
+            self._advance()
+        if self.epoch >= self.epochs:
+            raise ConfigError(
+                f"all {self.epochs} epochs are done. Loop with 'for epoch in range(loader.epoch, loader.epochs)', "
+                "or raise loader.epochs to train on."
+            )
+        self._requests.begin(self._plan(), self.step, self._recipe.seed, self._ranks.rank, self._ranks.world_size)
+        self._iterating = mine = object()
+        return self._batches(iter(self.dataloader), mine)
+
+    def _batches(self, batches: Iterator[Any], mine: object) -> Iterator[tuple[Any, Picks]]:
+        while True:
+            if self._iterating is not mine:
+                raise OutOfStepError(
+                    "this iterator belongs to an epoch that was left: iter(), commit() or load_state_dict() was "
+                    "called since. Take a new one with iter(loader)."
+                )
+            try:
+                data, picks = next(batches)
+            except StopIteration:
+                break
+            if picks._replaced:
+                self._unreadable += len(picks._replaced)
+                self._warn_once("unreadable", f"a sample could not be read and was replaced: {picks._replaced[0]}")
+            yield data, picks
+        self._exhausted = True
+
+    def peek(self) -> tuple[Any, Picks]:
+        """The batch that comes next, as ``(data, picks)``, in this process; nothing is spent by it.
+
+        Any rank may call it alone. It touches no random state. `update` with its picks records nothing.
+        """
+        plan, ranks = self._plan(), self._ranks
+        step = min(self.step, plan.steps - 1)
+        return self._fetcher.__getitems__(
+            request(plan, step, self._recipe.seed, ranks.rank, ranks.world_size, spends=False)
+        )
+
+    def update(self, losses: Tensor, picks: Picks, *, score: Tensor | None = None) -> Tensor:
+        """Record the losses of a batch, and return ``mean(weight * losses)``, to go backward from.
+
+        losses: float[b], one per sample, any device; left as they are. score: float[b], recorded instead of them.
+        Divided by the batch size and not by the sum of weights, as published: fewer steps of a larger expected
+        gradient, and over the epoch the same expected sum. Not finite values are not recorded.
+
+        Raises ConfigError for losses that are not one number per sample, OutOfStepError for picks of another epoch.
+        """
+        if not isinstance(picks, Picks):
+            raise ConfigError(f"update takes the picks that came with the batch, not {type(picks).__name__}.")
+        _check_losses("losses", losses, len(picks))
+        if score is not None:
+            _check_losses("score", score, len(picks))
+        if picks._step is not None:
+            if picks._epoch != self.epoch or self._store is None:
+                raise OutOfStepError(
+                    f"these picks are of epoch {picks._epoch}, the loader is in epoch {self.epoch}: update each "
+                    "batch before the next epoch begins."
+                )
+            if self._ranks.records:
+                self._recorder.add(picks.index.numpy(), picks._record.numpy(), losses if score is None else score)
+                if self._recorder.not_finite:
+                    self._warn_once(
+                        "finite", "a loss was NaN or infinite; such losses are not recorded (see stats)"
+                    )
+            self.step = max(self.step, picks._step + 1)
+            self._updated = True
+        return (losses * picks.weight.to(losses.device, non_blocking=True)).mean()
+
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"InfoBatchLoader: {text}", RuntimeWarning, stacklevel=3)
+
+    # Acting together ---------------------------------------------------------------------------------------------
+
+    def _open(self, contents: Contents | None = None) -> None:
+        """Have the store open on all ranks. Collective when it is not yet, or when there are ``contents``."""
+        if self._store is not None and contents is None:
+            return
+        self._ranks.agree(
+            "open", **asdict(self._settings), lanes=self._lanes(), epochs=self.epochs, epoch=self.epoch
+        )
+        source = self._source
+        self._store = open_together(
+            self._ranks, self._path, source.num_samples, source.fingerprint, self._existing, contents
+        )
+        self._recorder.attach(self._store)
+        self._planned = None
+
+    def _meet(self, moment: str) -> None:
+        """Have all losses in the store, and all ranks at the same place. Collective."""
+        self._ranks.together(moment, self._recorder.flush)
+        self._ranks.agree(moment, epoch=self.epoch, step=self.step, spent=self._updated or self._exhausted)
+
+    def _advance(self) -> None:
+        """Commit this epoch and stand before the next. Collective; the ranks have met."""
+        if not self._updated and self.step < self._plan().steps:
+            self._warn_once("update", f"epoch {self.epoch} went by without update(): its losses are not known")
+        self._offered += self._plan().entries
+        self._kept += self._plan().kept
+        commit_together(self._ranks, self._opened)
+        self._begin(epoch=self.epoch + 1)
+
+    def commit(self) -> None:
+        """Make what was recorded the scores of the next epoch, and stand before it; nothing if nothing is spent.
+
+        Collective. An iterator of the epoch that is left raises when it is asked for more.
+        """
+        self._open()
+        self._meet("commit()")
+        if self._updated or self._exhausted:
+            self._advance()
+
+    def __enter__(self) -> Self:
+        """The loader."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Commit (collective); when an exception passes, only bring this rank's losses to the disk."""
+        if kind is None:
+            self.commit()
+        elif self._store is not None:
+            self._recorder.flush()
+            self._store.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on with exactly the same picks, on any world size of equal global batch.
+
+        Collective; valid after any step. On rank 0 it holds the scores (8 bytes per sample), elsewhere not: save
+        that of rank 0. Plain values and tensors: torch.load(weights_only=True) reads it.
+        """
+        self._open()
+        self._meet("state_dict()")
+        progress = Progress(
+            epoch=self.epoch,
+            step=self.step,
+            done=self._exhausted or self.step >= self._plan().steps,
+            full=self._is_full(),
+            lanes=self._lanes(),
+            offered=self._offered,
+            kept=self._kept,
+        )
+        store = self._opened if self._ranks.leads else None
+        return self._ranks.together("state_dict()", lambda: pack(self._settings, progress, store))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was saved; its scores replace those of the store.
+
+        Collective; ranks other than 0 may give a state without scores. Raises ConfigError for a state of another
+        dataset, global batch or order.
+        """
+        leads = self._ranks.leads
+        progress, scores, pending = self._ranks.together(
+            "load_state_dict()", lambda: unpack(state, self._settings, with_scores=leads)
+        )
+        self._ranks.agree("load_state_dict()", **asdict(progress), chosen=self._canonical_nodes)
+        self._canonical_nodes = progress.lanes
+        self._begin(epoch=progress.epoch, step=progress.step, full=progress.full)
+        self._offered, self._kept = progress.offered, progress.kept
+        self._open(Contents(scores, pending, progress.epoch))
+        if progress.done:
+            self._updated = True
+            self._advance()
+
+    # What can be told of the run ---------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """How much of the whole run is done, 0 to 1, evenly however many steps an epoch has. For schedules."""
+        within = self.step / self._plan().steps if self.step else 0.0
+        return min(1.0, (self.epoch + within) / self.epochs)
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Facts about the current epoch: flat, for a logger.
+
+        epoch, step, steps; kept, pruned: entries of the epoch; threshold: score from which all is kept, NaN without
+        one; mean_score: of the committed scores; saved: share of all entries so far that was not trained on, this
+        epoch's included; not_finite, unreadable: losses and samples of this process so far.
+        """
+        plan = self._plan()
+        kept, entries = (plan.kept, plan.entries) if self.epoch < self.epochs else (0, 0)
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "steps": plan.steps,
+            "kept": kept,
+            "pruned": entries - kept,
+            "threshold": plan.threshold,
+            "mean_score": plan.mean_score,
+            "saved": 1 - (self._kept + kept) / (self._offered + entries),
+            "not_finite": self._recorder.not_finite,
+            "unreadable": self._unreadable,
+        }
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _check_losses(name: str, losses: Tensor, samples: int) -> None:
+    if not isinstance(losses, Tensor) or losses.shape != (samples,) or not losses.is_floating_point():
+        found = f"{losses.dtype}{list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise ConfigError(
+            f"{name} is {found}; it must have one float per sample of the batch: [{samples}]. "
+            "Compute it with reduction='none' (and average what a sample has beyond one number)."
+        )

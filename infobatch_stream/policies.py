@@ -1,0 +1,143 @@
+"""Which scores are kept, how often: policies turn a summary of the scores into a rule.
+
+A policy is a frozen dataclass, validated once, with one method ``rule(summary)``. A rule is a pure function from
+scores to keep probabilities. Samples without a score are not a policy's business: they are always kept.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.summary import Summary
+
+__all__ = ["FullData", "Policy", "QuantilePruning", "Rule", "SoftPruning", "StepRule"]
+
+# Weights are 1 / probability. Under 2^-10 a single sample would outweigh a thousand others.
+_SMALLEST = 2.0**-10
+
+
+class Rule(Protocol):
+    """A pure, vectorised function from scores to keep probabilities."""
+
+    @property
+    def threshold(self) -> float:
+        """The score at and above which everything is kept most; NaN when there is none."""
+
+    def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Keep probabilities float64[n], each 0 or in [2^-10, 1], of ``scores`` (float32[n] without NaN)."""
+
+
+class Policy(Protocol):
+    """How an epoch chooses its samples from what is known of their scores."""
+
+    def rule(self, summary: Summary) -> Rule:
+        """The rule for scores of this summary (its count is at least 1). Pure."""
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """``keep[i]`` for scores under ``edges[i]`` (and not under ``edges[i-1]``), ``keep[-1]`` for the rest."""
+
+    edges: tuple[float, ...]
+    keep: tuple[float, ...]
+
+    @property
+    def threshold(self) -> float:
+        """The last edge; NaN when there is none."""
+        return self.edges[-1] if self.edges else math.nan
+
+    def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Keep probabilities float64[n] of ``scores``, float32[n]."""
+        chance = np.full(scores.shape, self.keep[-1])
+        for edge, keep in zip(reversed(self.edges), reversed(self.keep[:-1]), strict=True):
+            chance[scores < _float32_at_least(edge)] = keep
+        return chance
+
+
+def _float32_at_least(edge: float) -> np.float32:
+    """The smallest float32 not below ``edge``: float32 scores are under the one just if under the other."""
+    nearest = np.float32(edge)
+    return nearest if float(nearest) >= edge else np.nextafter(nearest, np.float32(np.inf))
+
+
+@dataclass(frozen=True)
+class FullData:
+    """Every sample in every epoch, weight 1."""
+
+    def rule(self, summary: Summary) -> StepRule:
+        """Keep everything."""
+        return StepRule((), (1.0,))
+
+
+@dataclass(frozen=True)
+class SoftPruning:
+    """InfoBatch's rule (Qin et al., ICLR 2024): below the mean score, drop with probability ``ratio``.
+
+    ``ratio`` in [0, 1); the paper's 0.5 by default. Kept low scores weigh 1 / (1 - ratio).
+    """
+
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a ratio outside [0, 1), or so near 1 that weights pass 1024."""
+        if not 0 <= self.ratio < 1:
+            raise ConfigError(
+                f"SoftPruning(ratio={self.ratio}): ratio is the share of low-score samples to drop, in [0, 1); "
+                "the paper uses 0.5. To drop none, use FullData()."
+            )
+        _check_keep(f"SoftPruning(ratio={self.ratio})", (1 - self.ratio,))
+
+    def rule(self, summary: Summary) -> StepRule:
+        """``1 - ratio`` below the mean, 1 from the mean up."""
+        return StepRule((summary.mean,), (1 - self.ratio, 1.0))
+
+
+@dataclass(frozen=True)
+class QuantilePruning:
+    """Bands between quantiles of the scores, each kept with its own probability.
+
+    The defaults are those of the paper's 40 % row on ImageNet: the lowest 20 % kept with probability 0.25, up to
+    85 % with 0.5, the hardest 15 % always. Scores that are all equal fall into the last band.
+
+    quantiles: increasing shares in (0, 1). keep: one probability more than there are quantiles, each in
+    [2^-10, 1], or 0 for a band that is dropped altogether (the gradient is then no longer unbiased).
+    """
+
+    quantiles: Sequence[float] = (0.20, 0.85)
+    keep: Sequence[float] = (0.25, 0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for quantiles that do not increase within (0, 1), or for a wrong ``keep``."""
+        object.__setattr__(self, "quantiles", tuple(float(q) for q in self.quantiles))
+        object.__setattr__(self, "keep", tuple(float(p) for p in self.keep))
+        name = f"QuantilePruning(quantiles={self.quantiles}, keep={self.keep})"
+        bounds = (0.0, *self.quantiles, 1.0)
+        if not all(low < high for low, high in pairwise(bounds)):
+            raise ConfigError(f"{name}: quantiles must increase strictly within (0, 1), as (0.20, 0.85) does.")
+        if len(self.keep) != len(self.quantiles) + 1:
+            raise ConfigError(
+                f"{name}: {len(self.quantiles)} quantiles make {len(self.quantiles) + 1} bands, "
+                f"but keep has {len(self.keep)} probabilities."
+            )
+        if not any(self.keep):
+            raise ConfigError(f"{name}: keeps nothing; at least one probability must be above 0.")
+        _check_keep(name, self.keep)
+
+    def rule(self, summary: Summary) -> StepRule:
+        """Step at each quantile."""
+        return StepRule(tuple(summary.quantiles(self.quantiles)), tuple(self.keep))
+
+
+def _check_keep(name: str, keep: Sequence[float]) -> None:
+    for p in keep:
+        if p != 0 and not _SMALLEST <= p <= 1:
+            raise ConfigError(
+                f"{name}: keeps with probability {p:g}; allowed are 0 and [2^-10, 1], "
+                "so that no sample weighs more than 1024."
+            )

@@ -1,0 +1,90 @@
+"""How the epochs of a run are planned: the options that make the picks, validated once."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.plan import EpochPlan, count_steps
+from infobatch_stream.policies import FullData, Policy
+from infobatch_stream.sources.base import Source
+
+__all__ = ["Recipe", "check_choice", "check_range"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything but data, scores and world that decides what an epoch holds; see `InfoBatchLoader` for each.
+
+    Raises ConfigError for values that cannot work.
+    """
+
+    policy: Policy
+    delta: float
+    seed: int
+    shuffle: bool
+    shuffle_window: int
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if not callable(getattr(self.policy, "rule", None)):
+            raise ConfigError(
+                f"policy={self.policy!r} has no rule(summary); use e.g. SoftPruning(ratio=0.5) or FullData()."
+            )
+        if not 0 <= self.delta <= 1:
+            raise ConfigError(
+                f"delta={self.delta}: it is the share of the epochs before annealing, in [0, 1]; the paper uses 0.875."
+            )
+        check_range("seed", self.seed, 0, 2**64 - 1)
+        check_range("shuffle_window", self.shuffle_window, 1, 2**29)
+
+    def facts(self) -> dict[str, Any]:
+        """Its values as plain ones, the policy as its repr: to compare, and to save."""
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "policy": repr(self.policy)}
+
+    def anneals(self, epoch: int, epochs: int) -> bool:
+        """Whether ``epoch`` of a run of ``epochs`` trains on all samples, with weight 1."""
+        return epoch >= math.floor(self.delta * epochs)
+
+    def plan(
+        self, scores: NDArray[np.float32], source: Source, epoch: int, *, full: bool, lanes: int, global_batch: int
+    ) -> EpochPlan:
+        """The plan of ``epoch``. scores: float32[N], committed. full: keep everything."""
+        pool = source.pool(epoch)
+        return EpochPlan(
+            scores,
+            FullData() if full else self.policy,
+            seed=self.seed,
+            epoch=epoch,
+            global_batch=global_batch,
+            lanes=lanes,
+            shard_sizes=source.shard_sizes,
+            pool=None if pool is None else (pool.index, pool.units),
+            shuffle=self.shuffle,
+            window=self.shuffle_window,
+            drop_last=self.drop_last,
+        )
+
+    def steps_unpruned(self, source: Source, epoch: int, global_batch: int) -> int:
+        """Steps of ``epoch`` if nothing were pruned."""
+        pool = source.pool(epoch)
+        return count_steps(
+            source.num_samples if pool is None else int(pool.index.size), global_batch, self.drop_last
+        )
+
+
+def check_range(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Raise ConfigError unless ``value`` is a whole number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        allowed = f"at least {low}" if high is None else f"in {low}..{high}"
+        raise ConfigError(f"{name}={value!r}: it must be a whole number {allowed}.")
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}.")

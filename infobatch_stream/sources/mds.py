@@ -1,0 +1,132 @@
+"""MDS shards, through the user's own StreamingDataset: downloads, decoding and ``__getitem__`` stay his."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infobatch_stream.errors import DataError
+from infobatch_stream.sources.base import Pool, fingerprint
+
+if TYPE_CHECKING:
+    from streaming import StreamingDataset
+
+__all__ = ["MdsSource"]
+
+_ATTEMPTS = 3  # a shard may be evicted between its download and its use, when the cache limit is tight
+_TICK = 0.01  # seconds between two looks at a shard that another process downloads
+
+
+class MdsSource:
+    """A StreamingDataset (or subclass) of any number of streams, read by index.
+
+    StreamingDataset waits for ever on a shard whose download failed in any process. So before samples are read
+    their shards are brought here, with a deadline, and a failed download is put back to be tried again.
+    """
+
+    def __init__(self, dataset: "StreamingDataset") -> None:
+        self._dataset = dataset
+        self.num_samples = int(dataset.num_samples)
+        self.shard_sizes = np.asarray(dataset.samples_per_shard, dtype=np.int64)
+        self._ends = np.cumsum(self.shard_sizes)
+        streams = np.asarray(dataset.stream_per_shard).tolist()
+        self._files = [
+            [
+                (Path(dataset.streams[stream].local, dataset.streams[stream].split, raw.basename), int(raw.bytes))
+                for raw, _ in shard.file_pairs
+            ]
+            for stream, shard in zip(streams, dataset.shards, strict=True)
+        ]
+        names = [file.name for files in self._files for file, _ in files]
+        self.fingerprint = fingerprint("mds", [*self.shard_sizes.tolist(), *streams, *names])
+        samples = np.asarray(dataset.samples_per_stream).tolist()
+        self._mixed = any(stream.choose != n for stream, n in zip(dataset.streams, samples, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a worker, without the file lock of this process: the dataset makes one where there is none."""
+        self._dataset.__dict__.pop("_cache_filelock", None)
+        return self.__dict__
+
+    def pool(self, epoch: int) -> Pool | None:
+        """What StreamingDataset would draw in ``epoch``; None when that is each sample once."""
+        if not self._mixed:
+            return None
+        units, index = self._dataset.resample_streams(epoch)
+        return Pool(np.asarray(index, dtype=np.int64), np.asarray(units, dtype=np.int64))
+
+    def read(self, index: int) -> Any:
+        """``dataset[index]``, once its shard is here. Raises DataError when the shard cannot be had."""
+        self._bring(int(np.searchsorted(self._ends, index, side="right")))
+        return self._dataset[index]
+
+    def read_many(self, indices: list[int]) -> list[Any]:
+        """The samples, once all of their shards are here."""
+        for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
+            self._bring(shard)
+        return [self._dataset[index] for index in indices]
+
+    def _bring(self, shard: int) -> None:
+        """Return when the files of ``shard`` are here, whole."""
+        for _ in range(_ATTEMPTS):
+            if self._here(shard):
+                return
+            self._prepare(shard)
+        if not self._here(shard):
+            raise DataError(
+                f"{self._name(shard)} is not there, though it was downloaded {_ATTEMPTS} times: a cache_limit that is "
+                "too small evicts it before it is read. Raise the cache_limit of the StreamingDataset."
+            )
+
+    def _here(self, shard: int) -> bool:
+        for file, size in self._files[shard]:
+            try:
+                found = file.stat().st_size
+            except FileNotFoundError:
+                return False
+            if found != size:
+                raise DataError(
+                    f"{self._name(shard)} has {found:,} bytes, its index.json says {size:,}: it is truncated or of "
+                    "another dataset. Delete the file to have it downloaded again, or convert the data anew."
+                )
+        return True
+
+    def _prepare(self, shard: int) -> None:
+        stream = self._dataset.streams[self._dataset.stream_per_shard[shard]]
+        patience = float(stream.download_timeout or 60) * (1 + int(stream.download_retry or 0)) + 10
+        deadline = time.monotonic() + patience
+        try:
+            self._dataset.prepare_shard(shard, blocking=False)
+        except Exception as error:
+            self._give_back(shard)
+            source = f"from {stream.remote}" if stream.remote else "(there is no remote to take it from)"
+            raise DataError(
+                f"{self._name(shard)} is missing and could not be fetched {source}: {error}. "
+                "Check the path and the remote of the StreamingDataset."
+            ) from error
+        while self._state(shard) == "PREPARING":
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"{self._name(shard)} is being downloaded by another process for over {patience:.0f} s, or that "
+                    "process died. Raise download_timeout, or restart after "
+                    "streaming.base.util.clean_stale_shared_memory()."
+                )
+            time.sleep(_TICK)
+
+    def _state(self, shard: int) -> str:
+        from streaming.base.dataset import _ShardState
+
+        return str(_ShardState(self._dataset._shard_states[shard]).name)
+
+    def _give_back(self, shard: int) -> None:
+        """Let go of a shard whose download failed here, so that nobody waits for it."""
+        from streaming.base.dataset import _ShardState
+
+        lock = self._dataset._cache_filelock
+        lock.release(force=True)  # an eviction that failed leaves it held
+        with lock:
+            if self._dataset._shard_states[shard] == _ShardState.PREPARING:
+                self._dataset._shard_states[shard] = _ShardState.REMOTE
+
+    def _name(self, shard: int) -> str:
+        return f"shard {self._files[shard][0][0]}"

@@ -1,0 +1,269 @@
+"""The score store: what every sample's loss was, on disk, memory-mapped, shared by the ranks of a node.
+
+A Zarr v3 group with two float32 arrays of N. ``scores`` holds the committed scores and is never written during an
+epoch, so a plan can be made again from it at any time; ``pending`` takes this epoch's losses, NaN = not seen.
+Each array is one shard file of uncompressed inner chunks, so its bytes are the scores in order, with the shard
+index behind them: one ``np.memmap`` reads and writes them, and any Zarr tool reads them in parts.
+
+A commit makes ``pending`` the scores of the next epoch. Its progress stands in the group's attributes:
+
+    ready --(apply: scores take pending where it is not NaN)--> (reset: pending is refilled with NaN) --> ready
+    epoch e                                                     epoch e + 1
+
+Both steps give the same result when they are repeated, so a process killed anywhere leaves epoch e or e + 1, and
+opening the store finishes what was begun.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from infobatch_stream import layout
+from infobatch_stream.errors import ConfigError, StoreError
+
+__all__ = ["ScoreStore"]
+
+_BLOCK = 1 << 20  # scores handled at once: bounds memory
+
+
+class ScoreStore:
+    """The scores of N samples. Made by `create` or `open`; several processes may have it open at once.
+
+    Attributes:
+        path: Path of the group. num_samples: N. fingerprint: of the dataset whose scores these are.
+        epoch: how many epochs were committed; refreshed by `commit` and `refresh`.
+    """
+
+    def __init__(self, path: Path, header: layout.Header, mode: Literal["r", "r+"]) -> None:
+        """Map the arrays of a validated store; use `open`."""
+        self.path = path
+        self.num_samples = header.num_samples
+        self.fingerprint = header.fingerprint
+        self.epoch = header.epoch
+        self._mode = mode
+        self._scores = layout.map_array(path, "scores", self.num_samples, mode)
+        self._pending = layout.map_array(path, "pending", self.num_samples, mode)
+        self._inodes = layout.inodes(path)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        num_samples: int,
+        fingerprint: str = "",
+        *,
+        scores: ArrayLike | None = None,
+        pending: ArrayLike | None = None,
+        epoch: int = 0,
+        replace: bool = False,
+    ) -> Self:
+        """Make a store for ``num_samples`` samples and open it. Appears whole, or not at all.
+
+        scores, pending: float32[N] to begin with instead of NaN. replace: put it in the place of an existing
+        store (of nothing else).
+
+        Raises StoreError when the path is taken, when it cannot be written or the disk is full (every byte is
+        written here, so a run cannot hit a full disk later); ConfigError for impossible arguments.
+        """
+        path = Path(path)
+        if num_samples < 1:
+            raise ConfigError(f"a score store needs at least 1 sample, not {num_samples}.")
+        if path.exists() and not replace:
+            raise StoreError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
+        if path.exists():
+            layout.read_header(path)  # never replace what is not a store
+        new = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            header = layout.Header(num_samples, fingerprint, epoch, "ready")
+            layout.write_new(new, header, {"scores": scores, "pending": pending})
+            _move_into_place(new, path)
+        except OSError as error:
+            needed = 2 * layout.file_size(num_samples)
+            raise StoreError(
+                f"cannot create the score store {path}: {error.strerror or error}. "
+                f"It needs {needed:,} bytes on a disk that can be written."
+            ) from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], mode: Literal["r", "r+"] = "r+") -> Self:
+        """Open an existing store after checking its metadata, sizes and shard indexes.
+
+        mode: "r+" to record and commit; it first finishes a commit that a killed process left. "r" changes
+        nothing on disk (a commit that is going on may show through).
+
+        Raises StoreError for a path that is missing, foreign, truncated, extended or of a newer format.
+        """
+        path = Path(path)
+        if mode == "r+":
+            with _exclusive(path):
+                header = layout.read_header(path)
+                layout.check_files(path, header.num_samples)
+                if header.state != "ready":
+                    cls(path, header, mode)._finish(header)
+        header = layout.read_header(path)
+        layout.check_files(path, header.num_samples)
+        return cls(path, header, mode)
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """float32[N], read-only view of the committed scores; NaN = never seen. Changes at a commit only."""
+        return _read_only(self._scores)
+
+    @property
+    def pending(self) -> NDArray[np.float32]:
+        """float32[N], read-only view of what this epoch recorded so far; NaN = not seen in it."""
+        return _read_only(self._pending)
+
+    def record(self, index: NDArray[np.int64], loss: ArrayLike) -> int:
+        """Note ``loss`` (float[k]) as this epoch's scores of the samples ``index`` (int64[k]).
+
+        Losses that are not finite, or not in float32, are not recorded. Returns how many those were. Of an index
+        that occurs twice the last loss counts. Any number of processes may record at once: other samples are
+        never touched.
+        """
+        self._check_writable()
+        index = np.asarray(index)
+        with np.errstate(over="ignore"):
+            values = np.asarray(loss).astype(np.float32, copy=False)
+        if index.dtype != np.int64 or index.shape != values.shape or index.ndim != 1:
+            raise ConfigError(
+                f"record takes index int64[k] and loss float[k]; got {index.dtype}{list(index.shape)} "
+                f"and {values.dtype}{list(values.shape)}."
+            )
+        if index.size and not (0 <= index.min() and index.max() < self.num_samples):
+            raise ConfigError(
+                f"record got indices from {index.min()} to {index.max()}; "
+                f"this store has the samples 0 to {self.num_samples - 1}."
+            )
+        finite = np.isfinite(values)
+        if finite.all():
+            self._pending[index] = values
+            return 0
+        self._pending[index[finite]] = values[finite]
+        return int(index.size - np.count_nonzero(finite))
+
+    def commit(self) -> None:
+        """Make what was recorded the scores of the next epoch; ``epoch`` grows by one.
+
+        To be called by one process, when no other records or reads; the others `refresh` afterwards. Raises
+        StoreError when the files were replaced by another program since they were mapped.
+        """
+        self._check_writable()
+        with _exclusive(self.path):
+            header = layout.read_header(self.path)
+            if header.state != "ready" or header.epoch != self.epoch:
+                raise StoreError(
+                    f"{self.path} stands at epoch {header.epoch} ({header.state}), not at epoch {self.epoch} "
+                    "(ready) as this process left it: another run uses the same store. Give each its own."
+                )
+            self._check_mapped()
+            self.flush()
+            header = header.replace(state="apply")
+            layout.write_header(self.path, header)
+            self._finish(header)
+
+    def _finish(self, header: layout.Header) -> None:
+        """Do what is left of a commit. Repeating it changes nothing."""
+        if header.state == "apply":
+            for block in self._blocks():
+                new = self._pending[block]
+                np.copyto(self._scores[block], new, where=~np.isnan(new))
+            self._scores.flush()
+            header = header.replace(state="reset", epoch=header.epoch + 1)
+            layout.write_header(self.path, header)
+        if header.state == "reset":
+            self._clear_pending()
+            header = header.replace(state="ready")
+            layout.write_header(self.path, header)
+        self.epoch = header.epoch
+
+    def discard_pending(self) -> None:
+        """Forget what was recorded since the last commit."""
+        self._check_writable()
+        self._clear_pending()
+
+    def _clear_pending(self) -> None:
+        for block in self._blocks():
+            self._pending[block] = np.nan
+        self._pending.flush()
+
+    def flush(self) -> None:
+        """Bring what was recorded to the disk, for a machine that may go down. One process does it for all."""
+        self._pending.flush()
+
+    def refresh(self) -> None:
+        """Take note of a commit that another process made."""
+        header = layout.read_header(self.path)
+        self._check_mapped()
+        self.epoch = header.epoch
+
+    @property
+    def token(self) -> int:
+        """The 32 bits of the first pending score: what one process sets here, all that share the file see."""
+        return int(self._pending[:1].view(np.uint32)[0])
+
+    @token.setter
+    def token(self, bits: int) -> None:
+        self._pending[:1].view(np.uint32)[0] = bits
+
+    def _blocks(self) -> Iterator[slice]:
+        for start in range(0, self.num_samples, _BLOCK):
+            yield slice(start, min(start + _BLOCK, self.num_samples))
+
+    def _check_writable(self) -> None:
+        if self._mode == "r":
+            raise StoreError(f"{self.path} was opened for reading; open it with mode='r+' to record or commit.")
+
+    def _check_mapped(self) -> None:
+        if layout.inodes(self.path) != self._inodes:
+            raise StoreError(
+                f"the files of {self.path} were replaced by another program while they were in use; what this "
+                "run recorded since is not in them. Do not write to a store that a run has open."
+            )
+
+    def __repr__(self) -> str:
+        """Path, number of samples and epoch."""
+        return f"ScoreStore({str(self.path)!r}, num_samples={self.num_samples}, epoch={self.epoch})"
+
+
+def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold the store alone. The lock is on the folder itself: no file to leave behind, gone with its process."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise layout.not_a_store(path, error.strerror or str(error)) from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _move_into_place(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``; a store that stood there is moved aside first, then removed."""
+    old = path.with_name(f".{path.name}.old-{secrets.token_hex(4)}")
+    with suppress(FileNotFoundError):
+        path.rename(old)
+    new.rename(path)
+    layout.sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)

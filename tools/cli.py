@@ -1,0 +1,208 @@
+"""The commands of ``infobatch-stream``. What they do is in the modules they import, when they are called."""
+
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from infobatch_stream.errors import ConfigError, DataError, InfoBatchError, MissingExtraError
+
+from .writers import ShardFormat
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Prepare sharded datasets for InfoBatch: convert images to shards, index tars.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_UNITS = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+
+
+def parse_size(text: str) -> int:
+    """``64MB`` -> bytes; units KB, MB, GB (powers of 1024, as in mosaicml-streaming) or none."""
+    match = re.fullmatch(r"(\d+)\s*([KMG]B|)", text.strip().upper())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no size; write it as 64MB, 512KB, 1GB or a number of bytes.")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"infobatch-stream {version('infobatch-stream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Options of the command itself; they are handled by their callbacks."""
+
+
+@app.command("convert")
+def convert_command(
+    src: Annotated[
+        Path,
+        typer.Argument(
+            help="A tree of images, SRC/<class>/**/<image>, or a folder of idx files (MNIST): "
+            "train-images-idx3-ubyte[.gz] with train-labels-idx1-ubyte[.gz], and t10k likewise."
+        ),
+    ],
+    dst: Annotated[Path, typer.Argument(help="Folder for the shards; it appears only when complete.")],
+    *,
+    format: Annotated[ShardFormat, typer.Option(help="mds: mosaicml-streaming. wds: WebDataset tars.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle; the same seed gives the same bytes.")] = 0,
+    no_shuffle: Annotated[
+        bool, typer.Option("--no-shuffle", help="Keep the samples sorted by class and path.")
+    ] = False,
+    shard_size: Annotated[
+        int,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="The largest size of a shard: KB, MB, GB are powers of 1024.",
+        ),
+    ] = "64MB",  # type: ignore[assignment]  # typer parses a default as it does an argument
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the shards in DST, once the new ones are complete.")
+    ] = False,
+) -> None:
+    """Convert images into shards. Image files are copied byte for byte, in one global, seeded shuffle."""
+    start = time.monotonic()
+    with _reported(), _progress("samples") as progress:
+        from .convert import convert
+
+        done = convert(
+            src, dst, format, seed=seed, shuffle=not no_shuffle, shard_bytes=shard_size, overwrite=overwrite,
+            track=lambda samples, total, title: progress.track(samples, total, description=title),
+        )  # fmt: skip
+    seconds = time.monotonic() - start
+    for part in done.parts:
+        shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
+        typer.echo(
+            f"{part.path}: {part.samples:,} samples of {len(done.classes):,} classes "
+            f"in {shards}, {decimal(part.bytes)}"
+        )
+    total = sum(part.samples for part in done.parts)
+    skipped = f"; skipped {done.skipped:,} files that are no images in class folders" if done.skipped else ""
+    typer.echo(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s{skipped}")
+
+
+@app.command("index")
+def index_command(
+    shards: Annotated[
+        list[str],
+        typer.Argument(help="Tars, folders of tars, or patterns: 'data/shard-{000000..000099}.tar', 'data/*.tar'."),
+    ],
+) -> None:
+    """Build the index of each tar, <shard>.index.npz, where there is none or the tar has changed since."""
+    built = fresh = samples = 0
+    failures: list[str] = []
+    with _reported(), _progress("shards") as progress:
+        from infobatch_stream.sources.tar_index import is_fresh, load_index
+
+        paths = expand_shards(shards)
+        for path in progress.track(paths, description="indexing"):
+            try:
+                was_fresh = is_fresh(path)
+                samples += len(load_index(path))
+            except (ConfigError, DataError, OSError) as error:
+                failures.append(str(error))
+            else:
+                fresh += was_fresh
+                built += not was_fresh
+    typer.echo(f"{built:,} built, {fresh:,} already fresh, {samples:,} samples in total")
+    for failure in failures:
+        typer.echo(f"error: {failure}", err=True)
+    if failures:
+        typer.echo(f"{len(failures):,} of {len(paths):,} shards could not be indexed", err=True)
+        raise typer.Exit(1)
+
+
+def expand_shards(patterns: Iterable[str]) -> list[str]:
+    """Paths of the tars that ``patterns`` name, each once, in their order.
+
+    A folder stands for all ``*.tar`` below it; braces (``{000..123}``, ``{a,b}``) and globs are expanded; a
+    path is taken as it is, whether it exists or not. Raises ConfigError for a folder or a glob without a tar.
+    """
+    try:
+        from braceexpand import braceexpand
+    except ImportError as error:
+        raise MissingExtraError.of("braceexpand, a dependency of webdataset,", "wds") from error
+    paths: dict[str, None] = {}
+    for pattern in patterns:
+        try:
+            # A name that exists is meant as it stands, even with a brace in it.
+            names = [pattern] if Path(pattern).exists() else list(braceexpand(pattern))
+        except ValueError as error:
+            raise ConfigError(
+                f"the braces in {pattern!r} do not match: write it as 'shard-{{000..123}}.tar'."
+            ) from error
+        for name in names:
+            found = [name]
+            if Path(name).is_dir():
+                found = sorted(str(path) for path in Path(name).rglob("*.tar"))
+            elif any(sign in name for sign in "*?[") and not Path(name).exists():
+                anchor = Path(name).anchor
+                found = sorted(str(path) for path in Path(anchor).glob(name[len(anchor) :]))
+            if not found:
+                raise ConfigError(f"{name} names no tar; give tars, folders that hold some, or patterns.")
+            paths.update(dict.fromkeys(found))
+    return list(paths)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn what users can mend into one line on stderr and exit code 1."""
+    try:
+        yield
+    except (InfoBatchError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+class _Rate(ProgressColumn):
+    """Items per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} {self._unit}/s")
+
+
+def _progress(unit: str) -> Progress:
+    """A progress bar on stderr; nothing where that is no terminal, since logs keep every line."""
+    console = Console(stderr=True)
+    columns: list[Any] = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(),
+    ]
+    return Progress(*columns, console=console, disable=not console.is_terminal)
