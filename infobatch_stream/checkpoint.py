@@ -55,9 +55,7 @@ def unpack(
     """
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ConfigError(
-            f"not a loader state of format {_FORMAT} (found {found!r}); give what state_dict() returned."
-        )
+        raise ConfigError(f"not a loader state of format {_FORMAT} (found {found!r}); give what state_dict() returned.")
     saved = state.get("settings", {})
     for name, here in settings.items():
         there = saved.get(name)
@@ -77,7 +75,5 @@ def unpack(
             f"the state is incomplete ({error}); the scores are in the state_dict() of rank 0: load that one there."
         ) from error
     if not scores.shape == pending.shape == (settings["num_samples"],):
-        raise ConfigError(
-            f"the state has {scores.size} scores, {settings['num_samples']} are needed; it is damaged."
-        )
+        raise ConfigError(f"the state has {scores.size} scores, {settings['num_samples']} are needed; it is damaged.")
     return progress, scores, pending

@@ -198,7 +198,7 @@ def _write_shard(file: Path, num_samples: int, values: ArrayLike | None) -> None
             if given is not None:
                 part = given[chunk * size : (chunk + 1) * size]
                 block[: part.size] = part
-            out.write(memoryview(block))
+            out.write(block.data)
         out.write(_index(num_samples))
         out.flush()
         os.fsync(out.fileno())
@@ -249,9 +249,7 @@ def check_files(path: Path, num_samples: int) -> None:
         try:
             found = _found_array(metadata)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise StoreError(
-                f"{path / name}: its metadata lacks or garbles {error}; the store is damaged."
-            ) from error
+            raise StoreError(f"{path / name}: its metadata lacks or garbles {error}; the store is damaged.") from error
         for field, value in expected.items():
             if found[field] != value:
                 raise StoreError(f"{path / name}: its {field} is {found[field]}, not {value}; not our layout.")

@@ -278,9 +278,7 @@ class InfoBatchLoader:
             if self._ranks.records:
                 self._recorder.add(picks.index.numpy(), picks._record.numpy(), losses if score is None else score)
                 if self._recorder.not_finite:
-                    self._warn_once(
-                        "finite", "a loss was NaN or infinite; such losses are not recorded (see stats)"
-                    )
+                    self._warn_once("finite", "a loss was NaN or infinite; such losses are not recorded (see stats)")
             self.step = max(self.step, picks._step + 1)
             self._updated = True
         return (losses * picks.weight.to(losses.device, non_blocking=True)).mean()
@@ -296,9 +294,7 @@ class InfoBatchLoader:
         """Have the store open on all ranks. Collective when it is not yet, or when there are ``contents``."""
         if self._store is not None and contents is None:
             return
-        self._ranks.agree(
-            "open", **asdict(self._settings), lanes=self._lanes(), epochs=self.epochs, epoch=self.epoch
-        )
+        self._ranks.agree("open", **self._settings, lanes=self._lanes(), epochs=self.epochs, epoch=self.epoch)
         source = self._source
         self._store = open_together(
             self._ranks, self._path, source.num_samples, source.fingerprint, self._existing, contents

@@ -72,9 +72,7 @@ class Recipe:
     def steps_unpruned(self, source: Source, epoch: int, global_batch: int) -> int:
         """Steps of ``epoch`` if nothing were pruned."""
         pool = source.pool(epoch)
-        return count_steps(
-            source.num_samples if pool is None else int(pool.index.size), global_batch, self.drop_last
-        )
+        return count_steps(source.num_samples if pool is None else int(pool.index.size), global_batch, self.drop_last)
 
 
 def check_range(name: str, value: int, low: int, high: int | None = None) -> None:

@@ -53,7 +53,7 @@ class Recorder:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(values.device))
         self._copies.append(_Copy(index, record, host, done))
-        while self._copies and (len(self._copies) > _IN_FLIGHT or self._copies[0].done.query()):
+        while self._copies and (len(self._copies) > _IN_FLIGHT or self._copies[0].done.query()):  # type: ignore[no-untyped-call]
             self._finish()
 
     def flush(self) -> None:

@@ -36,9 +36,7 @@ class Selection:
         """Keep probability in units of 2^-16, uint32[n] in 0..2^16."""
         assert self._rule is not None
         new = np.isnan(scores)
-        chance: NDArray[np.uint32] = np.rint(self._rule(np.where(new, np.float32(0), scores)) * _ONE).astype(
-            np.uint32
-        )
+        chance: NDArray[np.uint32] = np.rint(self._rule(np.where(new, np.float32(0), scores)) * _ONE).astype(np.uint32)
         chance[new] = _ONE
         return chance
 

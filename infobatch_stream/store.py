@@ -15,7 +15,6 @@ opening the store finishes what was begun.
 """
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -143,7 +142,7 @@ class ScoreStore:
                 f"record takes index int64[k] and loss float[k]; got {index.dtype}{list(index.shape)} "
                 f"and {values.dtype}{list(values.shape)}."
             )
-        if index.size and not (0 <= index.min() and index.max() < self.num_samples):
+        if index.size and not (index.min() >= 0 and index.max() < self.num_samples):
             raise ConfigError(
                 f"record got indices from {index.min()} to {index.max()}; "
                 f"this store has the samples 0 to {self.num_samples - 1}."

@@ -72,18 +72,21 @@ class Summary:
 
 
 def _high_digit(keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    return keys >> 16
+    digit: NDArray[np.uint32] = (keys >> 16).astype(np.uint32, copy=False)
+    return digit
 
 
 def _low_digit(top: int, keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    return keys[keys >> 16 == top] & 0xFFFF
+    digit: NDArray[np.uint32] = keys[keys >> 16 == top] & np.uint32(0xFFFF)
+    return digit
 
 
 def _sort_key(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
     """uint32 keys that sort as the floats do: the sign bit set for positive floats, all bits flipped else."""
     bits = (scores + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 equal to 0.0
     flip = np.where(bits >> 31 != 0, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    return bits ^ flip
+    keys: NDArray[np.uint32] = bits ^ flip
+    return keys
 
 
 def _score_of(key: int) -> float:

@@ -71,8 +71,7 @@ class Ranks:
             differing = [name for name, value in everyone[0].items() if theirs.get(name) != value]
             if differing:
                 here, there = (
-                    ", ".join(f"{name}={found.get(name)!r}" for name in differing)
-                    for found in (everyone[0], theirs)
+                    ", ".join(f"{name}={found.get(name)!r}" for name in differing) for found in (everyone[0], theirs)
                 )
                 raise OutOfStepError(
                     f"the ranks are out of step: rank 0 has {here}, rank {rank} has {there}. Every rank must make "

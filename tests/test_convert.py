@@ -181,9 +181,7 @@ def test_webdataset_users_get_tuples_and_lower_case_extensions(tree, tmp_path):
     assert extensions == {"jpg", "jpeg", "png", "cls", "txt"}
 
 
-@pytest.mark.parametrize(
-    ("names", "encoding"), [(["a.png"], "png"), (["a.jpg", "b.png"], "jpeg"), (["a.webp"], "png")]
-)
+@pytest.mark.parametrize(("names", "encoding"), [(["a.png"], "png"), (["a.jpg", "b.png"], "jpeg"), (["a.webp"], "png")])
 def test_mds_encoding_is_jpeg_if_any_image_is(tmp_path, names, encoding):
     (tmp_path / "c").mkdir()
     for name in names:
@@ -223,8 +221,7 @@ def test_idx_values_come_back_identical(tmp_path, format, suffix):
         samples = read_back(tmp_path / "out" / name, format)
         if format == "wds":
             samples = [
-                {"image": np.load(io.BytesIO(s["npy"]), allow_pickle=False), "label": int(s["cls"])}
-                for s in samples
+                {"image": np.load(io.BytesIO(s["npy"]), allow_pickle=False), "label": int(s["cls"])} for s in samples
             ]
         assert all(sample["image"].dtype == np.uint8 for sample in samples)
         np.testing.assert_array_equal([sample["image"] for sample in samples], images[order])

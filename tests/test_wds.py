@@ -247,9 +247,7 @@ def test_a_damaged_header_behind_good_ones_is_refused(tmp_path):
         IndexedWebDataset(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no tar " * 300, b"\x1f\x8b" + bytes(600), b"\x28\xb5\x2f\xfd" + bytes(600)]
-)
+@pytest.mark.parametrize("content", [b"", b"no tar " * 300, b"\x1f\x8b" + bytes(600), b"\x28\xb5\x2f\xfd" + bytes(600)])
 def test_a_file_that_is_no_tar_is_refused_by_name(tmp_path, content):
     path = tmp_path / "s.tar"
     path.write_bytes(content)
@@ -262,9 +260,7 @@ def test_a_compressed_tar_is_refused_with_a_remedy_whatever_its_name(tmp_path, m
     for name in ("s.tar", f"s.tar.{mode}", "s.tgz"):
         with tarfile.open(tmp_path / name, f"w:{mode}") as tar:
             tar.addfile(tarfile.TarInfo("a.jpg"))
-        with pytest.raises(
-            DataError, match=r"is compressed.*Decompress it, or convert it with .infobatch-stream conv"
-        ):
+        with pytest.raises(DataError, match=r"is compressed.*Decompress it, or convert it with .infobatch-stream conv"):
             IndexedWebDataset(tmp_path / name)
 
 
@@ -273,10 +269,7 @@ def test_a_compressed_tar_is_refused_with_a_remedy_whatever_its_name(tmp_path, m
     [
         ("pipe:cat s-{0..1}.tar", "output of a command"),
         ("pipe:awk '{print", "output of a command"),
-        *(
-            (f"{scheme}://host/s-{{0..1}}.tar", "not local")
-            for scheme in ("http", "https", "s3", "gs", "hf", "ais")
-        ),
+        *((f"{scheme}://host/s-{{0..1}}.tar", "not local") for scheme in ("http", "https", "s3", "gs", "hf", "ais")),
     ],
 )
 def test_what_is_not_local_is_refused_with_a_remedy(url, why):
@@ -594,9 +587,7 @@ def plain(value):
         return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
         return [plain(entry) for entry in value]
-    return (
-        (np.asarray(value).dtype, np.asarray(value).tobytes()) if hasattr(value, "__array_interface__") else value
-    )
+    return (np.asarray(value).dtype, np.asarray(value).tobytes()) if hasattr(value, "__array_interface__") else value
 
 
 PIPELINES = {

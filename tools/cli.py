@@ -103,8 +103,7 @@ def convert_command(
     for part in done.parts:
         shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
         typer.echo(
-            f"{part.path}: {part.samples:,} samples of {len(done.classes):,} classes "
-            f"in {shards}, {decimal(part.bytes)}"
+            f"{part.path}: {part.samples:,} samples of {len(done.classes):,} classes in {shards}, {decimal(part.bytes)}"
         )
     total = sum(part.samples for part in done.parts)
     skipped = f"; skipped {done.skipped:,} files that are no images in class folders" if done.skipped else ""

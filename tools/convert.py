@@ -144,9 +144,7 @@ def write_shards(
             from infobatch_stream.sources.tar_index import load_index
 
             for shard in shards:  # a rename keeps size and mtime, so the indexes stay fresh
-                load_index(
-                    shard, cache_dir=folder
-                )  # the user's cache knows shards by their path, which will change
+                load_index(shard, cache_dir=folder)  # the user's cache knows shards by their path, which will change
         size = sum(shard.stat().st_size for shard in shards)
     return ShardSummary(Path(dst), count, len(shards), size)
 

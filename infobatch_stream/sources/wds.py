@@ -307,9 +307,7 @@ def _expand(urls: AnyPath | Iterable[AnyPath]) -> list[str]:
     expanded: list[str] = []
     for item in [urls] if isinstance(urls, str | os.PathLike) else urls:
         if not isinstance(item, str | os.PathLike):
-            raise ConfigError(
-                f"urls must be a path or url, or an iterable of them, as str or Path; found {item!r}."
-            )
+            raise ConfigError(f"urls must be a path or url, or an iterable of them, as str or Path; found {item!r}.")
         text = os.fspath(item)
         _local_path(text)  # the braces in a pipe's command are not ours to expand
         try:
