@@ -29,7 +29,7 @@ from .writers import ShardFormat
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Prepare sharded datasets for InfoBatch: convert images to shards, index tars.",
+    help="Prepare sharded datasets for InfoBatch: convert images to shards, index tars; and a demo.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -139,6 +139,25 @@ def index_command(
     if failures:
         typer.echo(f"{len(failures):,} of {len(paths):,} shards could not be indexed", err=True)
         raise typer.Exit(1)
+
+
+@app.command("demo")
+def demo_command(
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of idx files (Fashion-MNIST) to train on; default: scikit-learn's digits."),
+    ] = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes; more than one run under torchrun with gloo.")] = 1,
+    epochs: Annotated[int | None, typer.Option(min=2, help="Epochs of each run.  [default: digits 20, idx 12]")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How often every run is repeated, with another seed.")] = 2,
+    out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("infobatch-demo.png"),
+) -> None:
+    """Train a small CNN on real images, in full and with InfoBatch, over MDS and WebDataset shards."""
+    with _reported():
+        from .demo import demo
+
+        demo(data, nproc=nproc, epochs=epochs, seeds=seeds, out=out, console=Console())
 
 
 def expand_shards(patterns: Iterable[str]) -> list[str]:
