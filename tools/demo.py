@@ -50,7 +50,7 @@ def demo(data: Path | None, *, nproc: int, epochs: int | None, seeds: int, out: 
     train, test = _digits() if data is None else _idx(data)
     epochs = epochs or (20 if data is None else 12)
     with tempfile.TemporaryDirectory(prefix="infobatch-demo-") as folder:
-        spec = Spec(folder, int(train.labels.max()) + 1, epochs, batch=64, seeds=seeds, lr=2e-3)
+        spec = Spec(folder, int(train.labels.max()) + 1, epochs, 64 if data is None else 128, seeds, lr=2e-3)
         if spec.batch % nproc:
             raise ConfigError(f"--nproc {nproc}: it has to divide the global batch of {spec.batch}.")
         console.print(

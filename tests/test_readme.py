@@ -1,0 +1,75 @@
+"""Every example in the README runs, as it stands there, on real shards."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from infobatch_stream.tools.convert import write_shards
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(
+    r"^```(sh|python)\n(.*?)^```", re.sub(r"<!-- ci: \w+ -->\n```sh.*?```", "", README, flags=re.S), re.M | re.S
+)
+# What takes an afternoon is cut to what takes a moment.
+SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 3": "--epochs 2"}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """The folder in which a reader of the README stands: some images in class folders, and digits as MDS."""
+    rng = np.random.default_rng(0)
+    for number in range(96):
+        folder = tmp_path / "images" / f"class{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
+    digits = ({"image": rng.integers(0, 256, (8, 8), dtype=np.uint8), "label": n % 10} for n in range(200))
+    write_shards(digits, tmp_path / "digits-mds", "mds")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_has_examples_of_both_kinds():
+    assert {kind for kind, _ in BLOCKS} == {"sh", "python"}
+    assert len(BLOCKS) >= 8
+
+
+@pytest.mark.ddp
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*NumPy array is not writable:UserWarning")  # MDS gives such arrays
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork of a process with threads, Python 3.12+
+def test_every_example_of_the_readme_runs(workplace):
+    from streaming.base.util import clean_stale_shared_memory
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    names = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "rank": 0}
+    # Shards come first: their commands stand below the code that reads them.
+    shell = [code for kind, code in BLOCKS if kind == "sh"]
+    for code in sorted(shell, key=lambda code: "convert" not in code):
+        for long, short in SHORTER.items():
+            code = code.replace(long, short)
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", "-euc", code], env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    for code in (code for kind, code in BLOCKS if kind == "python"):
+        clean_stale_shared_memory()
+        for long, short in SHORTER.items():
+            code = code.replace(long, short)
+        try:
+            exec(compile(code, "README.md", "exec"), names)
+        except Exception as error:
+            raise AssertionError(f"this example of the README fails with {error!r}:\n{code}") from error
+    dataset = names["dataset"]
+    assert len(dataset) == 1000
+    assert names["learning_rate"](0.0) == 0
+    assert names["learning_rate"](1.0) == pytest.approx(0)
+    # The loaders of the MDS and WebDataset sections, which the README does not iterate, give batches.
+    assert Path("scores.zarr").is_dir()
