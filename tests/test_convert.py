@@ -18,16 +18,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from infobatch_stream.tools.__main__ import main
-from infobatch_stream.tools.cli import app, expand_shards, parse_size
-from infobatch_stream.tools.convert import Conversion, convert, write_shards
-from infobatch_stream.tools.readers import ImageTree, read_idx
-from infobatch_stream.tools.writers import Column, EncodedImage
 from PIL import Image
 from typer.testing import CliRunner
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.tar_index import is_fresh
+from infobatch_stream.sources.urls import expand_shards
+from infobatch_stream.tools.__main__ import main
+from infobatch_stream.tools.cli import app, parse_size
+from infobatch_stream.tools.convert import Conversion, convert, write_shards
+from infobatch_stream.tools.readers import ImageTree, read_idx
+from infobatch_stream.tools.writers import Column, EncodedImage
 
 FORMATS = ("mds", "wds")
 FILES = [
@@ -577,7 +578,7 @@ def test_command_index_builds_refreshes_and_goes_on_after_failures(tree, tmp_pat
     for pattern in (tmp_path / "no*.tar", tree):
         code, _, err = run("index", pattern)
         assert code == 1
-        assert f"{pattern} names no tar" in err
+        assert f"There is no shard at {pattern}" in err
 
 
 def test_shard_patterns(tmp_path, monkeypatch):
@@ -586,11 +587,13 @@ def test_shard_patterns(tmp_path, monkeypatch):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
     assert expand_shards(["a-{0..2}.tar"]) == ["a-0.tar", "a-1.tar", "a-2.tar"]
-    assert expand_shards(["a-*.tar", "a-1.tar"]) == ["a-0.tar", "a-1.tar"]
+    assert expand_shards(["a-*.tar", "a-1.tar"]) == ["a-0.tar", "a-1.tar", "a-1.tar"]
     assert expand_shards(["**/b.tar", "{odd}.tar"]) == ["sub/b.tar", "{odd}.tar"]
     assert expand_shards([str(tmp_path / "sub")]) == [str(tmp_path / "sub/b.tar")]
     with pytest.raises(ConfigError, match="braces"):
         expand_shards(["a-{0..1.tar"])
+    with pytest.raises(DataError, match="no shard"):
+        expand_shards([str(tmp_path / "no*.tar")])
 
 
 def test_the_installed_command_converts(tmp_path):

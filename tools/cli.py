@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from infobatch_stream.errors import ConfigError, DataError, InfoBatchError, MissingExtraError
+from infobatch_stream.errors import ConfigError, DataError, InfoBatchError
 
 from .writers import ShardFormat
 
@@ -122,8 +122,9 @@ def index_command(
     failures: list[str] = []
     with _reported(), _progress("shards") as progress:
         from infobatch_stream.sources.tar_index import is_fresh, load_index
+        from infobatch_stream.sources.urls import expand_shards
 
-        paths = expand_shards(shards)
+        paths = list(dict.fromkeys(expand_shards(shards)))
         for path in progress.track(paths, description="indexing"):
             try:
                 was_fresh = is_fresh(path)
@@ -158,38 +159,6 @@ def demo_command(
         from .demo import demo
 
         demo(data, nproc=nproc, epochs=epochs, seeds=seeds, out=out, console=Console())
-
-
-def expand_shards(patterns: Iterable[str]) -> list[str]:
-    """Paths of the tars that ``patterns`` name, each once, in their order.
-
-    A folder stands for all ``*.tar`` below it; braces (``{000..123}``, ``{a,b}``) and globs are expanded; a
-    path is taken as it is, whether it exists or not. Raises ConfigError for a folder or a glob without a tar.
-    """
-    try:
-        from braceexpand import braceexpand
-    except ImportError as error:
-        raise MissingExtraError.of("braceexpand, a dependency of webdataset,", "wds") from error
-    paths: dict[str, None] = {}
-    for pattern in patterns:
-        try:
-            # A name that exists is meant as it stands, even with a brace in it.
-            names = [pattern] if Path(pattern).exists() else list(braceexpand(pattern))
-        except ValueError as error:
-            raise ConfigError(
-                f"the braces in {pattern!r} do not match: write it as 'shard-{{000..123}}.tar'."
-            ) from error
-        for name in names:
-            found = [name]
-            if Path(name).is_dir():
-                found = sorted(str(path) for path in Path(name).rglob("*.tar"))
-            elif any(sign in name for sign in "*?[") and not Path(name).exists():
-                anchor = Path(name).anchor
-                found = sorted(str(path) for path in Path(anchor).glob(name[len(anchor) :]))
-            if not found:
-                raise ConfigError(f"{name} names no tar; give tars, folders that hold some, or patterns.")
-            paths.update(dict.fromkeys(found))
-    return list(paths)
 
 
 @contextmanager

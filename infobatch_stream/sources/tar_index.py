@@ -286,8 +286,8 @@ def _regular_members(file: BufferedReader, path: str, size: int) -> Iterator[dic
         kind = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
         if kind is not None:
             raise DataError(
-                f"{path} is compressed ({kind}), so its samples cannot be read by index. Decompress it, or "
-                "convert it with `infobatch-stream convert`."
+                f"{path} is compressed ({kind}), so its samples cannot be read by index. Decompress it "
+                "(gunzip, zstd -d)."
             ) from None
         raise DataError(f"{path} ({size:,} bytes) is no complete tar: {error}. Copy or write it again.") from error
 
