@@ -18,7 +18,7 @@ from infobatch_stream.fetch import Fetcher, OnError, Requests, request
 from infobatch_stream.picks import Picks
 from infobatch_stream.plan import EpochPlan
 from infobatch_stream.policies import Policy, SoftPruning
-from infobatch_stream.recipe import Recipe, check_choice, check_range
+from infobatch_stream.recipe import Recipe, check_choice, whole_number
 from infobatch_stream.recorder import Recorder
 from infobatch_stream.shared_store import Contents, Existing, check_owner, commit_together, open_together
 from infobatch_stream.sources import open_source
@@ -91,17 +91,16 @@ class InfoBatchLoader:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         **dataloader: Any,
     ) -> None:
-        check_range("batch_size", batch_size, 1)
-        check_range("epochs", epochs, 1)
+        batch_size = whole_number("batch_size", batch_size, 1)
         if canonical_nodes is not None:
-            check_range("canonical_nodes", canonical_nodes, 1)
+            canonical_nodes = whole_number("canonical_nodes", canonical_nodes, 1)
         check_choice("on_error", on_error, ("raise", "replace"))
         check_choice("existing", existing, ("error", "overwrite", "continue"))
         for name in _OURS.keys() & dataloader.keys():
             raise ConfigError(f"{name}= is not an option of InfoBatchLoader: {_OURS[name]}.")
         self._recipe = Recipe(policy, delta, seed, shuffle, shuffle_window, drop_last)
         self._source = open_source(dataset)
-        self.epochs = epochs
+        self.epochs = whole_number("epochs", epochs, 1)
         self._batch_size = batch_size
         self._existing: Existing = existing
         self._canonical_nodes = canonical_nodes

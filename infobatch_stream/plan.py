@@ -80,17 +80,17 @@ class EpochPlan:
         self.mean_score = summary.mean
         self.threshold = math.nan if rule is None else rule.threshold
         self.entries = int(scores.size) if pool is None else int(pool[0].size)
-        self._kept = _kept(selection, seed, epoch, shard_sizes, pool, shuffle)
-        self.kept = self._kept.size
-        if not self.kept:
+        kept = _kept(selection, seed, epoch, shard_sizes, pool, shuffle) if self.entries else None
+        if kept is None or not kept.size:
             raise ConfigError(f"{policy} keeps none of the {self.entries} entries of epoch {epoch}; keep more.")
+        self.kept = kept.size
         self.steps = count_steps(self.kept, global_batch, drop_last)
         self.epoch = epoch
         self._global_batch = global_batch
         share, extra = divmod(self.kept, lanes)
         cuts = [lane * share + min(lane, extra) for lane in range(lanes + 1)]
         order = (seed, epoch) if shuffle else None
-        self._lanes = [_Lane(self._kept, cuts[lane], cuts[lane + 1], lane, order, window) for lane in range(lanes)]
+        self._lanes = [_Lane(kept, cuts[lane], cuts[lane + 1], lane, order, window) for lane in range(lanes)]
 
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> Entries:
         """What ``rank`` of ``world_size`` reads in ``step``: Entries of global batch / world size.

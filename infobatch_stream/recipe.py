@@ -1,8 +1,9 @@
 """How the epochs of a run are planned: the options that make the picks, validated once."""
 
 import math
+import operator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from infobatch_stream.plan import EpochPlan, count_steps
 from infobatch_stream.policies import FullData, Policy
 from infobatch_stream.sources.base import Source
 
-__all__ = ["Recipe", "check_choice", "check_range"]
+__all__ = ["Recipe", "check_choice", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if not callable(getattr(self.policy, "rule", None)):
+        if isinstance(self.policy, type) or not callable(getattr(self.policy, "rule", None)):
             raise ConfigError(
                 f"policy={self.policy!r} has no rule(summary); use e.g. SoftPruning(ratio=0.5) or FullData()."
             )
-        if not 0 <= self.delta <= 1:
+        if not isinstance(self.delta, int | float | np.floating) or not 0 <= self.delta <= 1:
             raise ConfigError(
-                f"delta={self.delta}: it is the share of the epochs before annealing, in [0, 1]; the paper uses 0.875."
+                f"delta={self.delta!r}: it is the share of epochs before annealing, in [0, 1]; the paper uses 0.875."
             )
-        check_range("seed", self.seed, 0, 2**64 - 1)
-        check_range("shuffle_window", self.shuffle_window, 1, 2**29)
+        object.__setattr__(self, "delta", float(self.delta))
+        object.__setattr__(self, "seed", whole_number("seed", self.seed, 0, 2**64 - 1))
+        object.__setattr__(self, "shuffle_window", whole_number("shuffle_window", self.shuffle_window, 1, 2**29))
 
     def facts(self) -> dict[str, Any]:
         """Its values as plain ones, the policy as its repr: to compare, and to save."""
@@ -75,11 +77,13 @@ class Recipe:
         return count_steps(source.num_samples if pool is None else int(pool.index.size), global_batch, self.drop_last)
 
 
-def check_range(name: str, value: int, low: int, high: int | None = None) -> None:
-    """Raise ConfigError unless ``value`` is a whole number from ``low`` to ``high``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+def whole_number(name: str, value: SupportsIndex, low: int, high: int | None = None) -> int:
+    """``value`` as an int (NumPy's are taken too); raises ConfigError unless it is one from ``low`` to ``high``."""
+    number = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
+    if number is None or number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"in {low}..{high}"
         raise ConfigError(f"{name}={value!r}: it must be a whole number {allowed}.")
+    return number
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

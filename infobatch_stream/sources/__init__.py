@@ -29,7 +29,7 @@ def _source(dataset: Any) -> Source:
     if isinstance(dataset, IndexedWebDataset):
         return WdsSource(dataset)
     # Importing streaming takes seconds; where it is not imported, nothing is a StreamingDataset.
-    streaming = sys.modules.get("streaming")
+    streaming = sys.modules.get("streaming.base.dataset")
     if streaming is not None and isinstance(dataset, streaming.StreamingDataset):
         return MdsSource(dataset)
     name = type(dataset).__name__
