@@ -69,7 +69,11 @@ def unpack(
         progress = Progress(**state["progress"])
         if not with_scores:
             return progress, None, None
-        scores, pending = (np.asarray(state[name], dtype=np.float32) for name in ("scores", "pending"))
+        scores, pending = (
+            # torch.load may have put them on an accelerator
+            torch.as_tensor(state[name], dtype=torch.float32, device="cpu").numpy()
+            for name in ("scores", "pending")
+        )
     except (KeyError, TypeError) as error:
         raise ConfigError(
             f"the state is incomplete ({error}); the scores are in the state_dict() of rank 0: load that one there."

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,6 +33,7 @@ __all__ = [
     "map_array",
     "not_a_store",
     "read_header",
+    "remove_leftovers",
     "sync_folder",
     "write_header",
     "write_new",
@@ -151,8 +153,15 @@ def write_header(path: Path, header: Header) -> None:
     sync_folder(path)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of processes that were killed. The caller holds the store alone."""
+    for file in path.glob(".zarr.json.*"):
+        with suppress(OSError):
+            file.unlink()
+
+
 def sync_folder(path: Path) -> None:
-    """Bring the folder's entries to the disk."""
+    """Bring the folder's entries (or a file's bytes) to the disk."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -176,8 +185,8 @@ def write_new(path: Path, header: Header, arrays: Mapping[str, ArrayLike | None]
             filters=None,
         )
         _write_shard(_shard_file(path, name), header.num_samples, values)
-        sync_folder(path / name)
-    sync_folder(path)
+    for entry in (*path.rglob("*"), path):
+        sync_folder(entry)
 
 
 def _write_shard(file: Path, num_samples: int, values: ArrayLike | None) -> None:
@@ -197,7 +206,7 @@ def _write_shard(file: Path, num_samples: int, values: ArrayLike | None) -> None
             block = np.full(size, np.nan, dtype="<f4")
             if given is not None:
                 part = given[chunk * size : (chunk + 1) * size]
-                block[: part.size] = part
+                block[: part.size] = np.where(np.isfinite(part), part, np.float32(np.nan))
             out.write(block.data)
         out.write(_index(num_samples))
         out.flush()
@@ -283,7 +292,13 @@ def map_array(
     path: Path, array: str, num_samples: int, mode: Literal["r", "r+"]
 ) -> "np.memmap[Any, np.dtype[np.float32]]":
     """Map an array of a checked store: float32[N]."""
-    return np.memmap(_shard_file(path, array), dtype="<f4", mode=mode, shape=(num_samples,))
+    try:
+        return np.memmap(_shard_file(path, array), dtype="<f4", mode=mode, shape=(num_samples,))
+    except OSError as error:
+        raise StoreError(
+            f"{path / array} cannot be opened to write ({error.strerror}); a store that is only to be read is opened "
+            "with mode='r'."
+        ) from error
 
 
 def inodes(path: Path) -> tuple[int, ...]:

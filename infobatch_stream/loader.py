@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from infobatch_stream.arguments import check_choice, whole_number
 from infobatch_stream.checkpoint import Progress, pack, unpack
 from infobatch_stream.errors import ConfigError, OutOfStepError
 from infobatch_stream.fetch import Fetcher, OnError, Requests, request
 from infobatch_stream.picks import Picks
 from infobatch_stream.plan import EpochPlan
 from infobatch_stream.policies import Policy, SoftPruning
-from infobatch_stream.recipe import Recipe, check_choice, whole_number
+from infobatch_stream.recipe import Recipe
 from infobatch_stream.recorder import Recorder
 from infobatch_stream.shared_store import Contents, Existing, check_owner, commit_together, open_together
 from infobatch_stream.sources import open_source

@@ -1,19 +1,19 @@
 """How the epochs of a run are planned: the options that make the picks, validated once."""
 
 import math
-import operator
 from dataclasses import dataclass, fields
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream.arguments import whole_number
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.plan import EpochPlan, count_steps
 from infobatch_stream.policies import FullData, Policy
 from infobatch_stream.sources.base import Source
 
-__all__ = ["Recipe", "check_choice", "whole_number"]
+__all__ = ["Recipe"]
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,3 @@ class Recipe:
         """Steps of ``epoch`` if nothing were pruned."""
         pool = source.pool(epoch)
         return count_steps(source.num_samples if pool is None else int(pool.index.size), global_batch, self.drop_last)
-
-
-def whole_number(name: str, value: SupportsIndex, low: int, high: int | None = None) -> int:
-    """``value`` as an int (NumPy's are taken too); raises ConfigError unless it is one from ``low`` to ``high``."""
-    number = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
-    if number is None or number < low or (high is not None and number > high):
-        allowed = f"at least {low}" if high is None else f"in {low}..{high}"
-        raise ConfigError(f"{name}={value!r}: it must be a whole number {allowed}.")
-    return number
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ConfigError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}.")

@@ -14,6 +14,7 @@ Both steps give the same result when they are repeated, so a process killed anyw
 opening the store finishes what was begun.
 """
 
+import errno
 import fcntl
 import os
 import secrets
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from infobatch_stream import layout
+from infobatch_stream.arguments import check_choice, whole_number
 from infobatch_stream.errors import ConfigError, StoreError
 
 __all__ = ["ScoreStore"]
@@ -49,7 +51,7 @@ class ScoreStore:
         self.fingerprint = header.fingerprint
         self.epoch = header.epoch
         self._mode = mode
-        self._scores = layout.map_array(path, "scores", self.num_samples, mode)
+        self._scores = layout.map_array(path, "scores", self.num_samples, "r")  # only a commit maps it to write
         self._pending = layout.map_array(path, "pending", self.num_samples, mode)
         self._inodes = layout.inodes(path)
 
@@ -73,21 +75,25 @@ class ScoreStore:
         Raises StoreError when the path is taken, when it cannot be written or the disk is full (every byte is
         written here, so a run cannot hit a full disk later); ConfigError for impossible arguments.
         """
-        path = Path(path)
-        if num_samples < 1:
-            raise ConfigError(f"a score store needs at least 1 sample, not {num_samples}.")
-        if path.exists() and not replace:
-            raise StoreError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
-        if path.exists():
-            layout.read_header(path)  # never replace what is not a store
+        num_samples = whole_number("num_samples", num_samples, 1)
+        epoch = whole_number("epoch", epoch, 0)
+        if not isinstance(fingerprint, str):
+            raise ConfigError(f"fingerprint={fingerprint!r}: it must be a text.")
+        path = Path(os.path.realpath(path))
         new = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
+        needed = 2 * layout.file_size(num_samples)
         try:
+            if path.exists():
+                if not replace:
+                    raise _taken(path)
+                layout.read_header(path)  # never replace what is not a store
             path.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(path.parent).free < needed:  # or other programs would feel the full disk first
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             header = layout.Header(num_samples, fingerprint, epoch, "ready")
             layout.write_new(new, header, {"scores": scores, "pending": pending})
-            _move_into_place(new, path)
+            _move_into_place(new, path, replace=replace)
         except OSError as error:
-            needed = 2 * layout.file_size(num_samples)
             raise StoreError(
                 f"cannot create the score store {path}: {error.strerror or error}. "
                 f"It needs {needed:,} bytes on a disk that can be written."
@@ -105,9 +111,11 @@ class ScoreStore:
 
         Raises StoreError for a path that is missing, foreign, truncated, extended or of a newer format.
         """
-        path = Path(path)
+        check_choice("mode", mode, ("r", "r+"))
+        path = Path(os.path.realpath(path))
         if mode == "r+":
             with _exclusive(path):
+                layout.remove_leftovers(path)
                 header = layout.read_header(path)
                 layout.check_files(path, header.num_samples)
                 if header.state != "ready":
@@ -134,9 +142,11 @@ class ScoreStore:
         never touched.
         """
         self._check_writable()
-        index = np.asarray(index)
+        index, values = np.asarray(index), np.asarray(loss)
+        if values.dtype.kind not in "fiu":
+            raise ConfigError(f"record takes a loss of real numbers; got {values.dtype}.")
         with np.errstate(over="ignore"):
-            values = np.asarray(loss).astype(np.float32, copy=False)
+            values = values.astype(np.float32, copy=False)
         if index.dtype != np.int64 or index.shape != values.shape or index.ndim != 1:
             raise ConfigError(
                 f"record takes index int64[k] and loss float[k]; got {index.dtype}{list(index.shape)} "
@@ -163,24 +173,34 @@ class ScoreStore:
         self._check_writable()
         with _exclusive(self.path):
             header = layout.read_header(self.path)
-            if header.state != "ready" or header.epoch != self.epoch:
+            # A commit of ours that failed, on a full disk say, is gone on with.
+            begun = (header.state, header.epoch) in (("apply", self.epoch), ("reset", self.epoch + 1))
+            if not begun and (header.state, header.epoch) != ("ready", self.epoch):
                 raise StoreError(
                     f"{self.path} stands at epoch {header.epoch} ({header.state}), not at epoch {self.epoch} "
                     "(ready) as this process left it: another run uses the same store. Give each its own."
                 )
             self._check_mapped()
-            self.flush()
-            header = header.replace(state="apply")
-            layout.write_header(self.path, header)
-            self._finish(header)
+            try:
+                if not begun:
+                    self.flush()
+                    header = header.replace(state="apply")
+                    layout.write_header(self.path, header)
+                self._finish(header)
+            except OSError as error:
+                raise StoreError(
+                    f"{self.path} could not be committed ({error.strerror}). Nothing is lost: mend that, then commit "
+                    "again or open the store anew."
+                ) from error
 
     def _finish(self, header: layout.Header) -> None:
         """Do what is left of a commit. Repeating it changes nothing."""
         if header.state == "apply":
+            scores = layout.map_array(self.path, "scores", self.num_samples, "r+")
             for block in self._blocks():
                 new = self._pending[block]
-                np.copyto(self._scores[block], new, where=~np.isnan(new))
-            self._scores.flush()
+                np.copyto(scores[block], new, where=~np.isnan(new))
+            scores.flush()
             header = header.replace(state="reset", epoch=header.epoch + 1)
             layout.write_header(self.path, header)
         if header.state == "reset":
@@ -258,11 +278,21 @@ def _exclusive(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _move_into_place(new: Path, path: Path) -> None:
-    """Rename ``new`` to ``path``; a store that stood there is moved aside first, then removed."""
+def _taken(path: Path) -> StoreError:
+    return StoreError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
+
+
+def _move_into_place(new: Path, path: Path, *, replace: bool) -> None:
+    """Rename ``new`` to ``path``; with ``replace`` a store that stands there is moved aside first, then removed."""
     old = path.with_name(f".{path.name}.old-{secrets.token_hex(4)}")
-    with suppress(FileNotFoundError):
-        path.rename(old)
-    new.rename(path)
+    if replace:
+        with suppress(FileNotFoundError):
+            path.rename(old)
+    try:
+        new.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another process was quicker
+            raise _taken(path) from error
+        raise
     layout.sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)

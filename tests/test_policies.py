@@ -1,0 +1,233 @@
+"""Policies and the summary they see: one contract for every policy; exact facts from chunked passes."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from infobatch_stream import summary as summary_module
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning
+from infobatch_stream.summary import Summary
+
+quick = settings(deadline=None, max_examples=60, derandomize=True)
+
+POLICIES = [
+    FullData(),
+    SoftPruning(),
+    SoftPruning(ratio=0.0),
+    SoftPruning(ratio=0.3),
+    SoftPruning(ratio=1 - 2**-10),
+    QuantilePruning(),
+    QuantilePruning((0.5,), (0.1, 1.0)),
+    QuantilePruning((), (0.5,)),
+    QuantilePruning([0.1, 0.5, 0.9], [2**-10, 0.25, 0.0, 1.0]),
+]
+KEEP_EQUAL_SCORES = [policy for policy in POLICIES if policy != QuantilePruning((), (0.5,))]
+every_policy = pytest.mark.parametrize("policy", POLICIES, ids=repr)
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+scores_without_nan = arrays(np.float32, st.integers(1, 200), elements=finite)
+scores_with_nan = arrays(np.float32, st.integers(1, 200), elements=finite | st.just(math.nan))
+
+
+def losses(count, seed=0):
+    return np.random.default_rng(seed).gamma(1.0, 1.0, count).astype(np.float32)
+
+
+# --- the contract of every policy
+
+
+@every_policy
+@quick
+@given(scores=scores_without_nan)
+def test_a_rule_gives_one_allowed_probability_per_score(policy, scores):
+    chance = policy.rule(Summary(scores))(scores)
+    assert chance.shape == scores.shape
+    assert chance.dtype == np.float64
+    assert np.all((chance == 0) | ((chance >= 2**-10) & (chance <= 1)))
+
+
+@every_policy
+@quick
+@given(scores=scores_without_nan, cut=st.integers(0, 200))
+def test_a_rule_looks_at_each_score_alone(policy, scores, cut):
+    rule = policy.rule(Summary(scores))
+    before = scores.copy()
+    whole = rule(scores)
+    np.testing.assert_array_equal(np.concatenate([rule(scores[:cut]), rule(scores[cut:])]), whole)
+    np.testing.assert_array_equal(rule(scores[::-1]), whole[::-1])
+    np.testing.assert_array_equal(scores, before)
+
+
+@every_policy
+def test_equal_policies_make_equal_rules(policy):
+    scores = losses(1000)
+    again = type(policy)(*vars(policy).values())
+    assert again == policy
+    assert hash(again) == hash(policy)
+    np.testing.assert_array_equal(policy.rule(Summary(scores))(scores), again.rule(Summary(scores.copy()))(scores))
+
+
+@pytest.mark.parametrize("policy", KEEP_EQUAL_SCORES, ids=repr)
+@quick
+@given(score=finite, count=st.integers(1, 2000))
+def test_equal_scores_prune_nothing(policy, score, count):
+    scores = np.full(count, score, dtype=np.float32)
+    assert np.all(policy.rule(Summary(scores))(scores) == 1)
+
+
+@every_policy
+def test_a_policy_cannot_be_changed_after_it_was_checked(policy):
+    with pytest.raises(AttributeError):
+        policy.ratio = 2.0
+
+
+# --- what each policy does
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.9])
+@quick
+@given(scores=scores_without_nan)
+def test_soft_pruning_drops_exactly_below_the_mean(ratio, scores):
+    facts = Summary(scores)
+    rule = SoftPruning(ratio).rule(facts)
+    below = scores.astype(np.float64) < facts.mean
+    np.testing.assert_array_equal(rule(scores), np.where(below, 1 - ratio, 1.0))
+    assert rule.threshold == facts.mean
+
+
+def test_a_mean_between_two_float32_values_splits_them():
+    low = np.float32(1)
+    scores = np.array([low, np.nextafter(low, np.float32(2))], dtype=np.float32)
+    np.testing.assert_array_equal(SoftPruning(0.5).rule(Summary(scores))(scores), [0.5, 1.0])
+
+
+@quick
+@given(scores=scores_without_nan)
+def test_quantile_pruning_puts_at_most_its_share_into_the_lower_bands(scores):
+    policy = QuantilePruning((0.2, 0.85), (0.25, 0.5, 1.0))
+    chance = policy.rule(Summary(scores))(scores)
+    assert np.count_nonzero(chance == 0.25) <= 0.2 * scores.size
+    assert np.count_nonzero(chance < 1) <= 0.85 * scores.size
+
+
+def test_quantile_pruning_cuts_distinct_scores_at_its_shares():
+    scores = np.random.default_rng(0).permutation(np.arange(1000, dtype=np.float32))
+    policy = QuantilePruning()
+    chance = policy.rule(Summary(scores))(scores)
+    expected = np.select([scores < 200, scores < 850], [0.25, 0.5], 1.0)
+    np.testing.assert_array_equal(chance, expected)
+    assert policy.rule(Summary(scores)).threshold == 850
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SoftPruning(1.0), ["1.0", "[0, 1)", "FullData"]),
+        (lambda: SoftPruning(-0.1), ["-0.1", "[0, 1)"]),
+        (lambda: SoftPruning(math.nan), ["nan", "[0, 1)"]),
+        (lambda: SoftPruning(math.inf), ["inf", "[0, 1)"]),
+        (lambda: SoftPruning(0.9999), ["0.9999", "2^-10", "1024"]),
+        (lambda: QuantilePruning((0.5, 0.2), (0.1, 0.2, 1.0)), ["(0.5, 0.2)", "increase", "(0, 1)"]),
+        (lambda: QuantilePruning((0.5, 0.5), (0.1, 0.2, 1.0)), ["(0.5, 0.5)", "increase"]),
+        (lambda: QuantilePruning((0.0, 0.5), (0.1, 0.2, 1.0)), ["(0.0, 0.5)", "(0, 1)"]),
+        (lambda: QuantilePruning((0.5, 1.0), (0.1, 0.2, 1.0)), ["(0.5, 1.0)", "(0, 1)"]),
+        (lambda: QuantilePruning((0.5, math.nan), (0.1, 0.2, 1.0)), ["nan", "increase"]),
+        (lambda: QuantilePruning((0.5,), (0.1, 0.2, 1.0)), ["1 quantiles make 2 bands", "3 probabilities"]),
+        (lambda: QuantilePruning((0.2, 0.5), (1.0,)), ["2 quantiles make 3 bands", "1 probabilities"]),
+        (lambda: QuantilePruning((0.5,), (0.5, 1.5)), ["1.5", "[2^-10, 1]"]),
+        (lambda: QuantilePruning((0.5,), (-0.5, 1.0)), ["-0.5", "[2^-10, 1]"]),
+        (lambda: QuantilePruning((0.5,), (2**-11, 1.0)), ["0.000488281", "[2^-10, 1]"]),
+        (lambda: QuantilePruning((0.5,), (math.nan, 1.0)), ["nan", "[2^-10, 1]"]),
+        (lambda: QuantilePruning((0.5,), (0.0, 0.0)), ["(0.0, 0.0)", "above 0"]),
+    ],
+)
+def test_impossible_parameters_name_what_was_found_and_what_is_allowed(make, words):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+# --- the summary
+
+
+@quick
+@given(scores=scores_with_nan)
+def test_the_mean_is_that_of_the_seen_scores_in_float64(scores):
+    seen = scores[~np.isnan(scores)].astype(np.float64)
+    facts = Summary(scores)
+    assert facts.count == seen.size
+    if seen.size:
+        assert facts.mean == pytest.approx(math.fsum(seen) / seen.size, rel=0, abs=1e-14 * np.abs(seen).sum())
+        assert facts.largest == seen.max()
+    else:
+        assert math.isnan(facts.mean)
+        assert math.isnan(facts.largest)
+
+
+@quick
+@given(score=finite, count=st.integers(1, 5000))
+def test_no_score_is_below_the_mean_of_equal_scores(score, count):
+    scores = np.full(count, score, dtype=np.float32)
+    facts = Summary(scores)
+    assert facts.mean <= facts.largest == scores[0]
+    assert not np.any(scores < facts.mean)
+
+
+@pytest.mark.parametrize("count", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, (2 << 20) + 3])
+def test_facts_are_right_at_the_bounds_of_the_chunks(count):
+    scores = losses(count) - np.float32(0.5)
+    scores[::7] = np.nan
+    seen = np.sort(scores[~np.isnan(scores)])
+    facts = Summary(scores)
+    shares = (0.0, 0.001, 0.2, 0.5, 0.85, 0.999, 1.0)
+    assert facts.count == seen.size
+    assert facts.mean == pytest.approx(seen.mean(dtype=np.float64), rel=1e-13)
+    assert facts.quantiles(shares) == [seen[min(math.floor(q * seen.size), seen.size - 1)] for q in shares]
+
+
+def test_the_mean_does_not_depend_on_the_order_of_the_chunks(monkeypatch):
+    monkeypatch.setattr(summary_module, "_CHUNK", 8)
+    blocks = losses(800).reshape(100, 8) * np.float32(10) ** np.arange(-20, 30, 0.5, dtype=np.float32)[:, None]
+    orders = [np.random.default_rng(seed).permutation(100) for seed in range(20)]
+    assert len({sum(blocks[order].sum(axis=1, dtype=np.float64).tolist()) for order in orders}) > 1
+    assert len({Summary(blocks[order].reshape(-1)).mean for order in orders}) == 1
+
+
+def test_the_mean_does_not_depend_on_the_memory_layout():
+    scores = losses(100_000)
+    assert Summary(np.stack([scores, scores], axis=1)[:, 0]).mean == Summary(scores).mean
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64, 1000])
+def test_no_fact_depends_on_the_size_of_the_chunks_beyond_rounding(chunk, monkeypatch):
+    scores = losses(997)
+    scores[100:300] = np.nan
+    whole = Summary(scores)
+    monkeypatch.setattr(summary_module, "_CHUNK", chunk)
+    parts = Summary(scores)
+    assert (parts.count, parts.largest) == (whole.count, whole.largest)
+    assert parts.mean == pytest.approx(whole.mean, rel=1e-15)
+    assert parts.quantiles((0.1, 0.5, 0.9)) == whole.quantiles((0.1, 0.5, 0.9))
+
+
+special = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0**-149, -(2.0**-149), 2.0**-126, 3.4028234663852886e38, math.nan])
+
+
+@quick
+@given(
+    scores=arrays(np.float32, st.integers(1, 60), elements=special | finite),
+    shares=st.lists(st.floats(0, 1), min_size=1, max_size=5),
+)
+def test_quantiles_are_elements_of_the_sorted_scores(scores, shares):
+    seen = np.sort(scores[~np.isnan(scores)])
+    facts = Summary(scores)
+    if not seen.size:
+        with pytest.raises(ValueError, match="no sample has a score"):
+            facts.quantiles(shares)
+        return
+    assert facts.quantiles(shares) == [float(seen[min(math.floor(q * seen.size), seen.size - 1)]) for q in shares]

@@ -1,0 +1,180 @@
+"""Which samples are kept: without bias, the same for any range, anew in every epoch."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infobatch_stream.draws import draw16, draw32
+from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning
+from infobatch_stream.selection import Selection
+from infobatch_stream.summary import Summary
+
+quick = settings(deadline=None, max_examples=60, derandomize=True)
+
+# Every one keeps all of its samples with a probability above 0.
+UNBIASED = [
+    FullData(),
+    SoftPruning(),
+    SoftPruning(ratio=0.1),
+    SoftPruning(ratio=0.9),
+    QuantilePruning(),
+    QuantilePruning((0.5,), (0.1, 0.7)),
+    QuantilePruning((0.3, 0.6, 0.9), (2**-6, 1.0, 0.3, 0.9)),
+]
+DROPPING = QuantilePruning((0.25, 0.75), (0.0, 0.5, 1.0))
+
+
+def losses(count, seed=0, unseen=0.0):
+    rng = np.random.default_rng(seed)
+    scores = rng.gamma(1.0, 1.0, count).astype(np.float32)
+    scores[rng.random(count) < unseen] = np.nan
+    return scores
+
+
+def select(scores, policy=SoftPruning(), seed=1, epoch=2):  # noqa: B008 - a policy is immutable
+    return Selection(scores, policy.rule(Summary(scores)), seed, epoch)
+
+
+def chances(scores, policy):
+    """The keep probability of each sample, in whole multiples of 2^-16, by definition."""
+    seen = ~np.isnan(scores)
+    chance = np.ones(scores.size)
+    chance[seen] = np.rint(policy.rule(Summary(scores))(scores[seen]) * 2**16) / 2**16
+    return chance
+
+
+def kept_of(selection, size):
+    return np.flatnonzero(selection.keep(0, size))
+
+
+@pytest.mark.parametrize("policy", UNBIASED, ids=repr)
+def test_the_weighted_sum_over_kept_samples_is_unbiased(policy):
+    size, epochs = 2000, 600
+    scores = losses(size, unseen=0.2)
+    value = np.random.default_rng(1).normal(1.0, 2.0, size) * np.nan_to_num(scores, nan=1.0)  # gradients go with losses
+    sums = []
+    for epoch in range(epochs):
+        selection = select(scores, policy, epoch=epoch)
+        kept = kept_of(selection, size)
+        sums.append(np.sum(selection.weight(kept).astype(np.float64) * value[kept]))
+    chance = chances(scores, policy)
+    error = np.sqrt(np.sum(value**2 * (1 - chance) / chance) / epochs)  # of the mean over the epochs
+    assert abs(np.mean(sums) - value.sum()) <= 4 * error + 1e-9 * np.abs(value).sum()
+    assert np.std(sums) == pytest.approx(error * np.sqrt(epochs), rel=0.15, abs=1e-9)
+
+
+@pytest.mark.parametrize("policy", [*UNBIASED, DROPPING], ids=repr)
+def test_samples_that_were_never_seen_are_always_kept_with_weight_1(policy):
+    scores = losses(3000, unseen=0.3)
+    unseen = np.flatnonzero(np.isnan(scores))
+    for epoch in range(20):
+        selection = select(scores, policy, epoch=epoch)
+        assert np.all(selection.keep(0, 3000)[unseen])
+        assert np.all(selection.weight(unseen) == 1)
+
+
+def test_without_a_rule_everything_is_kept_with_weight_1():
+    selection = Selection(losses(1000), None, 1, 2)
+    assert selection.keeps_all
+    assert np.all(selection.keep(3, 1000))
+    assert np.all(selection.weight(np.arange(1000)) == 1)
+
+
+@pytest.mark.parametrize("policy", [*UNBIASED, DROPPING], ids=repr)
+def test_a_weight_is_one_over_the_probability_that_was_drawn_against(policy):
+    scores = losses(5000, unseen=0.1)
+    selection = select(scores, policy, seed=5, epoch=6)
+    units = np.rint(chances(scores, policy) * 2**16).astype(np.int64)
+    np.testing.assert_array_equal(selection.keep(0, 5000), draw16(5, 6, 0, 5000) < units)
+    kept = kept_of(selection, 5000)
+    np.testing.assert_array_equal(selection.weight(kept), (2**16 / units[kept]).astype(np.float32))
+    assert selection.weight(kept).dtype == np.float32
+
+
+def test_a_draw_that_equals_the_probability_drops_the_sample():
+    """Else every probability were 2^-16 too large, and samples of probability 0 were kept with an infinite weight."""
+    scores = np.arange(400_000, dtype=np.float32)
+    units = np.rint(chances(scores, DROPPING) * 2**16).astype(np.int64)
+    drawn = draw16(1, 2, 0, scores.size)
+    kept = select(scores, DROPPING).keep(0, scores.size)
+    for unit in (0, 2**15):
+        edge = (drawn == unit) & (units == unit)
+        assert np.any(edge)
+        assert not np.any(kept[edge])
+    assert np.all(kept[units == 2**16])
+
+
+def test_a_band_of_probability_0_is_never_kept():
+    scores = np.arange(400, dtype=np.float32)
+    for epoch in range(30):
+        assert kept_of(select(scores, DROPPING, epoch=epoch), 400).min() >= 100
+
+
+SCORES = losses(5000, unseen=0.2)
+
+
+@quick
+@given(start=st.integers(0, 5000), stop=st.integers(0, 5000), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 999))
+def test_a_range_is_decided_as_in_the_whole(start, stop, seed, epoch):
+    start, stop = sorted((start, stop))
+    selection = select(SCORES, seed=seed, epoch=epoch)
+    np.testing.assert_array_equal(selection.keep(start, stop), selection.keep(0, 5000)[start:stop])
+
+
+@quick
+@given(index=st.lists(st.integers(0, 4999), max_size=50))
+def test_a_weight_is_a_function_of_the_sample_alone(index):
+    selection = select(SCORES)
+    index = np.array(index, dtype=np.int64)
+    np.testing.assert_array_equal(selection.weight(index), selection.weight(np.arange(5000))[index])
+
+
+def test_the_decision_repeats_for_the_same_seed_and_epoch_and_is_another_for_any_other():
+    scores = losses(2000)
+    settings_of = [(seed, epoch) for seed in (0, 1, 2**63, 2**64 - 1) for epoch in (0, 1, 2, 89)]
+    seen = {select(scores, seed=seed, epoch=epoch).keep(0, 2000).tobytes() for seed, epoch in settings_of}
+    assert len(seen) == len(settings_of)
+    again = {select(scores.copy(), seed=seed, epoch=epoch).keep(0, 2000).tobytes() for seed, epoch in settings_of}
+    assert again == seen
+
+
+@pytest.mark.parametrize("other", [(1, 3), (2, 2)], ids=["next epoch", "next seed"])
+def test_decisions_of_two_epochs_or_seeds_are_independent(other):
+    size = 200_000
+    scores = np.ones(size, dtype=np.float32)
+    policy = QuantilePruning((), (0.5,))
+    one, two = select(scores, policy).keep(0, size), select(scores, policy, *other).keep(0, size)
+    for first, second in [(one, two), (one[:-1], two[1:]), (one[:-1], one[1:])]:
+        both = np.count_nonzero(first & second)
+        assert abs(both - size / 4) <= 5 * np.sqrt(size * 3 / 16)
+
+
+@pytest.mark.parametrize("keep", [2**-10, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1 - 2**-10])
+def test_the_kept_share_of_a_band_is_its_probability(keep):
+    size = 400_000
+    policy = QuantilePruning((0.5,), (keep, 1.0))
+    scores = np.arange(size, dtype=np.float32)
+    kept = select(scores, policy).keep(0, size)
+    band = size // 2
+    chance = round(keep * 2**16) / 2**16
+    assert abs(np.count_nonzero(kept[:band]) - band * chance) <= 5 * np.sqrt(band * chance * (1 - chance))
+    assert np.all(kept[band:])
+
+
+@quick
+@given(start=st.integers(0, 2**50), before=st.integers(0, 40), size=st.integers(0, 80), lane=st.integers(0, 99))
+def test_the_draw_of_a_position_does_not_depend_on_the_range_asked_for(start, before, size, lane):
+    for draw in (draw16, lambda *at: draw32(*at[:2], lane, *at[2:])):
+        whole = draw(3, 4, start, start + before + size)
+        np.testing.assert_array_equal(draw(3, 4, start + before, start + before + size), whole[before:])
+
+
+@pytest.mark.parametrize("draw", [draw16, lambda seed, epoch, *at: draw32(seed, epoch, 7, *at)], ids=["16", "32"])
+def test_draws_are_uniform(draw):
+    drawn = draw(11, 3, 5, 5 + 256_000)
+    top = drawn.view(np.uint8).reshape(-1, drawn.itemsize)
+    for byte in range(drawn.itemsize):
+        counts = np.bincount(top[:, byte], minlength=256)
+        chi_square = np.sum((counts - 1000) ** 2 / 1000)  # 255 degrees of freedom: 255 +- 22.6
+        assert abs(chi_square - 255) < 5 * 22.6
