@@ -85,7 +85,7 @@ class Fetcher(Dataset[Any]):
             if self._on_error == "raise":
                 samples = self._source.read_many(entries.index.tolist())
             else:
-                samples, entries, replaced = self._read_or_replace(entries)
+                samples, entries, replaced = self._read_or_replace(request)
             data = self._collate(samples)
         picks = Picks(
             torch.tensor(entries.index),
@@ -97,7 +97,8 @@ class Fetcher(Dataset[Any]):
         )
         return data, picks
 
-    def _read_or_replace(self, entries: Entries) -> tuple[list[Any], Entries, tuple[str, ...]]:
+    def _read_or_replace(self, request: Request) -> tuple[list[Any], Entries, tuple[str, ...]]:
+        entries = request.entries
         samples: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
         for place, index in enumerate(entries.index.tolist()):
@@ -107,8 +108,9 @@ class Fetcher(Dataset[Any]):
                 failures[place] = error
         if not samples:
             raise DataError(
-                f"none of the {entries.index.size} samples of the batch of epoch and step could be read, so there "
-                "is nothing to replace them with; the first error is the cause of this one."
+                f"none of the {entries.index.size} samples of this rank's batch (epoch {request.epoch}, step "
+                f"{request.seed[2]}) could be read, so there is nothing to replace them with; the first error is the "
+                "cause of this one."
             ) from next(iter(failures.values()))
         places = np.arange(entries.index.size)
         readable = list(samples)

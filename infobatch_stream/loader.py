@@ -135,6 +135,7 @@ class InfoBatchLoader:
         self._full = full
         self._updated = self._exhausted = False
         self._planned: EpochPlan | None = None
+        self._planned_full = False
         self._iterating: object = None
 
     # Who and how many --------------------------------------------------------------------------------------------
@@ -184,7 +185,8 @@ class InfoBatchLoader:
 
     def _plan(self) -> EpochPlan:
         """The plan of this epoch, from the scores as they are known to this process."""
-        if self._planned is None:
+        full = self._is_full()
+        if self._planned is None or self._planned_full != full:
             if self._store is not None:
                 scores = self._store.scores
             elif self._existing == "continue" and self._path.exists():
@@ -195,10 +197,11 @@ class InfoBatchLoader:
                 scores,
                 self._source,
                 self.epoch,
-                full=self._is_full(),
+                full=full,
                 lanes=self._lanes(),
                 global_batch=self._global_batch,
             )
+            self._planned_full = full
         return self._planned
 
     # Iterating ---------------------------------------------------------------------------------------------------
@@ -223,6 +226,7 @@ class InfoBatchLoader:
                 f"all {self.epochs} epochs are done. Loop with 'for epoch in range(loader.epoch, loader.epochs)', "
                 "or raise loader.epochs to train on."
             )
+        self._full = self._is_full()  # an epoch that was begun stays what it is when epochs are raised
         self._requests.begin(self._plan(), self.step, self._recipe.seed, self._ranks.rank, self._ranks.world_size)
         self._iterating = mine = object()
         return self._batches(iter(self.dataloader), mine)
@@ -350,7 +354,7 @@ class InfoBatchLoader:
             epoch=self.epoch,
             step=self.step,
             done=self._exhausted or self.step >= self._plan().steps,
-            full=self._is_full(),
+            full=self._full if self.step else None,
             lanes=self._lanes(),
             offered=self._offered,
             kept=self._kept,
@@ -403,7 +407,7 @@ class InfoBatchLoader:
             "pruned": entries - kept,
             "threshold": plan.threshold,
             "mean_score": plan.mean_score,
-            "saved": 1 - (self._kept + kept) / (self._offered + entries),
+            "saved": 1 - (self._kept + kept) / (self._offered + entries) if self._offered + entries else 0.0,
             "not_finite": self._recorder.not_finite,
             "unreadable": self._unreadable,
         }
