@@ -20,7 +20,7 @@ class Progress:
     """Where a run stands.
 
     epoch, step: updated so far. done: whether that epoch is spent to its end. full: whether it is an annealing
-    epoch, if it was begun (raising ``epochs`` on resume must not change it then), else None. lanes: of every plan of the run.
+    epoch, if it was begun (raising ``epochs`` on resume must not change it then), else None. lanes: of every plan.
     offered, kept: entries of the epochs begun so far, and those of them that were kept.
     """
 

@@ -15,6 +15,11 @@ __all__ = ["Ranks"]
 
 T = TypeVar("T")
 
+_REMEDY = (
+    "Every rank must make the same loader, iterate it equally far, and call iter(), commit(), state_dict() and "
+    "load_state_dict() together with the others."
+)
+
 
 class Ranks:
     """This process among the others.
@@ -61,12 +66,19 @@ class Ranks:
         dist.all_gather_object(found, value)
         return found
 
-    def agree(self, moment: str, **facts: Any) -> None:
-        """Raise OutOfStepError on every process unless all say the same. Collective.
+    def _exchange(self, call: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
+        """``facts`` of every process, all of which make the same ``call``, or every one of them raises."""
+        everyone = self.gather((call, facts))
+        for rank, (theirs, _) in enumerate(everyone):
+            if theirs != everyone[0][0]:
+                raise OutOfStepError(
+                    f"the ranks are out of step: rank 0 is in {everyone[0][0]}, rank {rank} in {theirs}. {_REMEDY}"
+                )
+        return [found for _, found in everyone]
 
-        moment: what this process is about to do together with the others. facts: what has to be equal.
-        """
-        everyone = self.gather({"call": moment, **facts})
+    def agree(self, call: str, **facts: Any) -> None:
+        """Raise OutOfStepError on every process unless all make the same call with equal facts. Collective."""
+        everyone = self._exchange(call, facts)
         for rank, theirs in enumerate(everyone):
             differing = [name for name, value in everyone[0].items() if theirs.get(name) != value]
             if differing:
@@ -74,11 +86,10 @@ class Ranks:
                     ", ".join(f"{name}={found.get(name)!r}" for name in differing) for found in (everyone[0], theirs)
                 )
                 raise OutOfStepError(
-                    f"the ranks are out of step: rank 0 has {here}, rank {rank} has {there}. Every rank must make "
-                    "the same loader, iterate it equally far, and call commit(), state_dict() and iter() together."
+                    f"the ranks are out of step in {call}: rank 0 has {here}, rank {rank} has {there}. {_REMEDY}"
                 )
 
-    def together(self, what: str, action: Callable[[], T]) -> T:
+    def together(self, call: str, action: Callable[[], T]) -> T:
         """Run ``action`` on every process; when it fails on one, raise on all. Collective.
 
         The process on which it failed raises its own error, the others OutOfStepError with its text.
@@ -89,12 +100,12 @@ class Ranks:
             result.append(action())
         except Exception as failure:  # raised below, after the others have heard of it
             error = failure
-        failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        everyone = self._exchange(call, {"failure": None if error is None else f"{type(error).__name__}: {error}"})
         if error is not None:
             raise error
-        for rank, text in enumerate(failures):
-            if text is not None:
-                raise OutOfStepError(f"{what} failed on rank {rank}: {text}")
+        for rank, theirs in enumerate(everyone):
+            if theirs["failure"] is not None:
+                raise OutOfStepError(f"{call} failed on rank {rank}: {theirs['failure']}")
         return result[0]
 
 

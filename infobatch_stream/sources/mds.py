@@ -57,14 +57,28 @@ class MdsSource:
 
     def read(self, index: int) -> Any:
         """``dataset[index]``, once its shard is here. Raises DataError when the shard cannot be had."""
-        self._bring(int(np.searchsorted(self._ends, index, side="right")))
-        return self._dataset[index]
+        self._bring(self._shard_of(index))
+        return self._get(index)
 
     def read_many(self, indices: list[int]) -> list[Any]:
         """The samples, once all of their shards are here."""
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
             self._bring(shard)
-        return [self._dataset[index] for index in indices]
+        return [self._get(index) for index in indices]
+
+    def _shard_of(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right"))
+
+    def _get(self, index: int) -> Any:
+        try:
+            return self._dataset[index]
+        except Exception as error:
+            shard = self._shard_of(index)
+            if self._here(shard):
+                raise
+            # Evicted since it was brought, and StreamingDataset itself failed to download it again.
+            self._give_back(shard)
+            raise self._missing(shard, error) from error
 
     def _bring(self, shard: int) -> None:
         """Return when the files of ``shard`` are here, whole."""
@@ -99,11 +113,7 @@ class MdsSource:
             self._dataset.prepare_shard(shard, blocking=False)
         except Exception as error:
             self._give_back(shard)
-            source = f"from {stream.remote}" if stream.remote else "(there is no remote to take it from)"
-            raise DataError(
-                f"{self._name(shard)} is missing and could not be fetched {source}: {error}. "
-                "Check the path and the remote of the StreamingDataset."
-            ) from error
+            raise self._missing(shard, error) from error
         while self._state(shard) == "PREPARING":
             if time.monotonic() > deadline:
                 raise DataError(
@@ -122,11 +132,21 @@ class MdsSource:
         """Let go of a shard whose download failed here, so that nobody waits for it."""
         from streaming.base.dataset import _ShardState
 
-        lock = self._dataset._cache_filelock
+        lock = getattr(self._dataset, "_cache_filelock", None)
+        if lock is None:  # no download was begun in this process
+            return
         lock.release(force=True)  # an eviction that failed leaves it held
         with lock:
             if self._dataset._shard_states[shard] == _ShardState.PREPARING:
                 self._dataset._shard_states[shard] = _ShardState.REMOTE
+
+    def _missing(self, shard: int, error: Exception) -> DataError:
+        remote = self._dataset.streams[self._dataset.stream_per_shard[shard]].remote
+        source = f"from {remote}" if remote else "(there is no remote to take it from)"
+        return DataError(
+            f"{self._name(shard)} is missing and could not be fetched {source}: {error}. "
+            "Check the path and the remote of the StreamingDataset."
+        )
 
     def _name(self, shard: int) -> str:
         return f"shard {self._files[shard][0][0]}"

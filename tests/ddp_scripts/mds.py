@@ -1,0 +1,11 @@
+"""The StreamingDataset that tests use. Importing it takes seconds."""
+
+from ddp_scripts.data import noise
+from streaming import StreamingDataset
+
+
+class Augmented(StreamingDataset):
+    """A subclass with a ``__getitem__`` of its own."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)["i"], noise()

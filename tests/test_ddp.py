@@ -1,0 +1,236 @@
+"""Several real processes, with gloo."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from ddp_scripts.cases import MDS_MODES, RULES, RUN, WDS_MODES, N, mds, train
+from ddp_scripts.data import loss_of, wds, write_mds, write_wds
+from ddp_scripts.launch import environment, torchrun
+
+from infobatch_stream import InfoBatchLoader
+
+pytestmark = pytest.mark.ddp
+
+
+def ranks_of(out, *cases, **options):
+    """By case, what each rank found."""
+    torchrun("cases.py", out, *cases, **options)
+    files = sorted(out.glob("[0-9].pt"))
+    found = [torch.load(file, weights_only=False) for file in files]
+    return {case: [rank[case] for rank in found] for case in cases}
+
+
+# ---- whole runs
+
+
+@pytest.fixture(scope="module")
+def by_wds(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wds")
+    write_wds(out / "wds")
+    found = ranks_of(out, "wds")["wds"]
+    alone = InfoBatchLoader(wds(out / "wds"), out / "alone.zarr", **{**RUN, "batch_size": 8})
+    return found, train(alone)
+
+
+@pytest.fixture(scope="module")
+def by_mds(tmp_path_factory):
+    from streaming.base.util import clean_stale_shared_memory
+
+    out = tmp_path_factory.mktemp("mds")
+    write_mds(out / "mds")
+    write_mds(out / "lost")
+    (out / "lost" / "shard.00001.mds").unlink()
+    clean_stale_shared_memory()
+    found = ranks_of(out, "mds", "failed_download", seconds=120)
+    alone = train(InfoBatchLoader(mds(out, "alone"), out / "alone.zarr", **{**RUN, "batch_size": 8}))
+    clean_stale_shared_memory()
+    return found["mds"], alone, found["failed_download"]
+
+
+def check_run(ranks, alone):
+    """The epochs that two ranks trained, against each other and against one process of twice the batch size."""
+    last = torch.full((48,), torch.nan)
+    for one, other, whole in zip(*ranks, alone, strict=True):
+        assert len(one["steps"]) == len(other["steps"]) == one["stats"]["steps"]
+        assert str(one["stats"]) == str(other["stats"]) == str(whole["stats"])
+        assert one["len"] == other["len"] == whole["len"]
+        for here, there, both in zip(one["steps"], other["steps"], whole["steps"], strict=True):
+            for k in range(3):  # index, weight, recorded: each rank its part of the step
+                assert torch.equal(torch.cat([here[k], there[k]]), both[k])
+            assert len(here[0]) == len(there[0]) == 4
+            assert not torch.equal(here[3], there[3])  # each rank augments in its own way
+            for index, weight, recorded, _ in (here, there):
+                assert torch.equal(recorded, weight > 0)
+                last[index[recorded]] = loss_of(index[recorded], one["epoch"])
+        assert torch.equal(one["scores"], last)
+        assert torch.equal(other["scores"], last)
+    assert alone[1]["stats"]["pruned"] > 0
+
+
+@pytest.mark.parametrize("mode", WDS_MODES)
+def test_wds_ranks_share_one_plan_and_record_all_of_it(by_wds, mode):
+    ranks, alone = by_wds
+    check_run([rank[mode] for rank in ranks], alone)
+
+
+@pytest.mark.parametrize("mode", MDS_MODES)
+def test_mds_ranks_share_one_plan_and_record_all_of_it(by_mds, mode):
+    ranks, alone, _ = by_mds
+    check_run([rank[mode] for rank in ranks], alone)
+
+
+@pytest.mark.parametrize("kind", ["wds", "mds"])
+def test_workers_do_not_change_what_is_augmented(request, kind):
+    ranks = request.getfixturevalue(f"by_{kind}")[0]
+    for rank in ranks:
+        noises = {
+            mode: [step[3].tolist() for epoch in epochs for step in epoch["steps"]] for mode, epochs in rank.items()
+        }
+        assert all(noise == noises[kind] for noise in noises.values())
+
+
+def test_a_failed_download_raises_soon_on_every_rank(by_mds):
+    for kind, text, seconds in by_mds[2]:
+        assert kind == "DataError"
+        assert "shard.00001.mds" in text
+        assert seconds < 15
+
+
+# ---- the rules of epochs
+
+
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory):
+    return ranks_of(tmp_path_factory.mktemp("rules"), *RULES)
+
+
+def check_errors(found, kind, *words):
+    """On every rank the error ``kind``, with all of ``words``, within seconds."""
+    for error, text, seconds in found:
+        assert (error, text) == (kind, text)
+        assert seconds < 10
+        for word in words:
+            assert word in text
+
+
+def test_one_rank_may_peek(rules):
+    for peeking, untouched in rules["peek_on_one"]:
+        assert peeking == untouched
+
+
+def test_after_a_break_on_all_ranks_iter_commits(rules):
+    assert rules["break_on_both"] == [(1, 0, 16)] * 2
+
+
+@pytest.mark.parametrize("case", ["break_earlier", "forgotten_update"])
+def test_ranks_that_are_not_equally_far_all_raise_and_commit_nothing(rules, case):
+    errors, *where = zip(*rules[case], strict=True)
+    check_errors(errors, "OutOfStepError", "out of step", "rank 0 has", "rank 1 has", "step=")
+    assert where == [(0, 0), (0, 0)]
+
+
+def test_ranks_that_call_different_things_all_raise_and_may_go_on(rules):
+    errors, steps = zip(*rules["another_call"], strict=True)
+    check_errors(errors, "OutOfStepError", "state_dict()", "commit()")
+    assert steps == (-(-N // 8),) * 2
+
+
+@pytest.mark.parametrize("case", ["state_on_one", "state_on_the_other"])
+def test_a_state_that_one_rank_alone_loads_raises_on_all(rules, case):
+    check_errors(rules[case], "OutOfStepError", "load_state_dict()")
+
+
+def test_different_states_raise_on_all(rules):
+    check_errors(rules["different_states"], "OutOfStepError", "rank 0 has epoch=1", "rank 1 has epoch=0")
+
+
+def test_a_state_that_lacks_the_scores_on_rank_0_raises_on_all_and_changes_nothing(rules):
+    has, errors, exists = zip(*rules["state_without_scores"], strict=True)
+    assert has == (True, False)
+    assert exists == (False, False)
+    assert [error for error, *_ in errors] == ["ConfigError", "OutOfStepError"]
+    assert all("state_dict() of rank 0" in text for _, text, _ in errors)
+
+
+@pytest.mark.parametrize(
+    ("case", "found"),
+    [
+        ("batch_size", "global_batch=8"),
+        ("seed", "seed=1"),
+        ("epochs", "epochs=4"),
+        ("delta", "delta=0.5"),
+        ("different_datasets", "num_samples=44"),
+    ],
+)
+def test_ranks_with_different_loaders_all_raise_and_make_no_store(rules, case, found):
+    errors, exists = zip(*rules[case], strict=True)
+    check_errors(errors, "OutOfStepError", found, "rank 1 has", "the same loader")
+    assert exists == (False, False)
+
+
+def test_ranks_that_do_not_share_a_store_all_raise(rules):
+    (first, *_), (second, *_) = rules["different_stores"]
+    assert {first, second} <= {"ConfigError", "StoreError", "OutOfStepError"}
+
+
+def test_a_store_with_epochs_raises_on_all(rules):
+    (first, text, _), (second, other, _) = rules["existing_store"]
+    assert (first, second) == ("StoreError", "OutOfStepError")
+    assert "existing='continue'" in text
+    assert "existing='continue'" in other
+
+
+def test_a_commit_that_fails_on_one_rank_raises_on_all(rules):
+    (first, epoch), (second, other) = rules["failing_commit"]
+    assert (first[0], second[0]) == ("StoreError", "OutOfStepError")
+    assert "failing.zarr" in first[1]
+    assert "failing.zarr" in second[1]
+    assert (epoch, other) == (0, 0)
+
+
+def test_an_error_leaves_the_with_block_on_one_rank_without_the_others(rules):
+    for (error, text, seconds), pending in rules["error_in_the_block"]:
+        assert (error, text) == ("KeyError", "'mine'")
+        assert seconds < 5
+        assert pending == N
+
+
+# ---- processes and groups
+
+
+def test_processes_without_a_process_group_are_refused(tmp_path):
+    code = (
+        "from infobatch_stream import InfoBatchLoader, ConfigError\n"
+        "loader = InfoBatchLoader([1, 2, 3, 4], 'scores.zarr', batch_size=2, epochs=1)\n"
+        "for use in (iter, len, InfoBatchLoader.peek, InfoBatchLoader.state_dict):\n"
+        "    try:\n        use(loader)\n    except ConfigError as error:\n        print(error)\n"
+    )
+    env = {**environment(), "WORLD_SIZE": "2", "RANK": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.count("WORLD_SIZE is 2, but torch.distributed is not initialised") == 4
+    assert "init_process_group" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_peers_get_equal_picks_and_one_of_them_records(tmp_path):
+    found = ranks_of(tmp_path, "peers", processes=4)["peers"]
+    epochs, recorded = zip(*found, strict=True)
+    for one, peer in ((0, 1), (2, 3)):
+        for here, there in zip(epochs[one], epochs[peer], strict=True):
+            assert torch.equal(here["scores"], there["scores"])
+            assert str(here["stats"]) == str(there["stats"])
+            for k in range(4):
+                assert all(torch.equal(a[k], b[k]) for a, b in zip(here["steps"], there["steps"], strict=True))
+    assert [len(calls) > 0 for calls in recorded] == [True, False, True, False]
+    last = torch.full((N,), torch.nan)
+    for epoch in range(3):
+        steps = [step for rank in (0, 2) for step in epochs[rank][epoch]["steps"]]
+        index = torch.cat([index[recorded] for index, _, recorded, _ in steps])
+        assert index.unique().numel() == index.numel() == epochs[0][epoch]["stats"]["kept"]
+        last[index] = loss_of(index, epoch)
+        assert torch.equal(epochs[0][epoch]["scores"], last)
+    assert epochs[0][1]["stats"]["pruned"] > 0
