@@ -23,26 +23,22 @@ from infobatch_stream import IndexedWebDataset, InfoBatchLoader
 SIDE = 32
 
 
-def to_tensors(image, label):
-    """A PIL image and a label as float32[3, SIDE, SIDE] and int."""
-    pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE)), dtype=np.float32)
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 255, int(label)
+def to_batch(samples):
+    """A batch of MDS's dicts or WebDataset's tuples, as float32[b, 3, SIDE, SIDE] and int64[b]."""
+    pairs = [(s["image"], s["label"]) if isinstance(s, dict) else s for s in samples]
+    pixels = [np.asarray(image.convert("RGB").resize((SIDE, SIDE)), dtype=np.float32) for image, _ in pairs]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255, torch.tensor(
+        [int(label) for _, label in pairs]
+    )
 
 
 def open_dataset(shards: Path):
     """The dataset in the folder of shards, whichever kind they are."""
     if list(shards.glob("*.tar")):
-        return (
-            IndexedWebDataset(shards).decode("pil").to_tuple("jpg;jpeg;png", "cls").map(lambda pair: to_tensors(*pair))
-        )
+        return IndexedWebDataset(shards).decode("pil").to_tuple("jpg;jpeg;png", "cls")
     from streaming import StreamingDataset
 
-    class Images(StreamingDataset):
-        def __getitem__(self, index):
-            sample = super().__getitem__(index)
-            return to_tensors(sample["image"], sample["label"])
-
-    return Images(local=str(shards), batch_size=1)
+    return StreamingDataset(local=str(shards), batch_size=1)
 
 
 def main() -> None:
@@ -74,7 +70,12 @@ def main() -> None:
     net = nn.parallel.DistributedDataParallel(model) if distributed else model
 
     with InfoBatchLoader(
-        open_dataset(args.shards), args.store, batch_size=args.batch_size, epochs=args.epochs, num_workers=args.workers
+        open_dataset(args.shards),
+        args.store,
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        collate_fn=to_batch,
+        num_workers=args.workers,
     ) as loader:
         if args.checkpoint.exists():
             saved = torch.load(args.checkpoint, weights_only=True, map_location="cpu")

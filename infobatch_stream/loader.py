@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from infobatch_stream.arguments import check_choice, whole_number
 from infobatch_stream.checkpoint import Progress, pack, unpack
-from infobatch_stream.errors import ConfigError, OutOfStepError
+from infobatch_stream.errors import ConfigError, OutOfStepError, StoreError
 from infobatch_stream.fetch import Fetcher, OnError, Requests, request
 from infobatch_stream.picks import Picks
 from infobatch_stream.plan import EpochPlan
@@ -34,7 +35,6 @@ __all__ = ["InfoBatchLoader"]
 _OURS = {
     "batch_sampler": "the plan decides what a batch holds",
     "sampler": "the plan decides the order; see shuffle and shuffle_window",
-    "dataset": "it is the first argument",
     "in_order": "batches come in the order of the plan",
 }
 
@@ -170,6 +170,7 @@ class InfoBatchLoader:
             "num_samples": source.num_samples,
             "fingerprint": source.fingerprint,
             "global_batch": self._global_batch,
+            "mixing": repr(source.mixing),
             **self._recipe.facts(),
         }
 
@@ -281,16 +282,19 @@ class InfoBatchLoader:
                 )
             if self._ranks.records:
                 self._recorder.add(picks.index.numpy(), picks._record.numpy(), losses if score is None else score)
-                if self._recorder.not_finite:
-                    self._warn_once("finite", "a loss was NaN or infinite; such losses are not recorded (see stats)")
+                self._warn_of_losses()
             self.step = max(self.step, picks._step + 1)
             self._updated = True
         return (losses * picks.weight.to(losses.device, non_blocking=True)).mean()
 
+    def _warn_of_losses(self) -> None:
+        if self._recorder.not_finite:
+            self._warn_once("finite", "a loss was NaN or infinite; such losses are not recorded (see stats)")
+
     def _warn_once(self, kind: str, text: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(f"InfoBatchLoader: {text}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"InfoBatchLoader: {text}", RuntimeWarning, stacklevel=4)
 
     # Acting together ---------------------------------------------------------------------------------------------
 
@@ -303,21 +307,30 @@ class InfoBatchLoader:
         self._store = open_together(
             self._ranks, self._path, source.num_samples, source.fingerprint, self._existing, contents
         )
+        if contents is None and self._store.epoch != self.epoch:
+            found, self._store = self._store.epoch, None
+            raise StoreError(
+                f"{self._path} stands at epoch {found}, and stood at epoch {self.epoch} when this loader was made: "
+                "another run uses it. Give each run its own store."
+            )
         self._recorder.attach(self._store)
         self._planned = None
 
     def _meet(self, moment: str) -> None:
         """Have all losses in the store, and all ranks at the same place. Collective."""
         self._ranks.together(moment, self._recorder.flush)
-        self._ranks.agree(moment, epoch=self.epoch, step=self.step, spent=self._updated or self._exhausted)
+        self._warn_of_losses()
+        spent = self._updated or self._exhausted
+        self._ranks.agree(moment, epoch=self.epoch, step=self.step, spent=spent, epochs=self.epochs)
 
     def _advance(self) -> None:
         """Commit this epoch and stand before the next. Collective; the ranks have met."""
         if not self._updated and self.step < self._plan().steps:
             self._warn_once("update", f"epoch {self.epoch} went by without update(): its losses are not known")
-        self._offered += self._plan().entries
-        self._kept += self._plan().kept
+        plan = self._plan()  # of the scores before the commit
         commit_together(self._ranks, self._opened)
+        self._offered += plan.entries
+        self._kept += plan.kept
         self._begin(epoch=self.epoch + 1)
 
     def commit(self) -> None:
@@ -339,7 +352,8 @@ class InfoBatchLoader:
         if kind is None:
             self.commit()
         elif self._store is not None:
-            self._recorder.flush()
+            with suppress(Exception):  # after a fault of the device nothing more comes from it; the cause passes on
+                self._recorder.flush()
             self._store.flush()
 
     def state_dict(self) -> dict[str, Any]:
@@ -373,10 +387,10 @@ class InfoBatchLoader:
             "load_state_dict()", lambda: unpack(state, self._settings, with_scores=leads)
         )
         self._ranks.agree("load_state_dict()", **asdict(progress), chosen=self._canonical_nodes)
+        self._open(Contents(scores, pending, progress.epoch))
         self._canonical_nodes = progress.lanes
         self._begin(epoch=progress.epoch, step=progress.step, full=progress.full)
         self._offered, self._kept = progress.offered, progress.kept
-        self._open(Contents(scores, pending, progress.epoch))
         if progress.done:
             self._updated = True
             self._advance()

@@ -86,9 +86,9 @@ class SoftPruning:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a ratio outside [0, 1), or so near 1 that weights pass 1024."""
-        if not 0 <= self.ratio < 1:
+        if not isinstance(self.ratio, int | float | np.floating) or not 0 <= self.ratio < 1:
             raise ConfigError(
-                f"SoftPruning(ratio={self.ratio}): ratio is the share of low-score samples to drop, in [0, 1); "
+                f"SoftPruning(ratio={self.ratio!r}): ratio is the share of low-score samples to drop, in [0, 1); "
                 "the paper uses 0.5. To drop none, use FullData()."
             )
         _check_keep(f"SoftPruning(ratio={self.ratio})", (1 - self.ratio,))
@@ -114,8 +114,13 @@ class QuantilePruning:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for quantiles that do not increase within (0, 1), or for a wrong ``keep``."""
-        object.__setattr__(self, "quantiles", tuple(float(q) for q in self.quantiles))
-        object.__setattr__(self, "keep", tuple(float(p) for p in self.keep))
+        try:
+            object.__setattr__(self, "quantiles", tuple(float(q) for q in self.quantiles))
+            object.__setattr__(self, "keep", tuple(float(p) for p in self.keep))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"QuantilePruning(quantiles={self.quantiles!r}, keep={self.keep!r}): both are lists of numbers."
+            ) from error
         name = f"QuantilePruning(quantiles={self.quantiles}, keep={self.keep})"
         bounds = (0.0, *self.quantiles, 1.0)
         if not all(low < high for low, high in pairwise(bounds)):

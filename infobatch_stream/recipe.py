@@ -36,6 +36,11 @@ class Recipe:
             raise ConfigError(
                 f"policy={self.policy!r} has no rule(summary); use e.g. SoftPruning(ratio=0.5) or FullData()."
             )
+        if type(self.policy).__repr__ is object.__repr__:
+            raise ConfigError(
+                f"the policy {type(self.policy).__name__} has no repr of its own, by which ranks and checkpoints are "
+                "compared: make it a frozen dataclass."
+            )
         if not isinstance(self.delta, int | float | np.floating) or not 0 <= self.delta <= 1:
             raise ConfigError(
                 f"delta={self.delta!r}: it is the share of epochs before annealing, in [0, 1]; the paper uses 0.875."

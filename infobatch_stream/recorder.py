@@ -52,7 +52,8 @@ class Recorder:
         host.copy_(values, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(values.device))
-        self._copies.append(_Copy(index, record, host, done))
+        # Copied, so that a worker's shared memory is not held until then.
+        self._copies.append(_Copy(index.copy(), record.copy(), host, done))
         while self._copies and (len(self._copies) > _IN_FLIGHT or self._copies[0].done.query()):  # type: ignore[no-untyped-call]
             self._finish()
 

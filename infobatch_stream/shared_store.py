@@ -17,6 +17,7 @@ __all__ = ["Contents", "Existing", "check_owner", "commit_together", "open_toget
 
 Existing = Literal["error", "overwrite", "continue"]
 
+_ONE_HOST = "This version trains on one host, with one store file; put it on a disk of that host."
 _QUIET_NAN = 0x7FC00000  # a token is carried by a NaN, so one that is left behind means "not seen"
 
 
@@ -75,7 +76,13 @@ def open_together(
             store.discard_pending()
 
     ranks.together("opening the score store", prepare if ranks.leads else _nothing)
-    store = ranks.together("opening the score store", lambda: ScoreStore.open(path))
+
+    def follow() -> ScoreStore:
+        if not path.exists():
+            raise ConfigError(f"rank 0 has the store {path}, this process does not see it. {_ONE_HOST}")
+        return ScoreStore.open(path)
+
+    store = ranks.together("opening the score store", follow)
     _prove_shared(ranks, store)
     return store
 
@@ -95,8 +102,7 @@ def _prove_shared(ranks: Ranks, store: ScoreStore) -> None:
     if strangers:
         raise ConfigError(
             f"ranks {strangers} do not see what rank 0 writes to {store.path}: they are on other hosts, or the file "
-            "system does not keep memory maps coherent. This version trains on one host with one store file; put it "
-            "on a disk of that host."
+            f"system does not keep memory maps coherent. {_ONE_HOST}"
         )
 
 

@@ -291,6 +291,8 @@ def _move_into_place(new: Path, path: Path, *, replace: bool) -> None:
     try:
         new.rename(path)
     except OSError as error:
+        if old.exists():
+            old.rename(path)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another process was quicker
             raise _taken(path) from error
         raise

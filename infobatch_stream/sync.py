@@ -52,6 +52,11 @@ class Ranks:
                 )
             return
         self.rank, self.world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        if self.rank < 0:
+            raise ConfigError(
+                f"process {dist.get_rank()} is not in the process_group that was given to it: pass each process the "
+                "group over which its own data is split."
+            )
         self.leads = dist.get_rank() == 0
         self.records = process_group is None or 0 in dist.get_process_group_ranks(process_group)
         everyone = dist.get_world_size()

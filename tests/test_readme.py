@@ -32,7 +32,7 @@ def workplace(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
     digits = ({"image": rng.integers(0, 256, (8, 8), dtype=np.uint8), "label": n % 10} for n in range(200))
-    write_shards(digits, tmp_path / "digits-mds", "mds")
+    write_shards(digits, tmp_path / "my-shards", "mds")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -6,7 +6,6 @@ Run by ``demo`` in its own process, or by torchrun on several (``-m infobatch_st
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -195,5 +194,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main(Path(sys.argv[1]))

@@ -108,7 +108,9 @@ class MdsShards:
         encodings = {name: column.mds for name, column in columns.items()}
         try:
             # One thread: it only uploads, and here there is nowhere to upload to.
-            self._writer = MDSWriter(columns=encodings, out=str(folder), size_limit=shard_bytes, max_workers=1)
+            self._writer = MDSWriter(
+                columns=encodings, out=str(folder), size_limit=shard_bytes, max_workers=1, hashes=["xxh64"]
+            )
         except (TypeError, ValueError, KeyError, AssertionError) as error:
             raise ConfigError(f"MDS cannot store the columns {encodings}: {error}") from error
         self._limit = shard_bytes

@@ -40,7 +40,14 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A short text that changes when an index would mean another sample; it does not depend on paths."""
+        """A short text that changes, as far as can be told cheaply, when an index would mean another sample.
+
+        It does not depend on paths.
+        """
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """What `pool` depends on, as plain values: ranks, and parts of a resumed run, must agree on it."""
 
     def pool(self, epoch: int) -> Pool | None:
         """The entries of ``epoch``; None for each sample once. The same on every rank."""

@@ -19,6 +19,7 @@ class MapStyleSource:
     """A map-style dataset. All that can be told of it is its length, and so that is its fingerprint."""
 
     shard_sizes = None
+    mixing: dict[str, Any] = {}  # noqa: RUF012 - never written
 
     def __init__(self, dataset: MapStyle) -> None:
         self._dataset = dataset

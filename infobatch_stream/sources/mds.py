@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MdsSource"]
 
+_MIXING = ("shuffle_seed", "sampling_method", "sampling_granularity", "epoch_seed_change")  # of resample_streams
 _ATTEMPTS = 3  # a shard may be evicted between its download and its use, when the cache limit is tight
 _TICK = 0.01  # seconds between two looks at a shard that another process downloads
 
@@ -38,10 +39,20 @@ class MdsSource:
             ]
             for stream, shard in zip(streams, dataset.shards, strict=True)
         ]
-        names = [file.name for files in self._files for file, _ in files]
-        self.fingerprint = fingerprint("mds", [*self.shard_sizes.tolist(), *streams, *names])
+        files = [
+            (raw.basename, raw.bytes, sorted(raw.hashes.items()))
+            for shard in dataset.shards
+            for raw, _ in shard.file_pairs
+        ]
+        self.fingerprint = fingerprint("mds", [*self.shard_sizes.tolist(), *streams, *files])
         samples = np.asarray(dataset.samples_per_stream).tolist()
         self._mixed = any(stream.choose != n for stream, n in zip(dataset.streams, samples, strict=True))
+        self.mixing: dict[str, Any] = {}
+        if self._mixed:
+            self.mixing = {
+                "choose": [int(stream.choose) for stream in dataset.streams],
+                **{name: getattr(dataset, name) for name in _MIXING},
+            }
 
     def __getstate__(self) -> dict[str, Any]:
         """State for a worker, without the file lock of this process: the dataset makes one where there is none."""
@@ -72,7 +83,7 @@ class MdsSource:
     def _get(self, index: int) -> Any:
         try:
             return self._dataset[index]
-        except Exception as error:
+        except (FileNotFoundError, RuntimeError) as error:  # what StreamingDataset raises for a shard it cannot get
             shard = self._shard_of(index)
             if self._here(shard):
                 raise
@@ -83,6 +94,7 @@ class MdsSource:
     def _bring(self, shard: int) -> None:
         """Return when the files of ``shard`` are here, whole."""
         for _ in range(_ATTEMPTS):
+            self._wait(shard)  # some downloads grow in place: a shard that is not complete has the wrong size
             if self._here(shard):
                 return
             self._prepare(shard)
@@ -106,14 +118,20 @@ class MdsSource:
         return True
 
     def _prepare(self, shard: int) -> None:
-        stream = self._dataset.streams[self._dataset.stream_per_shard[shard]]
-        patience = float(stream.download_timeout or 60) * (1 + int(stream.download_retry or 0)) + 10
-        deadline = time.monotonic() + patience
         try:
             self._dataset.prepare_shard(shard, blocking=False)
         except Exception as error:
             self._give_back(shard)
             raise self._missing(shard, error) from error
+        self._wait(shard)
+
+    def _wait(self, shard: int) -> None:
+        """Return when no process is downloading ``shard``."""
+        if self._state(shard) != "PREPARING":
+            return
+        stream = self._dataset.streams[self._dataset.stream_per_shard[shard]]
+        patience = float(stream.download_timeout or 60) * (1 + int(stream.download_retry or 0)) + 10
+        deadline = time.monotonic() + patience
         while self._state(shard) == "PREPARING":
             if time.monotonic() > deadline:
                 raise DataError(

@@ -25,11 +25,13 @@ class TarShards:
         self.paths = [local_path(url) for url in urls]
         self._cache_dir = cache_dir
         self._stamps: list[tuple[int, int]] = []
+        self.probes: list[int] = []
         sizes = []
         for path in self.paths:
             index = load_index(path, cache_dir)
             sizes.append(len(index))
             self._stamps.append(index.stamp)
+            self.probes.append(int(index.probe[0]))
         self.sizes = np.array(sizes, np.int64)
         self.ends = np.cumsum(self.sizes)
         if self.ends[-1] == 0:

@@ -66,7 +66,12 @@ class IndexedWebDataset(Dataset[Any]):
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
         """int64[S]: samples per shard."""
-        return self._shards.sizes.copy()
+        return self._shards.sizes
+
+    @property
+    def shard_probes(self) -> list[int]:
+        """A checksum of parts of each shard: shards that were written anew in another order differ in it."""
+        return self._shards.probes
 
     def __len__(self) -> int:
         """N, the number of samples."""
@@ -177,9 +182,14 @@ class WdsSource:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the shards' file names and their numbers of samples; the folders do not matter."""
+        """Digest of the shards' file names, numbers of samples and probes; the folders do not matter."""
         names = [ascii(Path(url).name) for url in self.dataset.urls]
-        return fingerprint("wds", zip(names, self.shard_sizes.tolist(), strict=True))
+        return fingerprint("wds", zip(names, self.shard_sizes.tolist(), self.dataset.shard_probes, strict=True))
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """Empty: each sample once."""
+        return {}
 
     def pool(self, epoch: int) -> Pool | None:
         """None: each sample once."""
