@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,6 +143,13 @@ def index_command(
         raise typer.Exit(1)
 
 
+class Optimizer(StrEnum):
+    """The optimizers that the demo can train with."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
 @app.command("demo")
 def demo_command(
     *,
@@ -152,13 +160,14 @@ def demo_command(
     nproc: Annotated[int, typer.Option(min=1, help="Processes; more than one run under torchrun with gloo.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=2, help="Epochs of each run.  [default: digits 20, idx 12]")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often every run is repeated, with another seed.")] = 2,
+    optimizer: Annotated[Optimizer, typer.Option(help="adamw, or sgd with momentum.")] = Optimizer.ADAMW,
     out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("infobatch-demo.png"),
 ) -> None:
     """Train a small CNN on real images, in full and with InfoBatch, over MDS and WebDataset shards."""
     with _reported():
         from .demo import demo
 
-        demo(data, nproc=nproc, epochs=epochs, seeds=seeds, out=out, console=Console())
+        demo(data, nproc=nproc, epochs=epochs, seeds=seeds, optimizer=optimizer.value, out=out, console=Console())
 
 
 @contextmanager

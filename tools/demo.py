@@ -39,18 +39,22 @@ class _Images:
             yield {"image": image, "label": int(label)}
 
 
-def demo(data: Path | None, *, nproc: int, epochs: int | None, seeds: int, out: Path, console: Console) -> list[Run]:
+def demo(
+    data: Path | None, *, nproc: int, epochs: int | None, seeds: int, optimizer: str, out: Path, console: Console
+) -> list[Run]:
     """Train on scikit-learn's digits, or the idx files in ``data``; print a table and write the plot ``out``.
 
     nproc: processes; more than one are started by torchrun (gloo). epochs: None for 20 on digits, 12 on idx files.
-    seeds: how many times every run is repeated. Raises ConfigError for data that cannot be used.
+    seeds: how many times every run is repeated. optimizer: "adamw" or "sgd".
+
+    Raises ConfigError for data that cannot be used.
     """
     if out.suffix not in (".png", ".svg", ".pdf") or not out.resolve().parent.is_dir():
         raise ConfigError(f"--out {out}: give the name of a .png, .svg or .pdf file in a folder that exists.")
     train, test = _digits() if data is None else _idx(data)
     epochs = epochs or (20 if data is None else 12)
     with tempfile.TemporaryDirectory(prefix="infobatch-demo-") as folder:
-        spec = Spec(folder, int(train.labels.max()) + 1, epochs, 64 if data is None else 128, seeds, lr=2e-3)
+        spec = Spec(folder, int(train.labels.max()) + 1, epochs, 64 if data is None else 128, seeds, optimizer)
         if spec.batch % nproc:
             raise ConfigError(f"--nproc {nproc}: it has to divide the global batch of {spec.batch}.")
         console.print(
@@ -137,10 +141,10 @@ def _by_name(runs: list[Run]) -> dict[str, list[Run]]:
 def _table(runs: list[Run], samples: int, epochs: int, nproc: int) -> Table:
     processes = "" if nproc == 1 else f", {nproc} processes"
     table = Table(title=f"{samples:,} samples, {epochs} epochs{processes}")
-    for heading, justify in (("run", "left"), ("test accuracy", "right"), ("samples trained on", "right")):
+    for heading, justify in (("run", "left"), ("test\naccuracy", "right"), ("samples\ntrained on", "right")):
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("saved", justify="right")
-    table.add_column("seconds", justify="right")
+    table.add_column("saved", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
     for name, repeats in _by_name(runs).items():
         table.add_row(
             name,

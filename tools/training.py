@@ -31,14 +31,17 @@ Report = Callable[["Run", int, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is trained on what. folder: holds mds/, wds/ and test.npz. batch: samples per step over all ranks."""
+    """What is trained on what. folder: holds mds/, wds/ and test.npz. batch: samples per step over all ranks.
+
+    optimizer: "adamw", or "sgd" with momentum 0.9.
+    """
 
     folder: str
     classes: int
     epochs: int
     batch: int
     seeds: int
-    lr: float
+    optimizer: str
 
 
 @dataclasses.dataclass
@@ -102,7 +105,7 @@ def _train(spec: Spec, run: Run, report: Report) -> None:
     torch.manual_seed(run.seed)
     net: nn.Module = SmallCNN(test_images.shape[-1], spec.classes)
     model = nn.parallel.DistributedDataParallel(net) if dist.is_initialized() else net
-    optimizer = torch.optim.AdamW(net.parameters(), lr=spec.lr)
+    optimizer, peak = _optimizer(spec.optimizer, net)
     store = Path(spec.folder) / f"{run.format}-{'soft' if run.prune else 'full'}-{run.seed}.zarr"
     world = dist.get_world_size() if dist.is_initialized() else 1
     with InfoBatchLoader(
@@ -120,7 +123,7 @@ def _train(spec: Spec, run: Run, report: Report) -> None:
             model.train()
             for (images, labels), picks in loader:
                 for group in optimizer.param_groups:
-                    group["lr"] = spec.lr * _schedule(loader.progress)
+                    group["lr"] = peak * _schedule(loader.progress)
                 losses = F.cross_entropy(model(images), labels, reduction="none")
                 loss = loader.update(losses, picks)
                 optimizer.zero_grad()
@@ -136,6 +139,13 @@ def _train(spec: Spec, run: Run, report: Report) -> None:
             scores = ScoreStore.open(store, mode="r").scores
             run.means.append(float(scores.mean(dtype=np.float64)))
             run.histograms.append(np.histogram(scores, score_edges())[0].tolist())
+
+
+def _optimizer(name: str, net: nn.Module) -> tuple[torch.optim.Optimizer, float]:
+    """The optimizer and its highest learning rate."""
+    if name == "adamw":
+        return torch.optim.AdamW(net.parameters()), 2e-3
+    return torch.optim.SGD(net.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4), 5e-2
 
 
 def _schedule(progress: float) -> float:
