@@ -354,7 +354,8 @@ class InfoBatchLoader:
         elif self._store is not None:
             with suppress(Exception):  # after a fault of the device nothing more comes from it; the cause passes on
                 self._recorder.flush()
-            self._store.flush()
+            with suppress(Exception):
+                self._store.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on with exactly the same picks, on any world size of equal global batch.

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from infobatch_stream import (
     ConfigError,
     DataError,
+    FullData,
     IndexedWebDataset,
     InfoBatchLoader,
     ScoreStore,
@@ -73,6 +74,16 @@ def test_options_that_cannot_work(path, options, message):
 def test_ratio_outside_of_0_to_1(ratio):
     with pytest.raises(ConfigError, match=rf"ratio={ratio}.*\[0, 1\)"):
         SoftPruning(ratio)
+
+
+def test_a_policy_that_cannot_be_compared_is_refused(path):
+    class Nameless:
+        def rule(self, summary):
+            return FullData().rule(summary)
+
+    with pytest.raises(ConfigError, match=r"policy Nameless has no repr.*frozen dataclass"):
+        loader_of(path, policy=Nameless())
+    assert not path.parent.exists()
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers(path):

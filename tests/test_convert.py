@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
+from infobatch_stream import IndexedWebDataset, InfoBatchLoader
+from infobatch_stream.errors import ConfigError, DataError, MissingExtraError, StoreError
 from infobatch_stream.sources.tar_index import is_fresh
 from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.tools.__main__ import main
@@ -209,6 +210,34 @@ def test_order_is_the_seeds_and_bytes_repeat(tree, tmp_path, format):
     assert sorted(other) == in_order
     assert shard_bytes_of(tmp_path / "a") == shard_bytes_of(tmp_path / "again")
     assert len([name for name in shard_bytes_of(tmp_path / "a") if name.startswith("shard")]) > 1
+
+
+def as_dataset(folder: Path, format: str):
+    if format == "wds":
+        return IndexedWebDataset(str(folder))
+    from streaming import StreamingDataset
+
+    return StreamingDataset(local=str(folder))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_scores_follow_the_shards_to_another_folder_but_not_into_another_order(tmp_path, format):
+    samples = [{"image": np.full((4, 4), k), "label": k % 5} for k in range(300)]  # all of one size
+    write_shards(samples, tmp_path / "one", format, shard_bytes=1 << 14)
+    write_shards(samples[::-1], tmp_path / "other", format, shard_bytes=1 << 14)
+    shutil.copytree(tmp_path / "one", tmp_path / "moved")
+    sizes = [{file.name: file.stat().st_size for file in folder.glob("shard*[sr]")} for folder in tmp_path.iterdir()]
+    assert sizes[0] == sizes[1] == sizes[2]
+    options = {"batch_size": 100, "epochs": 2, "existing": "continue", "collate_fn": len}
+    loader = InfoBatchLoader(as_dataset(tmp_path / "one", format), tmp_path / "scores.zarr", **options)
+    for _, picks in loader:
+        loader.update(picks.index.float(), picks)
+    loader.commit()
+    moved = InfoBatchLoader(as_dataset(tmp_path / "moved", format), tmp_path / "scores.zarr", **options)
+    assert moved.epoch == 1
+    assert len(list(moved)) == 3
+    with pytest.raises(StoreError, match="scores of another dataset"):
+        InfoBatchLoader(as_dataset(tmp_path / "other", format), tmp_path / "scores.zarr", **options)
 
 
 @pytest.mark.parametrize("format", FORMATS)

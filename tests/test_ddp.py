@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from ddp_scripts.cases import MDS_MODES, RULES, RUN, WDS_MODES, N, mds, train
+from ddp_scripts.cases import MDS_MODES, RULES, RUN, WDS_MODES, N, mds, plain, train, train_model
 from ddp_scripts.data import loss_of, wds, write_mds, write_wds
 from ddp_scripts.launch import environment, torchrun
 
@@ -171,8 +171,11 @@ def test_ranks_with_different_loaders_all_raise_and_make_no_store(rules, case, f
 
 
 def test_ranks_that_do_not_share_a_store_all_raise(rules):
-    (first, *_), (second, *_) = rules["different_stores"]
-    assert {first, second} <= {"ConfigError", "StoreError", "OutOfStepError"}
+    (first, text, _), (second, other, _) = rules["different_stores"]
+    assert (first, second) == ("OutOfStepError", "ConfigError")
+    assert other in text
+    assert "does not see it" in other
+    assert "one host" in other
 
 
 def test_a_store_with_epochs_raises_on_all(rules):
@@ -197,7 +200,29 @@ def test_an_error_leaves_the_with_block_on_one_rank_without_the_others(rules):
         assert pending == N
 
 
+def test_epochs_raised_on_one_rank_raise_on_all(rules):
+    check_errors(rules["epochs_on_one"], "OutOfStepError", "rank 0 has epochs=100", "rank 1 has epochs=4")
+
+
+# ---- a model
+
+
+def test_a_model_under_ddp_is_that_of_one_process_with_the_same_global_batch(rules, tmp_path):
+    (here, pruned), (there, _) = rules["trained_model"]
+    alone, wanted = train_model(plain(tmp_path, "alone", batch_size=8))
+    assert pruned == wanted > 0
+    for one, other, whole in zip(here, there, alone, strict=True):
+        assert torch.equal(one, other)
+        assert torch.allclose(one, whole, rtol=1e-5)
+
+
 # ---- processes and groups
+
+
+def test_a_process_outside_its_group_is_told_so(rules):
+    (inside, *_), (outside, text, _) = rules["outside_its_group"]
+    assert (inside, outside) == ("nothing", "ConfigError")
+    assert "process 1 is not in the process_group that was given to it" in text
 
 
 def test_processes_without_a_process_group_are_refused(tmp_path):

@@ -23,6 +23,7 @@ from infobatch_stream import (
     SoftPruning,
     StoreError,
 )
+from infobatch_stream.recorder import Recorder
 
 N = 50
 # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
@@ -177,6 +178,47 @@ def test_losses_that_are_not_finite_are_counted_and_warned_of_once(make):
     assert np.isnan(scores[:4]).all()
     assert np.isfinite(scores[4:]).all()
     assert set(joined(epoch_of(loader), "index").tolist()) >= {0, 1, 2, 3}  # as never seen: kept
+
+
+def test_losses_that_arrive_after_the_last_step_are_warned_of_too(make):
+    class Late(Recorder):  # as one whose device is slow
+        def add(self, *copy):
+            self.waiting = [*getattr(self, "waiting", []), copy]
+
+        def flush(self):
+            for copy in self.__dict__.pop("waiting", []):
+                super().add(*copy)
+
+    loader = make()
+    loader._recorder = Late()
+    epoch_of(loader, lambda index, epoch: torch.where(index == 3, torch.nan, loss_of(index)))
+    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
+        loader.commit()
+    assert loader.stats["not_finite"] == 1
+    assert np.flatnonzero(np.isnan(ScoreStore.open(loader._path).scores)).tolist() == [3]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # a prototype, as torch says of it
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_losses_on_a_cuda_device_are_recorded_alike_and_no_step_waits(make, tmp_path, kind):
+    def run(device, store):
+        loader, found = make(store=tmp_path / store, batch_size=2), []
+        for _ in range(2):
+            for _, picks in loader:
+                losses = loss_of(picks.index, loader.epoch).to(device, kind)
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    found.append(loader.update(losses, picks))
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+        loader.commit()
+        return torch.stack(found).cpu(), ScoreStore.open(loader._path).scores
+
+    found, scores = run("cuda", "cuda.zarr")
+    wanted, wanted_scores = run("cpu", "cpu.zarr")
+    assert np.array_equal(scores, wanted_scores)
+    assert torch.allclose(found, wanted)
 
 
 def test_filled_up_entries_weigh_nothing_and_never_record(make):
@@ -446,6 +488,17 @@ def test_continue_goes_on_with_scores_and_epoch(make):
     del first
 
 
+def test_a_store_that_another_run_commits_meanwhile_is_refused(make):
+    one_epoch(make)
+    loader, other = make(existing="continue"), make(existing="continue")
+    epoch_of(other)
+    other.commit()
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"stands at epoch 2, and stood at epoch 1.*another run"):
+            iter(loader)
+    assert ScoreStore.open(loader._path).epoch == 2
+
+
 def test_continue_begins_where_there_is_no_store(make):
     assert make(existing="continue").epoch == 0
     assert len(epoch_of(make(existing="continue"))) == 7
@@ -502,6 +555,18 @@ def test_with_an_exception_it_only_flushes(make):
     assert store.epoch == loader.epoch == 0
     assert np.isfinite(store.pending).all()
     assert np.isnan(store.scores).all()
+
+
+def test_a_fault_of_the_recorder_does_not_hide_the_users_exception(make, monkeypatch):
+    loader = make()
+
+    def fault():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(KeyError, match="mine"), loader:
+        epoch_of(loader)
+        monkeypatch.setattr(loader._recorder, "flush", fault)
+        raise KeyError("mine")
 
 
 def test_after_a_break_iter_commits_and_begins_the_next_epoch(make):

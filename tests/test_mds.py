@@ -1,10 +1,13 @@
 """MDS shards, through StreamingDataset."""
 
+import gc
 import shutil
 import signal
+import threading
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from streaming import Stream, StreamingDataset
 from streaming.base.dataset import _ShardState
 from streaming.base.util import clean_stale_shared_memory
 
-from infobatch_stream import DataError, InfoBatchLoader, ScoreStore, SoftPruning
+from infobatch_stream import ConfigError, DataError, InfoBatchLoader, ScoreStore, SoftPruning
 
 pytestmark = pytest.mark.filterwarnings(
     # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
@@ -35,6 +38,18 @@ def _no_stale_shared_memory():
     clean_stale_shared_memory()
     yield
     clean_stale_shared_memory()
+
+
+@pytest.fixture(autouse=True)
+def _few_open_files(monkeypatch):
+    """End shared memory with its test: streaming does so at exit, and each dataset opens that of all before it."""
+    ends = []
+    monkeypatch.setattr("streaming.base.shared.memory.atexit", SimpleNamespace(register=ends.append))
+    yield
+    gc.collect()
+    for end in ends:
+        with suppress(BufferError):
+            end()
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +97,13 @@ def within(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-def train(loader):
-    """To the end: for every step (epoch, index, weight, numbers, noise)."""
+def train(loader, states=None):
+    """To the end: for every step (epoch, index, weight, numbers, noise). ``states`` takes the state before each."""
     steps = []
     for epoch in range(loader.epoch, loader.epochs):
         for (numbers, noise), picks in loader:
+            if states is not None:
+                states.append(loader.state_dict())
             loader.update(loss_of(picks.index), picks)
             steps.append((epoch, picks.index.tolist(), picks.weight.tolist(), numbers.tolist(), noise.tolist()))
     loader.commit()
@@ -116,6 +133,21 @@ def test_a_plain_streaming_dataset_gives_its_columns(shards, make):
     for data, picks in make(StreamingDataset(local=shards)):
         assert torch.equal(data["i"], picks.index)
         assert data["pad"] == [bytes(64)] * 8
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, FileNotFoundError])
+def test_what_the_users_getitem_raises_passes_unchanged(shards, make, kind):
+    mine = kind("mine")
+
+    class Picky(Augmented):
+        def __getitem__(self, index):
+            if index == 17:
+                raise mine
+            return super().__getitem__(index)
+
+    with pytest.raises(kind, match=r"^mine$") as caught:
+        train(make(Picky(local=shards)))
+    assert caught.value is mine
 
 
 def test_a_map_style_wrapper_around_it_is_taken(shards, make):
@@ -159,12 +191,13 @@ def test_a_small_cache_evicts_and_fetches_again(make, tmp_path, small_cache, opt
         steps = train(loader)
     assert sorted(indices(steps, 0)) == list(range(120))
     assert all(numbers == index for _, index, _, numbers, _ in steps)
-    assert len(list((tmp_path / "local").glob("*.mds"))) <= 4
+    ahead = options.get("num_workers", 1) - 1  # streaming counts a download when it is done: others may be under way
+    assert len(list((tmp_path / "local").glob("*.mds"))) <= 4 + ahead
 
 
 @pytest.mark.parametrize(
     "options",
-    [FORK, {**FORK, "persistent_workers": True}, {**SPAWN, "persistent_workers": True}],
+    [FORK, {**FORK, "persistent_workers": True}, SPAWN],
     ids=["fork", "fork, persistent", "spawn"],
 )
 def test_after_a_peek_workers_read_the_same(shards, make, tmp_path, options):
@@ -182,17 +215,22 @@ def test_after_a_peek_workers_read_the_same(shards, make, tmp_path, options):
 # ---- mixing
 
 
-def mixed(tmp_path, kind):
-    one = write_mds(tmp_path / "one", first=0, samples=48)
-    two = write_mds(tmp_path / "two", first=48, samples=24)
+def mixed(tmp_path, kind, **options):
+    one, two = tmp_path / "one", tmp_path / "two"
+    if not one.exists():
+        write_mds(one, first=0, samples=48)
+        write_mds(two, first=48, samples=24)
     weights = {
+        "plain": ({}, {}),
+        "proportion, otherwise": ({"proportion": 0.5}, {"proportion": 0.5}),
         "proportion": ({"proportion": 0.25}, {"proportion": 0.75}),
         "repeat": ({"repeat": 1}, {"repeat": 2.5}),
         "choose": ({"choose": 30}, {"choose": 60}),
         "once": ({}, {}),
         "repeat 1": ({"repeat": 1}, {"repeat": 1}),
     }[kind]
-    return Augmented(streams=[Stream(local=path, **w) for path, w in zip((one, two), weights, strict=True)])
+    streams = [Stream(local=str(path), **w) for path, w in zip((one, two), weights, strict=True)]
+    return Augmented(streams=streams, **options)
 
 
 @pytest.mark.parametrize("kind", ["proportion", "repeat", "choose", "once", "repeat 1"])
@@ -231,6 +269,38 @@ def test_a_mixed_epoch_draws_from_what_streaming_would(make, tmp_path, kind):
         assert np.array_equal(after, wanted, equal_nan=True)
 
 
+# ---- resume
+
+
+@pytest.mark.parametrize("kind", ["plain", "proportion", "repeat"])
+def test_a_resumed_run_goes_on_with_the_same_picks_and_augmentation(make, tmp_path, kind):
+    states = []
+    steps = train(make(mixed(tmp_path, kind)), states)
+    assert len(states) == len(steps) > 20
+    again = mixed(tmp_path, kind)
+    for first in range(0, len(steps), 4):
+        loader = make(again, "resumed.zarr", existing="overwrite")
+        loader.load_state_dict(states[first])
+        assert train(loader) == steps[first:], f"from step {first}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "there"),
+    [
+        ("proportion, otherwise", {}, r"'choose': \[36, 36\]"),
+        ("plain", {}, r"\{\}"),
+        ("proportion", {"shuffle_seed": 5}, r"'shuffle_seed': 5"),
+        ("proportion", {"sampling_method": "fixed"}, r"'sampling_method': 'fixed'"),
+    ],
+)
+def test_a_state_of_another_mixture_is_refused(make, tmp_path, kind, options, there):
+    state = make(mixed(tmp_path, "proportion")).state_dict()
+    other = make(mixed(tmp_path, kind, **options), "other.zarr")
+    with pytest.raises(ConfigError, match=rf"saved with mixing=.*this loader has mixing=.*{there}"):
+        other.load_state_dict(state)
+    assert not other._path.exists()
+
+
 # ---- shards that are missing or damaged
 # After an error in a worker, PyTorch takes 5 seconds to end its workers; so few tests have both.
 
@@ -260,6 +330,24 @@ def test_a_truncated_shard_is_named_and_may_come_back(own, make):
     with within(20):
         steps = train(make(dataset, epochs=1))
     assert sorted(indices(steps, 0)) == list(range(N))
+
+
+def test_a_shard_that_is_still_growing_is_waited_for(own, make):
+    dataset = Augmented(local=str(own))
+    file = own / "shard.00002.mds"
+    whole = file.read_bytes()
+
+    def finish():
+        file.write_bytes(whole)
+        dataset._shard_states[2] = _ShardState.LOCAL
+
+    dataset._shard_states[2] = _ShardState.PREPARING
+    file.write_bytes(whole[:500])
+    download = threading.Timer(0.5, finish)
+    download.start()
+    with within(20):
+        assert make(dataset)._source.read(24)[0] == 24
+    download.join()
 
 
 def test_the_samples_of_a_missing_shard_are_replaced(own, make):

@@ -8,7 +8,7 @@ from ddp_scripts.resume import EPOCHS, make, train
 
 # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-EVERY = 3  # step of which the state is tried on another world size: each one takes time
+EVERY = 2  # step of which the state is tried on another world size: each one takes time
 
 
 def data_of(kind, tmp_path):

@@ -1,5 +1,6 @@
 """The score store: against a plain array as model, as Zarr, under kill -9, and with everything that is not a store."""
 
+import errno
 import functools
 import json
 import os
@@ -449,6 +450,22 @@ def test_replacing_a_store_leaves_one_store_and_detaches_who_had_the_old_one_ope
     for act in (old.commit, old.refresh):
         with pytest.raises(StoreError, match="replaced by another program"):
             act()
+
+
+def test_a_replacement_that_cannot_be_moved_into_place_leaves_the_old_store(path, monkeypatch):
+    filled(path)
+    rename = Path.rename
+
+    def faulty(self, target):
+        if ".new-" in self.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", faulty)
+    with pytest.raises(StoreError, match="Input/output error"):
+        ScoreStore.create(path, 5, "other", replace=True)
+    assert names(path.parent) == [path.name]
+    same(ScoreStore.open(path).scores, FILLED)
 
 
 def test_a_store_that_appears_meanwhile_is_not_replaced(path, monkeypatch):

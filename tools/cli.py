@@ -160,7 +160,7 @@ def demo_command(
     nproc: Annotated[int, typer.Option(min=1, help="Processes; more than one run under torchrun with gloo.")] = 1,
     epochs: Annotated[int | None, typer.Option(min=2, help="Epochs of each run.  [default: digits 20, idx 12]")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often every run is repeated, with another seed.")] = 2,
-    optimizer: Annotated[Optimizer, typer.Option(help="adamw, or sgd with momentum.")] = Optimizer.ADAMW,
+    optimizer: Annotated[Optimizer, typer.Option(help="sgd with momentum, as the paper, or adamw.")] = Optimizer.SGD,
     out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("infobatch-demo.png"),
 ) -> None:
     """Train a small CNN on real images, in full and with InfoBatch, over MDS and WebDataset shards."""

@@ -111,6 +111,10 @@ class MdsSource:
             except FileNotFoundError:
                 return False
             if found != size:
+                if self._state(shard) == "PREPARING":  # another process began to download it just now
+                    return False
+                if file.exists() and file.stat().st_size == size:  # and has finished since
+                    continue
                 raise DataError(
                     f"{self._name(shard)} has {found:,} bytes, its index.json says {size:,}: it is truncated or of "
                     "another dataset. Delete the file to have it downloaded again, or convert the data anew."

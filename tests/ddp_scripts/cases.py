@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from ddp_scripts.data import Noisy, loss_of, wds
 from ddp_scripts.launch import process_group
+from torch.nn.parallel import DistributedDataParallel
 
 from infobatch_stream import InfoBatchLoader, ScoreStore
 
@@ -234,6 +235,46 @@ def error_in_the_block(out, rank):
     return found, int(torch.isfinite(torch.tensor(ScoreStore.open(loader._path).pending)).sum())
 
 
+def epochs_on_one(out, rank):
+    """``if rank == 0: loader.epochs = 100``, in the middle of a run."""
+    loader = plain(out, "raised")
+    train(loader, 1)
+    if rank == 0:
+        loader.epochs = 100
+    return error_of(lambda: iter(loader))
+
+
+def outside_its_group(out, rank):
+    group = dist.new_group([0])
+    return error_of(lambda: plain(out, "outside", process_group=group))
+
+
+# ---- a model
+
+
+def train_model(loader):
+    """The parameters of a small model after its training, under DDP where there are several processes."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1, dtype=torch.float64)
+    wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruned = 0
+    for _ in range(loader.epoch, loader.epochs):
+        for _, picks in loader:
+            x = torch.stack([torch.sin(picks.index * k) for k in (1.0, 2.0, 3.0)], 1).double()
+            losses = (wrapped(x)[:, 0] - loss_of(picks.index)).square()
+            optimizer.zero_grad()
+            loader.update(losses, picks).backward()
+            optimizer.step()
+        pruned += loader.stats["pruned"]
+    loader.commit()
+    return [parameter.detach() for parameter in model.parameters()], pruned
+
+
+def trained_model(out, rank):
+    return train_model(plain(out, "model"))
+
+
 # ---- peers
 
 
@@ -274,6 +315,9 @@ RULES = {
     "existing_store": existing_store,
     "failing_commit": failing_commit,
     "error_in_the_block": error_in_the_block,
+    "epochs_on_one": epochs_on_one,
+    "outside_its_group": outside_its_group,
+    "trained_model": trained_model,
     "state_on_one": state_on_one,
     "state_on_the_other": state_on_the_other,
 }
