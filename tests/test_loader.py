@@ -347,7 +347,7 @@ def test_replace_keeps_steps_and_batch_sizes(make, workers):
     loader = make(Faulty(N, bad), on_error="replace", num_workers=workers, epochs=2)
     with pytest.warns(RuntimeWarning, match=r"sample \d+: .*is rotten") as seen:
         batches = epoch_of(loader)
-    assert len(seen) == 1
+    assert len([one for one in seen if issubclass(one.category, RuntimeWarning)]) == 1
     assert len(batches) == 7
     for (numbers, _), picks in batches:
         assert len(picks) == 8

@@ -46,9 +46,8 @@ class MdsSource:
         ]
         self.fingerprint = fingerprint("mds", [*self.shard_sizes.tolist(), *streams, *files])
         samples = np.asarray(dataset.samples_per_stream).tolist()
-        self._mixed = any(stream.choose != n for stream, n in zip(dataset.streams, samples, strict=True))
         self.mixing: dict[str, Any] = {}
-        if self._mixed:
+        if any(stream.choose != n for stream, n in zip(dataset.streams, samples, strict=True)):
             self.mixing = {
                 "choose": [int(stream.choose) for stream in dataset.streams],
                 **{name: getattr(dataset, name) for name in _MIXING},
@@ -61,7 +60,7 @@ class MdsSource:
 
     def pool(self, epoch: int) -> Pool | None:
         """What StreamingDataset would draw in ``epoch``; None when that is each sample once."""
-        if not self._mixed:
+        if not self.mixing:
             return None
         units, index = self._dataset.resample_streams(epoch)
         return Pool(np.asarray(index, dtype=np.int64), np.asarray(units, dtype=np.int64))
