@@ -64,8 +64,9 @@ class InfoBatchLoader:
         process_group: the group over which data is split, when that is not all processes.
         collate_fn: as of DataLoader. dataloader: further options of the inner DataLoader, as num_workers.
 
-    Raises ConfigError or StoreError for what cannot work, before anything is written. Making a loader
-    communicates nothing; the methods marked "Collective" must be called by all ranks.
+    Raises ConfigError or StoreError for what cannot work. Making a loader communicates nothing, and writes nothing
+    but what is left of a commit that was killed (existing="continue"); the methods marked "Collective" must be called
+    by all ranks.
 
     Attributes:
         dataloader: the inner DataLoader. epochs: may be raised on resume. epoch: the epoch that is trained, or

@@ -80,7 +80,8 @@ def _digits() -> tuple[_Images, _Images]:
     images = (found.images * (255 / 16)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(images))
     cut = len(images) // 5
-    return tuple(_Images(images[part], found.target[part].astype(np.int64)) for part in (order[cut:], order[:cut]))  # type: ignore[return-value]
+    labels = found.target.astype(np.int64)
+    return _Images(images[order[cut:]], labels[order[cut:]]), _Images(images[order[:cut]], labels[order[:cut]])
 
 
 def _idx(data: Path) -> tuple[_Images, _Images]:
