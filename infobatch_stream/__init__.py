@@ -4,6 +4,7 @@ from infobatch_stream.errors import (
     ConfigError,
     DataError,
     InfoBatchError,
+    LostRanksError,
     MissingExtraError,
     OutOfStepError,
     StoreError,
@@ -27,5 +28,6 @@ __all__ = [
     "DataError",
     "StoreError",
     "OutOfStepError",
+    "LostRanksError",
     "MissingExtraError",
 ]

@@ -32,6 +32,15 @@ class Progress:
     offered: int
     kept: int
 
+    def check(self) -> None:
+        """Raise ValueError for what no run can have reached."""
+        counts = (self.epoch, self.step, self.lanes - 1, self.kept, self.offered - self.kept)
+        flags = (self.done, False if self.full is None else self.full)
+        if any(type(count) is not int or count < 0 for count in counts) or any(
+            type(flag) is not bool for flag in flags
+        ):
+            raise ValueError(f"{self} is no place in a run")
+
 
 def pack(settings: dict[str, Any], progress: Progress, store: ScoreStore | None) -> dict[str, Any]:
     """A state of plain values and tensors, for torch.save; with the scores of ``store`` unless that is None.
@@ -53,10 +62,19 @@ def unpack(
     Raises ConfigError, naming the difference, when the state is of another dataset, global batch or order, of a
     newer format, damaged, or lacks the scores.
     """
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ConfigError(f"not a loader state of format {_FORMAT} (found {found!r}); give what state_dict() returned.")
-    saved = state.get("settings", {})
+    found = state.get("format") if isinstance(state, dict) else None
+    if isinstance(found, int) and found > _FORMAT:
+        raise ConfigError(
+            f"the state has format {found}; this version of infobatch-stream reads format {_FORMAT}. Install the version "
+            "that saved it, or a newer one."
+        )
+    if found != _FORMAT:
+        raise ConfigError(
+            f"not a loader state (a {type(state).__name__} of format {found!r}); give what state_dict() returned."
+        )
+    saved = state.get("settings")
+    if not isinstance(saved, dict):
+        raise ConfigError("the state is damaged: it has no settings; load another one.")
     for name, here in settings.items():
         there = saved.get(name)
         if here != there:
@@ -67,6 +85,7 @@ def unpack(
             )
     try:
         progress = Progress(**state["progress"])
+        progress.check()
         if not with_scores:
             return progress, None, None
         scores, pending = (
@@ -74,9 +93,9 @@ def unpack(
             torch.as_tensor(state[name], dtype=torch.float32, device="cpu").numpy()
             for name in ("scores", "pending")
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the state is incomplete ({error}); the scores are in the state_dict() of rank 0: load that one there."
+            f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that one there."
         ) from error
     if not scores.shape == pending.shape == (settings["num_samples"],):
         raise ConfigError(f"the state has {scores.size} scores, {settings['num_samples']} are needed; it is damaged.")

@@ -3,7 +3,15 @@
 Every message says what was found, what is allowed, and what to do.
 """
 
-__all__ = ["InfoBatchError", "ConfigError", "DataError", "StoreError", "OutOfStepError", "MissingExtraError"]
+__all__ = [
+    "InfoBatchError",
+    "ConfigError",
+    "DataError",
+    "StoreError",
+    "OutOfStepError",
+    "LostRanksError",
+    "MissingExtraError",
+]
 
 
 class InfoBatchError(Exception):
@@ -24,6 +32,10 @@ class StoreError(InfoBatchError, RuntimeError):
 
 class OutOfStepError(InfoBatchError, RuntimeError):
     """Ranks, picks or iterators that do not belong to the same moment of the same run."""
+
+
+class LostRanksError(InfoBatchError, RuntimeError):
+    """Other processes of the run that cannot be reached any more: one ended, or the network between them did."""
 
 
 class MissingExtraError(InfoBatchError, ImportError):

@@ -1,21 +1,17 @@
-"""Where the bytes of a score store lie: its metadata, its two shard files, and how both are checked.
+"""Where the bytes of a score store lie: its two shard files, their metadata, and how both are checked.
 
     scores.zarr/zarr.json            group; its attribute "infobatch_stream" is the Header
     scores.zarr/{scores,pending}/zarr.json
     scores.zarr/{scores,pending}/c/0   K inner chunks of C float32 (little-endian), then the shard index:
                                        K times (offset, length) as uint64, then the CRC-32C of those 16 K bytes
 
-C = min(N, 2^22), K = ceil(N / C); what the last chunk has beyond N is NaN.
+C = min(N, 2^22), K = ceil(N / C); what the last chunk has beyond N is NaN. docs/format.md is the specification.
 """
 
-import dataclasses
-import json
 import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
@@ -23,12 +19,30 @@ import zarr
 from numpy.typing import ArrayLike
 
 from infobatch_stream.errors import ConfigError, StoreError
+from infobatch_stream.header import (
+    FORMAT,
+    KEY,
+    Header,
+    check_is_store,
+    not_a_store,
+    open_regular,
+    out_of_range,
+    read_header,
+    read_json,
+    remove_leftovers,
+    restore,
+    short,
+    sync_folder,
+    write_header,
+)
 
 __all__ = [
     "FORMAT",
     "Header",
     "check_files",
+    "check_is_store",
     "file_size",
+    "identity",
     "inodes",
     "map_array",
     "not_a_store",
@@ -39,30 +53,9 @@ __all__ = [
     "write_new",
 ]
 
-FORMAT = 1
-State = Literal["ready", "apply", "reset"]
+ARRAYS = ("scores", "pending")
 
-_KEY = "infobatch_stream"
 _CHUNK = 1 << 22
-_METADATA_LIMIT = 1 << 20  # bytes of a zarr.json we are ready to parse
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """What the group's attributes say. num_samples: N. epoch: commits so far. state: of the commit protocol."""
-
-    num_samples: int
-    fingerprint: str
-    epoch: int
-    state: State
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with ``changes``."""
-        return dataclasses.replace(self, **changes)
-
-    def to_json(self) -> dict[str, Any]:
-        """The value of the group's attribute."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
 
 
 def _chunks(num_samples: int) -> tuple[int, int]:
@@ -91,88 +84,12 @@ def _shard_file(path: Path, array: str) -> Path:
     return path / array / "c" / "0"
 
 
-def not_a_store(path: Path, found: str) -> StoreError:
-    """The error for a path at which there is no store of ours."""
-    return StoreError(
-        f"{path} is not a score store: {found}. Give the path of a store that ScoreStore.create made, "
-        "or one that does not exist yet, to have it made."
-    )
-
-
-def _read_json(file: Path, path: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as handle:
-            text = handle.read(_METADATA_LIMIT + 1)
-        if len(text) > _METADATA_LIMIT:
-            raise not_a_store(path, f"{file} is larger than {_METADATA_LIMIT:,} bytes")
-        found = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise not_a_store(path, f"{file} cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise not_a_store(path, f"{file} holds no JSON object")
-    return found
-
-
-def read_header(path: Path) -> Header:
-    """The header of the store at ``path``. Raises StoreError for anything that is not one of this format."""
-    found = _read_json(path / "zarr.json", path).get("attributes")
-    fields = found.get(_KEY) if isinstance(found, dict) else None
-    if not isinstance(fields, dict):
-        raise not_a_store(path, f"its attributes have no {_KEY!r}")
-    if fields.get("format") != FORMAT:
-        raise StoreError(
-            f"{path} has format {fields.get('format')!r}; this version of infobatch-stream reads format {FORMAT}. "
-            "Install the version that wrote it, or a newer one."
-        )
-    kinds = {"num_samples": int, "fingerprint": str, "epoch": int, "state": str}
-    values = {name: fields.get(name) for name in kinds}
-    for name, kind in kinds.items():
-        if type(values[name]) is not kind:
-            raise StoreError(f"{path}: its attribute {name!r} is {values[name]!r}, not a {kind.__name__}; damaged.")
-    header = Header(**values)  # type: ignore[arg-type]
-    if header.num_samples < 1 or header.epoch < 0 or header.state not in ("ready", "apply", "reset"):
-        raise StoreError(f"{path}: its attributes {fields} are out of range; the store is damaged.")
-    return header
-
-
-def write_header(path: Path, header: Header) -> None:
-    """Replace the header by way of a temporary file; on return the new one is on the disk."""
-    metadata = _read_json(path / "zarr.json", path)
-    metadata["attributes"] = {**metadata.get("attributes", {}), _KEY: header.to_json()}
-    descriptor, temporary = tempfile.mkstemp(prefix=".zarr.json.", dir=path)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(metadata, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path / "zarr.json")
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of processes that were killed. The caller holds the store alone."""
-    for file in path.glob(".zarr.json.*"):
-        with suppress(OSError):
-            file.unlink()
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the folder's entries (or a file's bytes) to the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def write_new(path: Path, header: Header, arrays: Mapping[str, ArrayLike | None]) -> None:
     """Write a whole store at ``path``, which does not exist; ``arrays`` that are None are filled with NaN."""
+    if wrong := out_of_range(header):
+        raise ConfigError(f"a score store cannot have {wrong}.")
     size, count = _chunks(header.num_samples)
-    group = zarr.create_group(path, attributes={_KEY: header.to_json()})
+    group = zarr.create_group(path, attributes={KEY: header.to_json()})
     for name, values in arrays.items():
         group.create_array(
             name,
@@ -253,38 +170,39 @@ def _found_array(metadata: dict[str, Any]) -> dict[str, Any]:
 def check_files(path: Path, num_samples: int) -> None:
     """Raise StoreError unless both arrays have the metadata, the size and the shard index of this layout."""
     expected = _expected_array(num_samples)
-    for name in ("scores", "pending"):
-        metadata = _read_json(path / name / "zarr.json", path)
+    for name in ARRAYS:
+        metadata = read_json(path / name / "zarr.json", path)
         try:
             found = _found_array(metadata)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise StoreError(f"{path / name}: its metadata lacks or garbles {error}; the store is damaged.") from error
         for field, value in expected.items():
-            if found[field] != value:
-                raise StoreError(f"{path / name}: its {field} is {found[field]}, not {value}; not our layout.")
+            if repr(found[field]) != repr(value):  # not by ==, to which 1, 1.0 and true are the same
+                raise StoreError(f"{path / name}: its {field} is {short(found[field])}, not {value}; not our layout.")
         _check_shard(_shard_file(path, name), num_samples)
 
 
 def _check_shard(file: Path, num_samples: int) -> None:
     needed = file_size(num_samples)
-    index = _index(num_samples)
     try:
-        with file.open("rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            handle.seek(max(0, size - len(index)))
+        with open_regular(file) as handle:
+            facts = os.fstat(handle.fileno())
+            if facts.st_size != needed:  # before anything of that size is held in memory
+                what = "truncated" if facts.st_size < needed else "extended"
+                raise restore(
+                    f"{file} was {what}: it has {facts.st_size:,} bytes, and {num_samples:,} samples take {needed:,}"
+                )
+            index = _index(num_samples)
+            handle.seek(-len(index), os.SEEK_END)
             tail = handle.read(len(index))
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error.strerror}; the store is damaged.") from error
-    if size != needed:
-        what = "truncated" if size < needed else "extended"
-        raise StoreError(
-            f"{file} was {what}: it has {size:,} bytes, and {num_samples:,} samples take {needed:,}. "
-            "Restore the store from a checkpoint (load_state_dict), or begin anew with existing='overwrite'."
-        )
     if tail != index:
+        raise restore(f"{file}: its shard index is not the one of this layout; another program rewrote the file")
+    if facts.st_nlink > 1:
         raise StoreError(
-            f"{file}: its shard index is not the one of this layout; another program rewrote the file. "
-            "Restore the store from a checkpoint (load_state_dict), or begin anew with existing='overwrite'."
+            f"{file} has {facts.st_nlink} names (hard links), made by a copy or by a program that joins equal files: "
+            f"what is written to one shows in all. Make it a file of its own: cp {file} new && mv new {file}."
         )
 
 
@@ -301,13 +219,22 @@ def map_array(
         ) from error
 
 
+def identity(path: Path, array: str) -> tuple[int, ...]:
+    """Which file an array is, and its size. Raises StoreError when it is gone. Costs two microseconds.
+
+    A size that changed under a map means that bytes are lost, or that touching the map may end the process (SIGBUS).
+    """
+    try:
+        facts = os.stat(f"{path}/{array}/c/0")  # noqa: PTH116 - a Path would double the time
+    except OSError as error:
+        raise StoreError(f"{error.filename} is gone ({error.strerror}) while the store is in use.") from error
+    return facts.st_ino, facts.st_size
+
+
 def inodes(path: Path) -> tuple[int, ...]:
-    """Which files the arrays are. Raises StoreError when one is gone.
+    """`identity` of both arrays. Raises StoreError when one is gone.
 
     Tools that write through Zarr put a new file in the place of the old one; a map of the old one then shows a
     file that no path leads to, and what is written there is lost.
     """
-    try:
-        return tuple(_shard_file(path, name).stat().st_ino for name in ("scores", "pending"))
-    except OSError as error:
-        raise StoreError(f"{error.filename} is gone ({error.strerror}) while the store is in use.") from error
+    return tuple(fact for array in ARRAYS for fact in identity(path, array))

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
@@ -15,14 +14,15 @@ from torch.utils.data import DataLoader, default_collate
 
 from infobatch_stream.arguments import check_choice, whole_number
 from infobatch_stream.checkpoint import Progress, pack, unpack
-from infobatch_stream.errors import ConfigError, OutOfStepError, StoreError
+from infobatch_stream.errors import ConfigError, OutOfStepError
 from infobatch_stream.fetch import Fetcher, OnError, Requests, request
+from infobatch_stream.opening import Contents, Existing, check_owner, path_on_node
 from infobatch_stream.picks import Picks
 from infobatch_stream.plan import EpochPlan
 from infobatch_stream.policies import Policy, SoftPruning
 from infobatch_stream.recipe import Recipe
 from infobatch_stream.recorder import Recorder
-from infobatch_stream.shared_store import Contents, Existing, check_owner, commit_together, open_together
+from infobatch_stream.shared_store import SharedStore
 from infobatch_stream.sources import open_source
 from infobatch_stream.store import ScoreStore
 from infobatch_stream.sync import Ranks
@@ -52,7 +52,8 @@ class InfoBatchLoader:
 
     Args:
         dataset: a streaming.StreamingDataset, an IndexedWebDataset, or any map-style dataset.
-        store: path of the score store (made at the first iteration), or a ScoreStore.
+        store: path of the score store (made at the first iteration), or a ScoreStore. On several machines a path
+            that is local on each; "{node}" in it becomes the number of the node (or the name of the host).
         batch_size: samples per batch of a rank. epochs: of the whole run.
         policy: which scores are kept, how often. delta: from epoch floor(delta * epochs) on all samples are kept.
         seed: 0 <= seed < 2^64, of choice, order and workers. shuffle: False keeps the order of the indices.
@@ -64,9 +65,9 @@ class InfoBatchLoader:
         process_group: the group over which data is split, when that is not all processes.
         collate_fn: as of DataLoader. dataloader: further options of the inner DataLoader, as num_workers.
 
-    Raises ConfigError or StoreError for what cannot work. Making a loader communicates nothing, and writes nothing
-    but what is left of a commit that was killed (existing="continue"); the methods marked "Collective" must be called
-    by all ranks.
+    Raises ConfigError or StoreError for what cannot work. Making a loader communicates and writes nothing, except
+    with existing="continue", when the ranks open the store together to learn the epoch. The methods marked
+    "Collective" must be called by all ranks.
 
     Attributes:
         dataloader: the inner DataLoader. epochs: may be raised on resume. epoch: the epoch that is trained, or
@@ -107,8 +108,8 @@ class InfoBatchLoader:
         self._existing: Existing = existing
         self._canonical_nodes = canonical_nodes
         self._process_group = process_group
-        self._path = store.path if isinstance(store, ScoreStore) else Path(store)
-        self._store: ScoreStore | None = None
+        self._path = path_on_node(store.path if isinstance(store, ScoreStore) else store)
+        self._shared: SharedStore | None = None
         self._recorder = Recorder()
         self._known_ranks: Ranks | None = None
         self._unreadable = 0
@@ -116,9 +117,7 @@ class InfoBatchLoader:
         self._begin(epoch=0)
         self._offered = self._kept = 0
         if self._path.exists() and existing != "overwrite":
-            header = check_owner(self._path, self._source.num_samples, self._source.fingerprint)
-            if existing == "continue":
-                self._begin(epoch=ScoreStore.open(self._path).epoch if header.state != "ready" else header.epoch)
+            check_owner(self._path, self._source.num_samples, self._source.fingerprint)
         if Ranks.known():
             self._lanes()
 
@@ -128,6 +127,9 @@ class InfoBatchLoader:
         self.dataloader: DataLoader[Any] = DataLoader(
             self._fetcher, batch_sampler=cast(Any, self._requests), collate_fn=_as_is, **dataloader
         )
+        if existing == "continue":
+            self._open()
+            self._begin(epoch=self._shared_store.store.epoch)
 
     def _begin(self, epoch: int, step: int = 0, full: bool | None = None) -> None:
         """Stand before ``step`` of ``epoch``, of which nothing is planned, updated or exhausted."""
@@ -143,7 +145,7 @@ class InfoBatchLoader:
 
     @property
     def _ranks(self) -> Ranks:
-        if self._known_ranks is None or self._store is None:  # a process group may be made after the loader
+        if self._known_ranks is None or self._shared is None:  # a process group may be made after the loader
             self._known_ranks = Ranks(self._process_group)
         return self._known_ranks
 
@@ -178,9 +180,13 @@ class InfoBatchLoader:
     # The epoch and its plan --------------------------------------------------------------------------------------
 
     @property
-    def _opened(self) -> ScoreStore:
-        assert self._store is not None
-        return self._store
+    def _store(self) -> ScoreStore | None:
+        return self._shared.store if self._shared is not None else None
+
+    @property
+    def _shared_store(self) -> SharedStore:
+        assert self._shared is not None
+        return self._shared
 
     def _is_full(self) -> bool:
         return self._recipe.anneals(self.epoch, self.epochs) if self._full is None else self._full
@@ -189,12 +195,8 @@ class InfoBatchLoader:
         """The plan of this epoch, from the scores as they are known to this process."""
         full = self._is_full()
         if self._planned is None or self._planned_full != full:
-            if self._store is not None:
-                scores = self._store.scores
-            elif self._existing == "continue" and self._path.exists():
-                scores = ScoreStore.open(self._path, mode="r").scores
-            else:
-                scores = np.broadcast_to(np.float32(np.nan), self._source.num_samples)
+            unseen = np.broadcast_to(np.float32(np.nan), self._source.num_samples)
+            scores = unseen if self._store is None else self._store.scores
             self._planned = self._recipe.plan(
                 scores,
                 self._source,
@@ -301,35 +303,33 @@ class InfoBatchLoader:
 
     def _open(self, contents: Contents | None = None) -> None:
         """Have the store open on all ranks. Collective when it is not yet, or when there are ``contents``."""
-        if self._store is not None and contents is None:
+        if self._shared is not None and contents is None:
             return
         self._ranks.agree("open", **self._settings, lanes=self._lanes(), epochs=self.epochs, epoch=self.epoch)
         source = self._source
-        self._store = open_together(
+        self._shared = SharedStore.open(
             self._ranks, self._path, source.num_samples, source.fingerprint, self._existing, contents
         )
-        if contents is None and self._store.epoch != self.epoch:
-            found, self._store = self._store.epoch, None
-            raise StoreError(
-                f"{self._path} stands at epoch {found}, and stood at epoch {self.epoch} when this loader was made: "
-                "another run uses it. Give each run its own store."
-            )
-        self._recorder.attach(self._store)
+        self._recorder.attach(self._shared_store.store)
         self._planned = None
 
     def _meet(self, moment: str) -> None:
         """Have all losses in the store, and all ranks at the same place. Collective."""
-        self._ranks.together(moment, self._recorder.flush)
+        self._ranks.together(moment, self._settle)
         self._warn_of_losses()
         spent = self._updated or self._exhausted
         self._ranks.agree(moment, epoch=self.epoch, step=self.step, spent=spent, epochs=self.epochs)
+
+    def _settle(self) -> None:
+        self._recorder.flush()
+        self._shared_store.check()
 
     def _advance(self) -> None:
         """Commit this epoch and stand before the next. Collective; the ranks have met."""
         if not self._updated and self.step < self._plan().steps:
             self._warn_once("update", f"epoch {self.epoch} went by without update(): its losses are not known")
         plan = self._plan()  # of the scores before the commit
-        commit_together(self._ranks, self._opened)
+        self._shared_store.commit(self.epoch)
         self._offered += plan.entries
         self._kept += plan.kept
         self._begin(epoch=self.epoch + 1)
@@ -375,7 +375,8 @@ class InfoBatchLoader:
             offered=self._offered,
             kept=self._kept,
         )
-        store = self._opened if self._ranks.leads else None
+        self._shared_store.merge()
+        store = self._shared_store.store if self._ranks.process == 0 else None
         return self._ranks.together("state_dict()", lambda: pack(self._settings, progress, store))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -384,7 +385,7 @@ class InfoBatchLoader:
         Collective; ranks other than 0 may give a state without scores. Raises ConfigError for a state of another
         dataset, global batch or order.
         """
-        leads = self._ranks.leads
+        leads = self._ranks.process == 0
         progress, scores, pending = self._ranks.together(
             "load_state_dict()", lambda: unpack(state, self._settings, with_scores=leads)
         )

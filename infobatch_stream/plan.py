@@ -11,7 +11,6 @@ any rank of any world computes any step directly, and a step holds the same on e
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from infobatch_stream.draws import bijection, permutation
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.kept import Entries, Kept, KeptPool, KeptSamples, KeptShards
 from infobatch_stream.policies import FullData, Policy
+from infobatch_stream.recent import Recent
 from infobatch_stream.selection import Selection
 from infobatch_stream.shuffle import WindowShuffle
 from infobatch_stream.summary import Summary
@@ -147,8 +147,7 @@ class _Lane:
         self._order = order
         self._window = window
         self._shuffle = WindowShuffle(self.size, window, *order, number) if order else None
-        self._chunk = lru_cache(maxsize=2)(self._chunk_of)
-        self._bucket = lru_cache(maxsize=2)(self._bucket_of)
+        self._chunks, self._buckets = Recent[Entries](2), Recent[Entries](2)
 
     def entries(self, start: int, stop: int) -> Entries:
         """Entries number start..stop-1 of the lane's reading order."""
@@ -159,7 +158,7 @@ class _Lane:
             return self._kept.at(bijection(*self._order, self._kept.size, at))
         parts = []
         for bucket, run in self._shuffle.runs(start, stop):
-            parts.append(self._bucket(bucket).take(run))
+            parts.append(self._buckets.get(bucket, self._bucket_of).take(run))
         return Entries.join(parts)
 
     def fill(self, start: int, stop: int) -> Entries:
@@ -180,5 +179,5 @@ class _Lane:
     def _bucket_of(self, bucket: int) -> Entries:
         assert self._shuffle is not None
         before = max(bucket - 1, 0)
-        both = Entries.join([self._chunk(chunk) for chunk in range(before, bucket + 1)])
+        both = Entries.join([self._chunks.get(chunk, self._chunk_of) for chunk in range(before, bucket + 1)])
         return both.take(self._shuffle.bucket(bucket) - before * self._window)

@@ -1,116 +1,111 @@
-"""One store file, opened and committed by all ranks together."""
+"""The store of a run: one file on every node, mapped by the node's ranks and committed by all together.
+
+Ranks that see the same folder are a group and have one store; a token proves that their maps of it are the same
+memory. Groups learn of each other's losses in a merge, with which every commit begins::
+
+    ranks 0, 1 -- scores.zarr of node A --.   merge: what was recorded becomes equal in all, by an all-reduce
+    ranks 2, 3 -- scores.zarr of node B --'   (a sample has a loss in one group at most); then each commits its own
+"""
 
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from infobatch_stream import layout
-from infobatch_stream.errors import ConfigError, StoreError
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.opening import BLOCK, Contents, Existing, Opening, neighbours
+from infobatch_stream.owner import Owner
 from infobatch_stream.store import ScoreStore
-from infobatch_stream.sync import Ranks
+from infobatch_stream.sync import Groups, Ranks
 
-__all__ = ["Contents", "Existing", "check_owner", "commit_together", "open_together"]
+__all__ = ["SharedStore"]
 
-Existing = Literal["error", "overwrite", "continue"]
-
-_ONE_HOST = "This version trains on one host, with one store file; put it on a disk of that host."
+_COMMIT = "the commit of the scores"
 _QUIET_NAN = 0x7FC00000  # a token is carried by a NaN, so one that is left behind means "not seen"
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a checkpoint puts into a store: scores and pending float32[N], and the epoch they belong to."""
+class SharedStore:
+    """This process's part in the store of a run. Attributes: store: that of this node."""
 
-    scores: NDArray[np.float32] | None
-    pending: NDArray[np.float32] | None
-    epoch: int
+    def __init__(self, ranks: Ranks, groups: Groups, store: ScoreStore, owner: Owner) -> None:
+        """Use `open`."""
+        self._ranks, self._groups, self._owner = ranks, groups, owner
+        self.store = store
+        self._committing = False
 
+    @classmethod
+    def open(
+        cls,
+        ranks: Ranks,
+        path: Path,
+        num_samples: int,
+        fingerprint: str,
+        existing: Existing,
+        contents: Contents | None = None,
+    ) -> Self:
+        """Make or open the store at ``path`` on every node, all with the same scores, and map it. Collective.
 
-def check_owner(path: Path, num_samples: int, fingerprint: str) -> layout.Header:
-    """The header of the store at ``path``. Raises StoreError when it was made for another dataset."""
-    header = layout.read_header(path)
-    if (header.num_samples, header.fingerprint) != (num_samples, fingerprint):
-        raise StoreError(
-            f"{path} holds the scores of another dataset: {header.num_samples:,} samples ({header.fingerprint}), "
-            f"while this one has {num_samples:,} ({fingerprint}). Give each dataset its own store, or begin anew with "
-            "existing='overwrite'."
-        )
-    return header
+        contents: of a checkpoint; they replace whatever stands there. Else with existing="continue" a store that is
+        missing or behind is replaced by a copy of one that is ahead. Losses of a broken off epoch stay, unless there
+        are several stores: that epoch begins anew, perhaps with other ranks, and two stores would then have a loss of
+        one sample.
 
+        Raises StoreError for a store with epochs when ``existing`` is "error", for one of another dataset or in use
+        by another run; ConfigError for a network file system with ranks on several machines.
+        """
+        groups = ranks.grouped(neighbours(ranks, path))
+        opening = Opening(ranks, groups, path, num_samples, fingerprint, existing, contents)
+        shared = cls(ranks, groups, *opening.store())
+        shared._prove()
+        return shared
 
-def open_together(
-    ranks: Ranks, path: Path, num_samples: int, fingerprint: str, existing: Existing, contents: Contents | None
-) -> ScoreStore:
-    """Make or open the store at ``path`` and map it on every rank. Collective.
-
-    contents: of a checkpoint, which replaces whatever stands there. Raises StoreError for a store with epochs
-    when ``existing`` is "error", and ConfigError when the ranks do not share the file.
-    """
-
-    def prepare() -> None:
-        if contents is not None or not path.exists() or existing == "overwrite":
-            put = contents or Contents(None, None, 0)
-            ScoreStore.create(
-                path,
-                num_samples,
-                fingerprint,
-                scores=put.scores,
-                pending=put.pending,
-                epoch=put.epoch,
-                replace=path.exists(),
+    def _prove(self) -> None:
+        """Raise on every rank unless each sees in its map what the leader of its group writes there."""
+        store, ranks = self.store, self._ranks
+        before = store.token
+        token = _QUIET_NAN | secrets.randbelow(1 << 22)
+        tokens = ranks.gather(token)  # all have read what was there before
+        if self._groups.leads:
+            store.token = token
+        ranks.gather(None)
+        wanted = tokens[self._groups.leaders[self._groups.mine]]
+        strangers = [rank for rank, sees in enumerate(ranks.gather(store.token == wanted)) if not sees]
+        if self._groups.leads:
+            store.token = before
+        ranks.gather(None)  # nobody records before the token is gone
+        if strangers:
+            raise ConfigError(
+                f"ranks {strangers} do not see what the first rank of their node writes to {store.path}: this file "
+                "system does not keep memory maps equal, or two paths lead to one store. Put the store on a local disk "
+                "of each machine."
             )
-            return
-        check_owner(path, num_samples, fingerprint)
-        store = ScoreStore.open(path)
-        if existing == "error":
-            if store.epoch:
-                raise StoreError(
-                    f"{path} already holds {store.epoch} epoch(s) of scores. To go on with them, call "
-                    "load_state_dict() with the checkpoint of that run, or pass existing='continue'; to throw them "
-                    "away, pass existing='overwrite'; or give another path."
-                )
-            store.discard_pending()
 
-    ranks.together("opening the score store", prepare if ranks.leads else _nothing)
+    def merge(self) -> None:
+        """Make what was recorded since the last commit known to all groups. Collective; nothing with one group."""
+        if self._groups.count > 1:
+            self._ranks.together("the exchange of scores", self._exchange)
 
-    def follow() -> ScoreStore:
-        if not path.exists():
-            raise ConfigError(f"rank 0 has the store {path}, this process does not see it. {_ONE_HOST}")
-        return ScoreStore.open(path)
+    def _exchange(self) -> None:
+        share = self._groups.share(self.store.num_samples)
+        for start in range(share.start, share.stop, BLOCK):
+            mine = np.array(self.store.pending[start : min(start + BLOCK, share.stop)])
+            np.copyto(mine, -np.inf, where=np.isnan(mine))
+            everyones = self._groups.maximum(mine)
+            self.store.put_pending(start, np.where(np.isneginf(everyones), np.float32(np.nan), everyones))
 
-    store = ranks.together("opening the score store", follow)
-    _prove_shared(ranks, store)
-    return store
+    def check(self) -> None:
+        """Raise StoreError unless the store of this node is as this run left it."""
+        if not self._committing:  # one that failed may have reached this store; it is to be repeated
+            self.store.check()
 
+    def commit(self, epoch: int) -> None:
+        """Make what all ranks recorded in ``epoch`` the scores of the next, in every store. Collective.
 
-def _prove_shared(ranks: Ranks, store: ScoreStore) -> None:
-    """Raise on every rank unless each sees in its map what the leading rank writes there."""
-    before = store.token
-    token = _QUIET_NAN | secrets.randbelow(1 << 22)
-    ranks.gather(None)  # all have read what was there before
-    if ranks.leads:
-        store.token = token
-    wanted = ranks.gather(token)[0]
-    strangers = [rank for rank, sees in enumerate(ranks.gather(store.token == wanted)) if not sees]
-    if ranks.leads:
-        store.token = before
-    ranks.gather(None)  # nobody records before the token is gone
-    if strangers:
-        raise ConfigError(
-            f"ranks {strangers} do not see what rank 0 writes to {store.path}: they are on other hosts, or the file "
-            f"system does not keep memory maps coherent. {_ONE_HOST}"
-        )
-
-
-def commit_together(ranks: Ranks, store: ScoreStore) -> None:
-    """Commit once, after every rank has recorded what it has; all take note. Collective."""
-    ranks.together("the commit of the scores", store.commit if ranks.leads else _nothing)
-    ranks.together("the commit of the scores", store.refresh)
-
-
-def _nothing() -> None:
-    return None
+        May be repeated after it failed: a store that is at the next epoch already stays there.
+        """
+        self._committing = True
+        self.merge()
+        self._ranks.together(_COMMIT, lambda: self.store.commit(epoch) if self._groups.leads else None)
+        self._ranks.together(_COMMIT, self.store.refresh)
+        self._committing = False

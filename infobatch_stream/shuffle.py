@@ -12,12 +12,12 @@ So the first outputs come from the first few positions (few shards), and from th
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.draws import draw32
+from infobatch_stream.recent import Recent
 
 __all__ = ["WindowShuffle"]
 
@@ -32,7 +32,7 @@ class WindowShuffle:
         self._size = size
         self._window = window
         self._draw = (seed, epoch, lane)
-        self._chunk = lru_cache(maxsize=3)(self._chunk_of)
+        self._chunks = Recent[tuple[NDArray[np.int64], NDArray[np.bool_]]](3)
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """The outputs start..stop-1 as (bucket, which of its outputs)."""
@@ -61,6 +61,9 @@ class WindowShuffle:
         if bucket == 0:
             return 0
         return min(bucket * self._window, self._size) - int(np.count_nonzero(self._chunk(bucket - 1)[1]))
+
+    def _chunk(self, chunk: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        return self._chunks.get(chunk, self._chunk_of)
 
     def _chunk_of(self, chunk: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Keys of a chunk's positions, counted from the chunk's start in units of 2^-32; which are late."""

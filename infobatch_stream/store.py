@@ -14,13 +14,10 @@ Both steps give the same result when they are repeated, so a process killed anyw
 opening the store finishes what was begun.
 """
 
-import errno
 import fcntl
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self
 
@@ -29,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from infobatch_stream import layout
 from infobatch_stream.arguments import check_choice, whole_number
+from infobatch_stream.draft import Draft
 from infobatch_stream.errors import ConfigError, StoreError
 
 __all__ = ["ScoreStore"]
@@ -54,6 +52,7 @@ class ScoreStore:
         self._scores = layout.map_array(path, "scores", self.num_samples, "r")  # only a commit maps it to write
         self._pending = layout.map_array(path, "pending", self.num_samples, mode)
         self._inodes = layout.inodes(path)
+        self._pending_identity = layout.identity(path, "pending")
 
     @classmethod
     def create(
@@ -75,31 +74,13 @@ class ScoreStore:
         Raises StoreError when the path is taken, when it cannot be written or the disk is full (every byte is
         written here, so a run cannot hit a full disk later); ConfigError for impossible arguments.
         """
-        num_samples = whole_number("num_samples", num_samples, 1)
-        epoch = whole_number("epoch", epoch, 0)
+        header = layout.Header(
+            whole_number("num_samples", num_samples, 1), fingerprint, whole_number("epoch", epoch, 0), "ready"
+        )
         if not isinstance(fingerprint, str):
             raise ConfigError(f"fingerprint={fingerprint!r}: it must be a text.")
         path = Path(os.path.realpath(path))
-        new = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
-        needed = 2 * layout.file_size(num_samples)
-        try:
-            if path.exists():
-                if not replace:
-                    raise _taken(path)
-                layout.read_header(path)  # never replace what is not a store
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(path.parent).free < needed:  # or other programs would feel the full disk first
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            header = layout.Header(num_samples, fingerprint, epoch, "ready")
-            layout.write_new(new, header, {"scores": scores, "pending": pending})
-            _move_into_place(new, path, replace=replace)
-        except OSError as error:
-            raise StoreError(
-                f"cannot create the score store {path}: {error.strerror or error}. "
-                f"It needs {needed:,} bytes on a disk that can be written."
-            ) from error
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        Draft(path, header, scores=scores, pending=pending, replace=replace).place()
         return cls.open(path)
 
     @classmethod
@@ -157,6 +138,8 @@ class ScoreStore:
                 f"record got indices from {index.min()} to {index.max()}; "
                 f"this store has the samples 0 to {self.num_samples - 1}."
             )
+        if layout.identity(self.path, "pending") != self._pending_identity:  # beyond a cut file's end lies SIGBUS
+            raise self._replaced()
         finite = np.isfinite(values)
         if finite.all():
             self._pending[index] = values
@@ -164,22 +147,24 @@ class ScoreStore:
         self._pending[index[finite]] = values[finite]
         return int(index.size - np.count_nonzero(finite))
 
-    def commit(self) -> None:
+    def commit(self, epoch: int | None = None) -> None:
         """Make what was recorded the scores of the next epoch; ``epoch`` grows by one.
 
-        To be called by one process, when no other records or reads; the others `refresh` afterwards. Raises
-        StoreError when the files were replaced by another program since they were mapped.
+        To be called by one process, when no other records or reads; the others `refresh` afterwards. epoch: the one
+        to commit, if that may have been done before: then nothing happens. Raises StoreError when the store is not
+        at its epoch any more, or its files were replaced or cut by another program since they were mapped.
         """
         self._check_writable()
         with _exclusive(self.path):
             header = layout.read_header(self.path)
+            if epoch is not None:
+                if (header.state, header.epoch) == ("ready", epoch + 1):
+                    return
+                self.epoch = epoch
             # A commit of ours that failed, on a full disk say, is gone on with.
             begun = (header.state, header.epoch) in (("apply", self.epoch), ("reset", self.epoch + 1))
             if not begun and (header.state, header.epoch) != ("ready", self.epoch):
-                raise StoreError(
-                    f"{self.path} stands at epoch {header.epoch} ({header.state}), not at epoch {self.epoch} "
-                    "(ready) as this process left it: another run uses the same store. Give each its own."
-                )
+                raise self._elsewhere(header)
             self._check_mapped()
             try:
                 if not begun:
@@ -209,6 +194,11 @@ class ScoreStore:
             layout.write_header(self.path, header)
         self.epoch = header.epoch
 
+    def put_pending(self, start: int, losses: NDArray[np.float32]) -> None:
+        """Replace what was recorded of the samples from ``start`` on by ``losses`` (float32[k]), NaN = not seen."""
+        self._check_writable()
+        self._pending[start : start + len(losses)] = losses
+
     def discard_pending(self) -> None:
         """Forget what was recorded since the last commit."""
         self._check_writable()
@@ -222,6 +212,13 @@ class ScoreStore:
     def flush(self) -> None:
         """Bring what was recorded to the disk, for a machine that may go down. One process does it for all."""
         self._pending.flush()
+
+    def check(self) -> None:
+        """Raise StoreError unless the files are those that were mapped, and at this epoch."""
+        header = layout.read_header(self.path)
+        if header.epoch != self.epoch:
+            raise self._elsewhere(header)
+        self._check_mapped()
 
     def refresh(self) -> None:
         """Take note of a commit that another process made."""
@@ -246,12 +243,22 @@ class ScoreStore:
         if self._mode == "r":
             raise StoreError(f"{self.path} was opened for reading; open it with mode='r+' to record or commit.")
 
+    def _elsewhere(self, header: layout.Header) -> StoreError:
+        return StoreError(
+            f"{self.path} stands at epoch {header.epoch} ({header.state}), not at epoch {self.epoch} (ready) as this "
+            "process left it: another run uses the same store. Give each its own."
+        )
+
     def _check_mapped(self) -> None:
         if layout.inodes(self.path) != self._inodes:
-            raise StoreError(
-                f"the files of {self.path} were replaced by another program while they were in use; what this "
-                "run recorded since is not in them. Do not write to a store that a run has open."
-            )
+            raise self._replaced()
+
+    def _replaced(self) -> StoreError:
+        return StoreError(
+            f"the files of {self.path} were replaced by another program, or cut, while they were in use; what this run "
+            "recorded since is not in them. Do not write to a store that a run has open; go on from a checkpoint "
+            "(load_state_dict)."
+        )
 
     def __repr__(self) -> str:
         """Path, number of samples and epoch."""
@@ -276,25 +283,3 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def _taken(path: Path) -> StoreError:
-    return StoreError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
-
-
-def _move_into_place(new: Path, path: Path, *, replace: bool) -> None:
-    """Rename ``new`` to ``path``; with ``replace`` a store that stands there is moved aside first, then removed."""
-    old = path.with_name(f".{path.name}.old-{secrets.token_hex(4)}")
-    if replace:
-        with suppress(FileNotFoundError):
-            path.rename(old)
-    try:
-        new.rename(path)
-    except OSError as error:
-        if old.exists():
-            old.rename(path)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another process was quicker
-            raise _taken(path) from error
-        raise
-    layout.sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)

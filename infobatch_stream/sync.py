@@ -4,14 +4,19 @@ The only module that imports torch.distributed. Ranks talk at the ends of epochs
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
-from infobatch_stream.errors import ConfigError, OutOfStepError
+from infobatch_stream.errors import ConfigError, LostRanksError, OutOfStepError
 
-__all__ = ["Ranks"]
+__all__ = ["Groups", "Ranks"]
 
 T = TypeVar("T")
 
@@ -30,7 +35,7 @@ class Ranks:
 
     Attributes:
         rank, world_size: among those over which data is split.
-        leads: whether this process acts for all (it is the first of all).
+        process, processes: this one's number among all, and their number.
         records: whether this process's losses are recorded: one of each set of peers does.
         nodes: how many machines the processes are on, as torchrun's LOCAL_WORLD_SIZE tells; else 1.
     """
@@ -42,7 +47,8 @@ class Ranks:
 
     def __init__(self, process_group: "dist.ProcessGroup | None" = None) -> None:
         self.rank, self.world_size, self.nodes = 0, 1, 1
-        self.leads = self.records = True
+        self.process, self.processes = 0, 1
+        self.records = True
         if not _initialised():
             claimed = int(os.environ.get("WORLD_SIZE", "1"))
             if claimed > 1:
@@ -51,24 +57,24 @@ class Ranks:
                     "train on all the data. Call torch.distributed.init_process_group before making the loader."
                 )
             return
+        self.process, self.processes = dist.get_rank(), dist.get_world_size()
         self.rank, self.world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if self.rank < 0:
             raise ConfigError(
-                f"process {dist.get_rank()} is not in the process_group that was given to it: pass each process the "
+                f"process {self.process} is not in the process_group that was given to it: pass each process the "
                 "group over which its own data is split."
             )
-        self.leads = dist.get_rank() == 0
         self.records = process_group is None or 0 in dist.get_process_group_ranks(process_group)
-        everyone = dist.get_world_size()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(everyone)))
-        self.nodes = max(1, everyone // local) if local > 0 else 1
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.processes)))
+        self.nodes = max(1, self.processes // local) if local > 0 else 1
 
     def gather(self, value: T) -> list[T]:
         """``value`` of every process, in the order of their ranks. Collective."""
         if not _initialised():
             return [value]
         found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, value)
+        with _reaching_others():
+            dist.all_gather_object(found, value)
         return found
 
     def _exchange(self, call: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -103,6 +109,8 @@ class Ranks:
         error: Exception | None = None
         try:
             result.append(action())
+        except LostRanksError:
+            raise  # there is nobody to tell
         except Exception as failure:  # raised below, after the others have heard of it
             error = failure
         everyone = self._exchange(call, {"failure": None if error is None else f"{type(error).__name__}: {error}"})
@@ -113,6 +121,89 @@ class Ranks:
                 raise OutOfStepError(f"{call} failed on rank {rank}: {theirs['failure']}")
         return result[0]
 
+    def grouped(self, members: list[list[int]]) -> "Groups":
+        """The processes in groups, each of which works on one copy of something. Collective.
+
+        members: disjoint lists of ascending process numbers, together all of them; equal on every process.
+        """
+        return Groups(members, self.process)
+
+
+class Groups:
+    """Groups of processes that each hold one copy of a long array, and how the copies are made equal.
+
+    The j-th processes of all groups make up column j, which works on the j-th share of the array::
+
+                   share 0    share 1
+        group 0    process 0  process 1       two nodes of two ranks: the columns are {0, 2} and {1, 3}, so all links
+        group 1    process 2  process 3       of a node are used, and each entry crosses between nodes once
+
+    Attributes:
+        count: number of groups. mine: which of them is this process's.
+        leads: whether this process is the first of its group.
+        leaders: the first process of each.
+    """
+
+    def __init__(self, members: list[list[int]], process: int) -> None:
+        self.count = len(members)
+        self.mine = next(group for group, ranks in enumerate(members) if process in ranks)
+        self.leaders = [ranks[0] for ranks in members]
+        self.leads = self.leaders[self.mine] == process
+        self._width = min(map(len, members))
+        place = members[self.mine].index(process)
+        self._column = place if place < self._width else None
+        self._peers: Any = None
+        if self.count > 1:
+            for column in range(self._width):
+                peers = dist.new_group([ranks[column] for ranks in members], timeout=_timeout())
+                if column == self._column:
+                    self._peers = peers
+
+    def share(self, length: int) -> range:
+        """The entries, of ``length``, that this process brings to the other groups; empty where others do."""
+        if self._column is None:
+            return range(0)
+        return range(self._column * length // self._width, (self._column + 1) * length // self._width)
+
+    def maximum(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32[k]: the largest of each entry over the processes of this column. Collective among them."""
+        tensor = torch.from_numpy(values).to(_device())
+        with _reaching_others():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._peers)
+        return tensor.cpu().numpy()
+
+    def from_group(self, group: int, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``values`` (float32[k]) of the leader of ``group``. Collective among the leaders."""
+        tensor = torch.from_numpy(values).to(_device())
+        with _reaching_others():
+            dist.broadcast(tensor, self.leaders[group], group=self._peers)
+        return tensor.cpu().numpy()
+
 
 def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def _reaching_others() -> Iterator[None]:
+    """Say what it means for the scores when the other processes are gone, or the network is."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's DistError is one
+        raise LostRanksError(
+            f"the other ranks cannot be reached ({error}). Look for the first error among them. What was recorded is "
+            "in the store, whose committed scores are whole; start the run again, from its last state_dict()."
+        ) from error
+
+
+def _device() -> torch.device:
+    """Where tensors have to be that the processes exchange: on the CPU unless the backend knows only GPUs, as NCCL."""
+    on_cpu = any(part.partition(":")[0] == "cpu" for part in str(dist.get_backend_config()).split(","))
+    return torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+
+
+def _timeout() -> timedelta | None:
+    """How long the default group waits for a process; torch gives a new group the default of 30 minutes instead."""
+    backend = dist.group.WORLD._get_backend(_device()) if dist.group.WORLD is not None else None
+    found = getattr(getattr(backend, "options", None), "_timeout", None)
+    return found if isinstance(found, timedelta) else None

@@ -27,6 +27,8 @@ class MdsSource:
     """
 
     def __init__(self, dataset: "StreamingDataset") -> None:
+        for stream, shard in zip(dataset.stream_per_shard, dataset.shards, strict=True):
+            _check_shard(shard, Path(dataset.streams[stream].local, dataset.streams[stream].split, "index.json"))
         self._dataset = dataset
         self.num_samples = int(dataset.num_samples)
         self.shard_sizes = np.asarray(dataset.samples_per_shard, dtype=np.int64)
@@ -45,6 +47,9 @@ class MdsSource:
             for raw, _ in shard.file_pairs
         ]
         self.fingerprint = fingerprint("mds", [*self.shard_sizes.tolist(), *streams, *files])
+        for number, stream in enumerate(streams):
+            if not dataset.streams[stream].remote:
+                self._here(number)  # what nobody downloads has its full size now, or never
         samples = np.asarray(dataset.samples_per_stream).tolist()
         self.mixing: dict[str, Any] = {}
         if any(stream.choose != n for stream, n in zip(dataset.streams, samples, strict=True)):
@@ -171,3 +176,27 @@ class MdsSource:
 
     def _name(self, shard: int) -> str:
         return f"shard {self._files[shard][0][0]}"
+
+
+def _check_shard(shard: Any, index: Path) -> None:
+    """Raise DataError unless the files that ``index`` names lie in its folder and can hold as many samples as it says.
+
+    (Each sample has 4 bytes of its own in a table of offsets, so a count is no larger than the files it stands for.)
+    """
+    room = 0
+    for file in (file for pair in shard.file_pairs for file in pair if file is not None):
+        name = file.basename
+        path = Path(name) if isinstance(name, str) and "\0" not in name else Path("..")
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise DataError(
+                f"{index} has a shard in the file {name!r}, which is not in its folder. Do not use this dataset, or "
+                "fetch or write its index.json again."
+            )
+        if type(file.bytes) is not int or not 0 <= file.bytes < 2**63 or not isinstance(file.hashes, dict):
+            raise DataError(f"{index} gives {name!r} {file.bytes!r} bytes; fetch or write it again.")
+        room += file.bytes
+    if type(shard.samples) is not int or not 0 <= 4 * shard.samples <= room:
+        raise DataError(
+            f"{index} says that {shard.file_pairs[0][0].basename!r} holds {shard.samples!r} samples in {room:,} bytes, "
+            "which cannot be. Fetch or write it again."
+        )

@@ -13,12 +13,11 @@ arrays. For n samples, m members and e different extensions:
     probe            uint32[1]   checksum of parts of some samples: tells apart shards that only differ in content
 """
 
+import errno
 import hashlib
 import os
 import re
 import secrets
-import tarfile
-import zipfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator
@@ -33,8 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
+from infobatch_stream.sources.npz import read_npz
+from infobatch_stream.sources.tar_headers import TarError, read_members
 
-__all__ = ["AnyPath", "TarIndex", "is_fresh", "load_index"]
+__all__ = ["AnyPath", "TarIndex", "is_fresh", "load_index", "split_name"]
 
 AnyPath = str | os.PathLike[str]
 
@@ -55,6 +56,7 @@ _DTYPES = {
     "extension_text": "|u1",
     "probe": "<u4",
 }
+_SHOWN = 400  # characters of an error of webdataset, which lists all members of the sample
 _PROBED_ROWS, _PROBED_BYTES = 16, 4096  # of a shard; of a member's start
 
 
@@ -127,9 +129,9 @@ class TarIndex:
         keys: list[str] = []
         table: dict[str, int] = {}
         try:
-            with Path(path).open("rb") as file:
+            with _open_regular(path) as file:
                 before = os.fstat(file.fileno())
-                for sample in group_by_keys(_regular_members(file, path, before.st_size)):
+                for sample in group_by_keys(_fields(file, path, before.st_size), keys=split_name):
                     for extension, payload in sample.items():
                         if isinstance(payload, _Payload):
                             offset.append(payload.offset)
@@ -143,7 +145,7 @@ class TarIndex:
             _refuse_unreadable(path, error)
         except ValueError as error:
             raise DataError(
-                f"{path}: {error.args[0]}. Within one sample each extension may occur once (webdataset "
+                f"{path}: {error.args[0][:_SHOWN]}. Within one sample each extension may occur once (webdataset "
                 "refuses this shard too); rename the member, or write the shard again."
             ) from error
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -168,17 +170,12 @@ class TarIndex:
     def read(cls, place: Path, size: int, mtime_ns: int) -> "TarIndex | None":
         """The index at ``place`` for a shard of ``size`` bytes; None if absent, stale, foreign, damaged."""
         try:
-            # A member costs 512 bytes in the tar and less here: what is much larger is not its index.
-            if place.stat().st_size > 2 * size + 2**16:
-                return None
-            with zipfile.ZipFile(place) as archive:
-                if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                    return None  # it could unpack to any size
-            with np.load(place, allow_pickle=False) as arrays:
-                index = cls(**{name: arrays[name] for name in _DTYPES})
+            with _open_regular(place) as file:
+                # A member costs 512 bytes in the tar and less here: what is much larger is not its index.
+                index = cls(**read_npz(file, _DTYPES, limit=2 * size + 2**16))
             return index if index._is_sound(size, mtime_ns) else None
         except Exception:
-            # zipfile and numpy raise nearly anything on damaged input; whatever it was, it is built again.
+            # zipfile raises nearly anything on damaged input; whatever it was, it is built again.
             return None
 
     def _is_sound(self, size: int, mtime_ns: int) -> bool:
@@ -193,6 +190,7 @@ class TarIndex:
             and _is_partition(self.sample_bounds, members)
             and _is_partition(self.key_bounds, len(self.key_text))
             and _is_partition(self.extension_bounds, len(self.extension_text))
+            and len(self.extension_bounds) <= members + 1
             and bool(np.all((length >= 0) & (length <= size) & (offset >= 0) & (offset <= size - length)))
             and bool(np.all(offset[1:] >= offset[:-1] + length[:-1]))
             and bool(np.all((codes >= 0) & (codes < len(self.extension_bounds) - 1)))
@@ -272,32 +270,14 @@ def _is_partition(bounds: NDArray[Any], total: int) -> bool:
     return bool(len(bounds) and bounds[0] == 0 and bounds[-1] == total and np.all(bounds[1:] >= bounds[:-1]))
 
 
-def _regular_members(file: BufferedReader, path: str, size: int) -> Iterator[dict[str, Any]]:
+def _fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str, Any]]:
     """What webdataset's tar_file_expander yields for this tar, with a `_Payload` in place of the bytes."""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # not in typeshed; it would keep all headers
-                if info.size < 0:
-                    raise tarfile.ReadError(f"member {info.name!r} has a negative size")
-                name = info.name
-                if not info.isreg() or _SKIP_META.match(name):
-                    continue
-                if info.issparse():
-                    raise DataError(
-                        f"{path}: member {name!r} is sparse, so its bytes do not lie in one piece. "
-                        "Write the shard again without sparse members (GNU tar: without --sparse)."
-                    )
-                if info.offset_data + info.size > size:
-                    raise tarfile.ReadError(f"member {name!r} ends beyond the end of the file")
-                payload = _Payload(info.offset_data, info.size)
+        for name, offset, length in read_members(file, size):
+            if not _SKIP_META.match(name):
                 # __local_path__ as webdataset has it for a local file, since it takes part in the grouping.
-                yield {"fname": name, "data": payload, "__url__": path, "__local_path__": path}
-            # tarfile takes a damaged header, except the first, for the end: samples would be lost silently.
-            file.seek(tar.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):
-                raise tarfile.ReadError(f"there is no member header at byte {tar.offset:,}, and no end marker")
-    except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError, EOFError) as error:
+                yield {"fname": name, "data": _Payload(offset, length), "__url__": path, "__local_path__": path}
+    except TarError as error:
         file.seek(0)
         start = file.read(8)
         kind = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
@@ -306,7 +286,23 @@ def _regular_members(file: BufferedReader, path: str, size: int) -> Iterator[dic
                 f"{path} is compressed ({kind}), so its samples cannot be read by index. Decompress it "
                 "(gunzip, zstd -d)."
             ) from None
-        raise DataError(f"{path} ({size:,} bytes) is no complete tar: {error}. Copy or write it again.") from error
+        raise DataError(f"{path} ({size:,} bytes) is no tar that can be read by index: {error}. Copy or write it again.") from error
+
+
+def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
+    """Key and extension of a member, as webdataset's base_plus_ext; whose time is quadratic in the name's length."""
+    dot = name.find(".", name.rfind("/") + 1)
+    line = name.find("\n")
+    slash = name.rfind("/", 0, max(0, dot - 1 if line < 0 else min(dot - 1, line + 1)))
+    if dot < 1 or "." in name[slash + 1 : dot] or slash + 1 == dot:
+        return None, None
+    return name[:dot], name[dot + 1 :]
+
+
+def _open_regular(path: AnyPath) -> BufferedReader:
+    if Path(path).is_fifo():
+        raise OSError(errno.EINVAL, "it is a pipe")  # and opening one waits for a writer
+    return Path(path).open("rb")
 
 
 def _refuse_unreadable(path: str, error: OSError) -> NoReturn:

@@ -32,9 +32,11 @@ def expand_shards(urls: AnyPath | Iterable[AnyPath]) -> list[str]:
         if not isinstance(item, str | os.PathLike):
             raise ConfigError(f"urls must be a path or url, or an iterable of them, as str or Path; found {item!r}.")
         text = os.fspath(item)
+        if "\0" in text:
+            raise ConfigError(f"urls holds {text!r}; no path has a NUL in it.")
         local_path(text)  # the braces in a pipe's command are not ours to expand
         try:
-            patterns = [text] if Path(text).exists() else list(braceexpand(text))
+            patterns = [text] if os.path.exists(text) else list(braceexpand(text))  # noqa: PTH110  # see _find
         except ValueError as error:
             raise ConfigError(f"The braces in {text!r} do not match; write 'train-{{000..099}}.tar'.") from error
         for pattern in patterns:
@@ -46,9 +48,10 @@ def expand_shards(urls: AnyPath | Iterable[AnyPath]) -> list[str]:
 
 def _find(pattern: str) -> list[str]:
     path = local_path(pattern)
-    if Path(path).is_dir():
+    # Not Path.exists, which raises for a pattern that is too long for a file's name (Python 3.11).
+    if os.path.isdir(path):  # noqa: PTH112
         found = [str(file) for file in Path(path).glob("*.tar")]
-    elif re.search(r"[*?[]", path) and not Path(path).exists():
+    elif re.search(r"[*?[]", path) and not os.path.exists(path):  # noqa: PTH110
         found = glob(path)  # noqa: PTH207  # Path.glob takes no absolute pattern
     else:
         return [pattern]

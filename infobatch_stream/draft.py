@@ -1,0 +1,123 @@
+"""A store that is being made beside its place: invisible until it is whole, and gone if it never is."""
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from infobatch_stream import layout
+from infobatch_stream.errors import StoreError
+
+__all__ = ["Draft"]
+
+
+class Draft:
+    """The files of a new store, in a hidden folder next to ``path``; `place` makes them the store at ``path``.
+
+    Every byte is written at once, so that a run cannot hit a full disk later. A draft whose process was killed is
+    removed by the next one for the same path: its folder is locked (flock) as long as its process lives.
+
+    Raises StoreError when ``path`` is taken by something else than a store to be replaced, when the folder cannot be
+    written or the disk is full.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: layout.Header,
+        *,
+        scores: ArrayLike | None = None,
+        pending: ArrayLike | None = None,
+        replace: bool = False,
+    ) -> None:
+        self._path = path
+        self._replace = replace
+        self._num_samples = header.num_samples
+        self._lock = -1
+        self._new = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
+        self._needed = 2 * layout.file_size(header.num_samples)
+        try:
+            if path.exists():
+                if not replace:
+                    raise _taken(path)
+                layout.read_header(path)  # never replace what is not a store
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(path)
+            if shutil.disk_usage(path.parent).free < self._needed:  # or other programs would feel the full disk first
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._new.mkdir()
+            self._lock = os.open(self._new, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            layout.write_new(self._new, header, {"scores": scores, "pending": pending})
+        except OSError as error:
+            self.discard()
+            raise self._failure(error) from error
+        except BaseException:
+            self.discard()
+            raise
+
+    def fill(self, array: str, start: int, values: NDArray[np.float32]) -> None:
+        """Put ``values`` (float32[k]) at ``start`` of "scores" or "pending"."""
+        whole = layout.map_array(self._new, array, self._num_samples, "r+")
+        whole[start : start + len(values)] = values
+        whole.flush()
+
+    def place(self) -> None:
+        """Make it the store at the path, by renaming; a store to be replaced is moved aside first, then removed."""
+        old = self._path.with_name(f".{self._path.name}.old-{secrets.token_hex(4)}")
+        try:
+            if self._replace:
+                with suppress(FileNotFoundError):
+                    self._path.rename(old)
+            try:
+                self._new.rename(self._path)
+            except OSError as error:
+                if old.exists():
+                    old.rename(self._path)
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another process was quicker
+                    raise _taken(self._path) from error
+                raise
+            layout.sync_folder(self._path.parent)
+        except OSError as error:
+            raise self._failure(error) from error
+        finally:
+            self.discard()
+        shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove what was not placed."""
+        shutil.rmtree(self._new, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _failure(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot create the score store {self._path}: {error.strerror or error}. "
+            f"It needs {self._needed:,} bytes on a disk that can be written."
+        )
+
+
+def _taken(path: Path) -> StoreError:
+    return StoreError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the drafts for ``path``, and the stores moved aside, of processes that were killed."""
+    for left in path.parent.glob(f".{path.name}.new-*"):
+        with suppress(OSError):
+            folder = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(folder)
+    if path.exists():
+        for left in path.parent.glob(f".{path.name}.old-*"):
+            shutil.rmtree(left, ignore_errors=True)

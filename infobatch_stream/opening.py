@@ -1,0 +1,201 @@
+"""How the stores of a run come to be: one on every node, all with the same scores, whatever stood there before."""
+
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream import layout
+from infobatch_stream.draft import Draft
+from infobatch_stream.errors import ConfigError, StoreError
+from infobatch_stream.node import fill_in_node, is_network, kernel, name_of_file_system
+from infobatch_stream.owner import Owner
+from infobatch_stream.store import ScoreStore
+from infobatch_stream.sync import Groups, Ranks
+
+__all__ = ["BLOCK", "Contents", "Existing", "Opening", "check_owner", "neighbours", "path_on_node"]
+
+Existing = Literal["error", "overwrite", "continue"]
+
+BLOCK = 1 << 22  # scores exchanged between nodes at once: bounds memory
+_CALL = "opening the score store"
+_RUN = secrets.token_hex(8)  # of rank 0: names the run in the lock of each store
+_REMEDY = (
+    "Give a path on a disk of each machine, as /local/scores.zarr ({node} in a path is filled in with the number of "
+    "the node)."
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint puts into a store: scores and pending float32[N] (on rank 0), and the epoch they belong to."""
+
+    scores: NDArray[np.float32] | None
+    pending: NDArray[np.float32] | None
+    epoch: int
+
+
+def path_on_node(path: str | os.PathLike[str]) -> Path:
+    """Where the store of this process is: ``path`` with ``{node}`` filled in."""
+    return Path(fill_in_node(os.fspath(path)))
+
+
+def check_owner(path: Path, num_samples: int, fingerprint: str) -> layout.Header:
+    """The header of the store at ``path``. Raises StoreError when it was made for another dataset."""
+    header = layout.read_header(path)
+    if (header.num_samples, header.fingerprint) != (num_samples, fingerprint):
+        raise StoreError(
+            f"{path} holds the scores of another dataset: {header.num_samples:,} samples ({header.fingerprint}), "
+            f"while this one has {num_samples:,} ({fingerprint}). Give each dataset its own store, or begin anew with "
+            "existing='overwrite'."
+        )
+    return header
+
+
+def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
+    """The processes in groups that see the same folder for the store at ``path``. Collective.
+
+    Found out by files that all of them put there, and not by the names of hosts or folders. Raises ConfigError for
+    a network file system with processes on several machines, StoreError for a folder that cannot be written.
+    """
+    if ranks.processes == 1:
+        return [[0]]
+    folder, word = path.parent, ranks.gather(secrets.token_hex(8))[0]
+    here = name_of_file_system(Path(os.path.realpath(folder)))
+    machines = ranks.gather((kernel(), here))
+    if len({machine for machine, _ in machines}) > 1:
+        for process, (_, file_system) in enumerate(machines):
+            if is_network(file_system):
+                raise ConfigError(
+                    f"rank {process} would have the score store {path} on a network file system ({file_system}), and "
+                    "the ranks are on several machines, whose memory maps of one file it does not keep equal. "
+                    + _REMEDY
+                )
+    mark = folder / f".{path.name}.rank-{word}-{ranks.process}"
+
+    def show() -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as error:
+            raise StoreError(f"cannot write to {folder}, for the score store {path}: {error.strerror}.") from error
+
+    try:
+        ranks.together(_CALL, show)
+        stem = mark.name.rpartition("-")[0]
+        seen = sorted(int(file.name.rpartition("-")[2]) for file in folder.glob(f"{stem}-*"))
+        groups = ranks.gather(seen)
+    finally:
+        with suppress(OSError):
+            mark.unlink()
+    for process, group in enumerate(groups):
+        if process not in group or any(groups[other] != group for other in group):
+            raise ConfigError(
+                f"rank {process} sees the files of ranks {group} in {folder}, and they do not all see each other's: "
+                "this file system does not show what other processes write. " + _REMEDY
+            )
+    return [group for process, group in enumerate(groups) if group[0] == process]
+
+
+class Opening:
+    """One opening of the stores of a run. `store` does it.
+
+    Arguments as of `SharedStore.open`; groups: of the processes that share a store.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        groups: Groups,
+        path: Path,
+        num_samples: int,
+        fingerprint: str,
+        existing: Existing,
+        contents: Contents | None,
+    ) -> None:
+        self._ranks, self._groups = ranks, groups
+        self._path, self._num_samples, self._fingerprint = path, num_samples, fingerprint
+        self._existing, self._contents = existing, contents
+        self._run = ranks.gather(_RUN)[0]
+        self._owner: Owner | None = None
+        self._draft: Draft | None = None
+
+    def store(self) -> tuple[ScoreStore, Owner]:
+        """The store of this node, and the hold on it. Collective."""
+        leads, contents = self._groups.leads, self._contents
+        found = self._ranks.gather(self._ranks.together(_CALL, self._look if leads else _nothing))
+        epochs = [found[leader] for leader in self._groups.leaders]
+        epoch = contents.epoch if contents else max(known or 0 for known in epochs)
+        stays = epochs[self._groups.mine] == epoch
+        try:
+            self._ranks.together(_CALL, lambda: self._prepare(epoch) if leads and not stays else None)
+            if leads and self._groups.count > 1 and (contents or (epoch and set(epochs) != {epoch})):
+                self._copy(0 if contents else epochs.index(epoch))
+            self._ranks.together(_CALL, self._draft.place if self._draft else _nothing)
+        finally:
+            if self._draft:
+                self._draft.discard()
+        self._ranks.together(_CALL, self._claim if leads else _nothing)
+        return self._ranks.together(_CALL, self._map)
+
+    def _look(self) -> int | None:
+        """The epoch of the store that stands here; None when there is none that may stay."""
+        path = self._path
+        if not path.exists():
+            return None
+        if self._contents or self._existing == "overwrite":
+            layout.read_header(path)  # never replace what is not a store
+            self._claim()
+            return None
+        check_owner(path, self._num_samples, self._fingerprint)
+        self._claim()
+        store = ScoreStore.open(path)
+        if self._existing == "error" and store.epoch:
+            raise StoreError(
+                f"{path} already holds {store.epoch} epoch(s) of scores. To go on with them, call "
+                "load_state_dict() with the checkpoint of that run, or pass existing='continue'; to throw them "
+                "away, pass existing='overwrite'; or give another path."
+            )
+        if self._existing == "error" or self._groups.count > 1:
+            store.discard_pending()
+        return store.epoch
+
+    def _prepare(self, epoch: int) -> None:
+        header = layout.Header(self._num_samples, self._fingerprint, epoch, "ready")
+        put = self._contents or Contents(None, None, epoch)
+        self._draft = Draft(self._path, header, scores=put.scores, pending=put.pending, replace=self._path.exists())
+
+    def _copy(self, source: int) -> None:
+        """Bring the scores of the group ``source`` into the drafts of the others. Collective among the leaders."""
+        contents = self._contents
+        here: dict[str, NDArray[np.float32] | None] = {"scores": None}
+        if contents:
+            here = {"scores": contents.scores, "pending": contents.pending}
+        elif self._groups.mine == source:
+            here = {"scores": ScoreStore.open(self._path, mode="r").scores}
+        for array, whole in here.items():
+            for start in range(0, self._num_samples, BLOCK):
+                size = min(BLOCK, self._num_samples - start)
+                mine = np.empty(size, np.float32) if whole is None else np.array(whole[start : start + size])
+                values = self._groups.from_group(source, mine)
+                if self._draft and whole is None:
+                    self._draft.fill(array, start, values)
+
+    def _claim(self) -> None:
+        self._owner = Owner.claim(self._path, self._run)
+
+    def _map(self) -> tuple[ScoreStore, Owner]:
+        if not self._path.exists():
+            raise StoreError(
+                f"{self._path} was made by the first rank of this node, and this process does not see it. {_REMEDY}"
+            )
+        return ScoreStore.open(self._path), self._owner or Owner.join(self._path)
+
+
+def _nothing() -> None:
+    return None

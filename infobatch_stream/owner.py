@@ -1,0 +1,114 @@
+"""Who trains on a store: the lock that keeps a second run away from it.
+
+The file ``pending/owner.json`` in the store is locked (flock) by every process of the run as long as it lives, so a
+lock never outlasts its run, however that ended. What is written in it names the run in the error that another one
+gets; without a lock on it, it means nothing.
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import socket
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar, Self
+
+from infobatch_stream.errors import StoreError
+from infobatch_stream.node import kernel
+
+__all__ = ["Owner"]
+
+_LIMIT = 4096  # bytes of the file that are read
+
+
+class Owner:
+    """A hold on the store at ``path``; gone when it is dropped, or its process ends."""
+
+    _all: ClassVar["weakref.WeakSet[Owner]"] = weakref.WeakSet()
+
+    def __init__(self, path: Path) -> None:
+        """Use `claim` or `join`."""
+        place = path / "pending" / "owner.json"
+        try:
+            self._file = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(
+                f"{place} cannot be written ({error.strerror}); a run needs a store on a disk that it may write to."
+            ) from error
+        self._close = weakref.finalize(self, os.close, self._file)
+        self._all.add(self)
+
+    @classmethod
+    def claim(cls, path: Path, run: str) -> Self:
+        """Take the store for ``run``, a text that only its processes know.
+
+        A run may claim what it has: a loader is made again in a notebook, say. Raises StoreError when processes of
+        another run hold it.
+        """
+        owner = cls(path)
+        if owner._lock(fcntl.LOCK_EX):
+            owner._write(run)
+        else:
+            found = owner._read()
+            if found.get("run") != run:
+                raise StoreError(
+                    f"{path} is in use: {_described(found)}. Two runs on one store would spoil each other's scores: "
+                    "give this one a store of its own, or end that one (all of its processes)."
+                )
+        owner._lock(fcntl.LOCK_SH)
+        return owner
+
+    @classmethod
+    def join(cls, path: Path) -> Self:
+        """Hold the store with the process of this run that claimed it."""
+        owner = cls(path)
+        owner._lock(fcntl.LOCK_SH)
+        return owner
+
+    def _lock(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # a file system without locks: two runs are then told apart at a commit only
+        return True
+
+    def _write(self, run: str) -> None:
+        facts = {
+            "run": run,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "boot": kernel(),
+            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        with suppress(OSError):  # on a full disk the lock holds without a name
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(facts).encode(), 0)
+
+    def _read(self) -> dict[str, object]:
+        try:
+            found = json.loads(os.pread(self._file, _LIMIT, 0))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @classmethod
+    def _forget(cls) -> None:
+        """In a forked worker, which does not train: it must not keep the lock beyond the life of its parent."""
+        for owner in list(cls._all):
+            owner._close()
+
+
+os.register_at_fork(after_in_child=Owner._forget)
+
+
+def _described(found: dict[str, object]) -> str:
+    if not {"pid", "host", "boot", "since"} <= found.keys():
+        return "another process holds its lock"
+    name = f"process {found['pid']} on {found['host']}"
+    if found["boot"] == kernel() and not Path(f"/proc/{found['pid']}").exists():
+        return f"{name}, which began at {found['since']}, is gone, but other processes of its run are still there"
+    return f"{name} trains with it since {found['since']}"

@@ -1,0 +1,136 @@
+"""The headers of one tar: what its regular members are called, and where their bytes lie.
+
+Python's tarfile believes what a header says. A hostile tar of a few KiB keeps it busy for ever (a negative size leads
+back to where it was), or has it allocate gigabytes (an extended header that claims them, or whose records overlap).
+Here the position only grows, nothing beyond the end of the file is asked for, and no header takes more than 1 MiB.
+What is accepted means the same as to tarfile, and so to webdataset; the fuzz tests compare the two.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+__all__ = ["Member", "TarError", "read_members"]
+
+_BLOCK = 512
+_LONGEST = 1 << 20  # bytes of a long name or an extended header; Linux takes paths of 4096 at most
+_REGULAR = (b"0", b"\0", b"7")
+_EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes: no payload, whatever their size says
+_LONG_NAME, _LONG_LINK, _GLOBAL, _SPARSE = b"L", b"K", b"g", b"S"
+_AHEAD = (_LONG_NAME, _LONG_LINK, _GLOBAL, b"x", b"X")
+_SIGNED = struct.Struct("148b8x356b")  # a header without its checksum, as some old programs summed it up
+# Mode, owner, group, time, device: not used, but tarfile takes a header in which one is no number for the end.
+_UNUSED = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
+
+
+class TarError(Exception):
+    """A tar that is damaged, or in a form that cannot be read by index."""
+
+
+class Member(NamedTuple):
+    """A regular member: its name, and offset and length of its payload in bytes."""
+
+    name: str
+    offset: int
+    length: int
+
+
+def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
+    """The regular members of the tar ``file`` of ``size`` bytes, in order. Raises TarError and OSError.
+
+    Memory does not grow with the tar. The payloads that are given lie within the file, one behind the other.
+    """
+    position = 0
+    ahead: dict[str, str] = {}  # what extended headers say of the member behind them: the first counts, as to tarfile
+    while position <= size:
+        file.seek(position)
+        block = file.read(_BLOCK)
+        if not any(block):
+            if ahead or size < _BLOCK:
+                raise TarError(f"it ends at byte {position:,} with a member missing")
+            return
+        length = _checked_size(block, position)
+        kind, position = block[156:157], position + _BLOCK
+        if kind in _AHEAD:
+            if length > min(_LONGEST, size - position):
+                raise TarError(f"a header before byte {position:,} claims {length:,} bytes of names")
+            data = file.read(_padded(length))
+            position += _padded(length)
+            found = {"path": _text(data)} if kind == _LONG_NAME else {} if kind == _LONG_LINK else _records(data)
+            if kind == _GLOBAL and found:
+                raise TarError(f"a header before byte {position:,} gives all members the same {' and '.join(found)}")
+            ahead = {"header": "", **found, **ahead}
+            continue
+        name = ahead.get("path", _name(block))
+        length = int(ahead.get("size", length))
+        if kind == _SPARSE or "sparse" in ahead:
+            raise TarError(f"member {name!r} is sparse, so its bytes do not lie in one piece (GNU tar: --sparse)")
+        ahead = {}
+        if kind in _EMPTY or (kind == b"\0" and _text(block[:100]).endswith("/")):  # an old form of a folder
+            continue
+        if length > size - position:
+            raise TarError(f"member {name!r} ends beyond the end of the file")
+        if kind in _REGULAR:
+            yield Member(name, position, length)
+        position += _padded(length)
+    raise TarError("its last member is cut off")
+
+
+def _checked_size(block: bytes, position: int) -> int:
+    """The size field of a header that is one."""
+    try:
+        if len(block) < _BLOCK:
+            raise ValueError
+        unsigned = 256 + sum(block) - sum(block[148:156])
+        if _number(block[148:156]) not in (unsigned, 256 + sum(_SIGNED.unpack(block))):
+            raise ValueError
+        for start, stop in _UNUSED:
+            _number(block[start:stop])
+        size = _number(block[124:136])
+    except ValueError:
+        # tarfile takes a damaged header, except the first, for the end: samples would be lost silently.
+        raise TarError(f"there is no member header at byte {position:,}, and no end marker") from None
+    if size < 0:
+        raise TarError(f"the header at byte {position:,} gives a negative size")
+    return size
+
+
+def _number(field: bytes) -> int:
+    if field[0] in (0o200, 0o377):  # base 256, by GNU tar
+        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0o377 else 0)
+    return int(field.partition(b"\0")[0].decode("ascii").strip() or "0", 8)
+
+
+def _name(block: bytes) -> str:
+    prefix = _text(block[345:500])
+    return f"{prefix}/{_text(block[:100])}" if prefix else _text(block[:100])
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _records(data: bytes) -> dict[str, str]:
+    """Of the records "length key=value\\n" of an extended header those that count: path, size, and whether sparse."""
+    found: dict[str, str] = {}
+    start = 0
+    while start < len(data) and data[start]:
+        digits, space, _ = data[start : start + 8].partition(b" ")
+        stop = start + (int(digits) if space and digits.isdigit() else 0)
+        key, equals, value = data[start + len(digits) + 1 : stop - 1].partition(b"=")
+        if stop > len(data) or not (key and equals) or data[stop - 1] != ord("\n"):
+            raise TarError(f"an extended header is damaged at its byte {start:,}")
+        if key == b"path":
+            found["path"] = value.decode("utf-8", "surrogateescape").rstrip("/")
+        elif key == b"size":
+            if not value.isdigit() or len(value) > 20:
+                raise TarError(f"an extended header gives the size {value[:20]!r}")
+            found["size"] = value.decode()
+        elif key.startswith(b"GNU.sparse."):
+            found["sparse"] = ""
+        start = stop
+    return found
+
+
+def _padded(length: int) -> int:
+    return -(-length // _BLOCK) * _BLOCK
