@@ -1,4 +1,4 @@
-"""The score store: against a plain array as model, as Zarr, under kill -9, and with everything that is not a store."""
+"""The score store: as Zarr, under kill -9, and with everything that is not a store."""
 
 import errno
 import functools
@@ -6,18 +6,17 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import zarr
-from hypothesis import settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from infobatch_stream import layout
 from infobatch_stream.errors import ConfigError, StoreError
+from infobatch_stream.header import MAX_EPOCH, MAX_SAMPLES, checksum
 from infobatch_stream.store import ScoreStore
 
 CHUNK = 1 << 22
@@ -114,68 +113,6 @@ def test_losses_that_are_not_finite_are_counted_and_not_recorded(path):
 
 def test_recording_nothing_does_nothing(path):
     assert ScoreStore.create(path, 3).record(np.empty(0, np.int64), np.empty(0, np.float32)) == 0
-
-
-class Model(RuleBasedStateMachine):
-    """Two open stores on one path, as two ranks have them, against two arrays and a number."""
-
-    SIZE = 7
-    stores = Bundle("stores")
-
-    def __init__(self):
-        super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
-        self.path = self.folder / "scores.zarr"
-        self.handles = [ScoreStore.create(self.path, self.SIZE), ScoreStore.open(self.path)]
-        self.scores, self.pending = (np.full(self.SIZE, np.nan, np.float32) for _ in range(2))
-        self.epoch = 0
-
-    @rule(
-        which=st.integers(0, 1),
-        batch=st.lists(st.tuples(st.integers(0, SIZE - 1), st.floats(width=32)), max_size=5),
-    )
-    def record(self, which, batch):
-        index = np.array([i for i, _ in batch], dtype=np.int64)
-        losses = np.array([loss for _, loss in batch], dtype=np.float32)
-        assert self.handles[which].record(index, losses) == np.count_nonzero(~np.isfinite(losses))
-        for i, loss in batch:
-            if np.isfinite(loss):
-                self.pending[i] = loss
-
-    @rule(which=st.integers(0, 1))
-    def commit(self, which):
-        self.handles[which].commit()
-        self.handles[1 - which].refresh()
-        self.scores = np.where(np.isnan(self.pending), self.scores, self.pending)
-        self.pending[:] = np.nan
-        self.epoch += 1
-
-    @rule(which=st.integers(0, 1), mode=st.sampled_from(["r", "r+"]))
-    def reopen(self, which, mode):
-        same(ScoreStore.open(self.path, mode).scores, self.scores)
-        self.handles[which] = ScoreStore.open(self.path)
-
-    @rule(which=st.integers(0, 1))
-    def discard(self, which):
-        self.handles[which].discard_pending()
-        self.pending[:] = np.nan
-
-    @invariant()
-    def both_show_the_model(self):
-        for store in self.handles:
-            same(store.scores, self.scores)
-            same(store.pending, self.pending)
-            assert store.epoch == self.epoch
-
-    def teardown(self):
-        group = zarr.open_group(self.path, mode="r")
-        same(group["scores"][:], self.scores)
-        same(group["pending"][:], self.pending)
-        shutil.rmtree(self.folder)
-
-
-TestModel = Model.TestCase
-TestModel.settings = settings(deadline=None, max_examples=25, stateful_step_count=15, derandomize=True)
 
 
 # --- on disk
@@ -291,9 +228,11 @@ def test_two_runs_on_one_store_are_told_apart(path):
 KILL_EVERYWHERE = """
 import os, shutil, signal
 import infobatch_stream.store as module
+from infobatch_stream import header
 action, template, folder, stride = sys.argv[1:]
 module._BLOCK = 4
-files = [module.__file__, module.layout.__file__]
+files = [module.__file__, module.layout.__file__, header.__file__]
+reads = {"_check_depth", "_once", "_whole", "_found_array", "_expected_array", "<listcomp>", "<dictcomp>", "<genexpr>"}
 number = 0
 while True:
     path = os.path.join(folder, str(number))
@@ -303,7 +242,7 @@ while True:
         left = number
         def trace(frame, event, argument):
             global left
-            if frame.f_code.co_filename not in files:
+            if frame.f_code.co_filename not in files or frame.f_code.co_name in reads:
                 return None
             if event == "line":
                 if left == 0:
@@ -504,6 +443,7 @@ def test_a_symbolic_link_leaves_nothing_behind(path, replace):
         {"num_samples": -3},
         {"num_samples": 2.5},
         {"epoch": -1},
+        {"epoch": 2**48},
         {"fingerprint": None},
         {"scores": np.zeros(9, np.float32)},
         {"scores": np.zeros((10, 1), np.float32)},
@@ -647,8 +587,68 @@ def edit(path, file, change):
     (path / file).write_text(json.dumps(change(found) or found))
 
 
+def header_of(group):
+    return group["attributes"]["infobatch_stream"]
+
+
 def header(**changes):
-    return lambda path: edit(path, "zarr.json", lambda group: group["attributes"]["infobatch_stream"].update(changes))
+    """Changes the header, and its checksum to suit: by a program, not by a disk."""
+
+    def change(group):
+        fields = header_of(group)
+        fields.update(changes)
+        fields["checksum"] = checksum(fields)
+
+    return lambda path: edit(path, "zarr.json", change)
+
+
+def flip(**changes):
+    """Changes the header and not its checksum."""
+    return lambda path: edit(path, "zarr.json", lambda group: header_of(group).update(changes))
+
+
+def without_checksum(group):
+    del header_of(group)["checksum"]
+
+
+def as_format_1(group):
+    without_checksum(group)
+    header_of(group)["format"] = 1
+
+
+def header_text(old, new):
+    def damage(path):
+        text = (path / "zarr.json").read_text()
+        assert old in text
+        (path / "zarr.json").write_text(text.replace(old, new))
+
+    return damage
+
+
+def claim(samples):
+    """A store of 10 samples whose metadata all agree on another number."""
+
+    def damage(path):
+        header(num_samples=samples)(path)
+        size = min(samples, CHUNK)
+        for name in ("scores", "pending"):
+            edit(path, f"{name}/zarr.json", lambda found: found.update(shape=[samples]))
+            edit(path, f"{name}/zarr.json", lambda found: sharding(found).update(chunk_shape=[size]))
+            grid = {"name": "regular", "configuration": {"chunk_shape": [-(-samples // size) * size]}}
+            edit(path, f"{name}/zarr.json", lambda found: found.update(chunk_grid=grid))  # noqa: B023
+
+    return damage
+
+
+def instead(file, put):
+    def damage(path):
+        (path / file).unlink()
+        put(path / file)
+
+    return damage
+
+
+CHANGED = ["does not have the checksum", "a byte was changed on disk", "load_state_dict", "existing='overwrite'"]
 
 
 def array(change, name="scores"):
@@ -702,13 +702,54 @@ DAMAGE = {
     "another Zarr group": (put("zarr.json", b'{"attributes": {"mine": 1}}'), ["'infobatch_stream'"]),
     "no attributes": (put("zarr.json", b"{}"), ["'infobatch_stream'"]),
     "attributes a list": (put("zarr.json", b'{"attributes": [1]}'), ["'infobatch_stream'"]),
-    "newer format": (header(format=2), ["format 2", "reads format 1", "Install"]),
+    "newer format": (header(format=3), ["format 3", "reads formats 1 to 2", "Install"]),
     "no format": (header(format=None), ["format None"]),
+    "format true": (header(format=True), ["format True"]),
+    "format 2.0": (header(format=2.0), ["format 2.0"]),
+    "epoch flipped": (flip(epoch=2), CHANGED),
+    "size flipped": (flip(num_samples=11), CHANGED),
+    "fingerprint flipped": (flip(fingerprint="dibits"), CHANGED),
+    "state flipped": (flip(state="apply"), CHANGED),
+    "format flipped": (flip(format=1), CHANGED),
+    "another field flipped": (flip(fresh=1), CHANGED),
+    "checksum flipped": (flip(checksum=1), CHANGED),
+    "checksum true": (flip(checksum=True), CHANGED),
+    "checksum gone": (lambda path: edit(path, "zarr.json", without_checksum), CHANGED),
+    "format 1 and out of range": (
+        lambda path: (edit(path, "zarr.json", as_format_1), flip(epoch=-1)(path)),
+        ["epoch -1", "out of range"],
+    ),
+    "a field twice": (header_text('"epoch": 3', '"epoch": 3, "epoch": 4'), ["a key occurs twice"]),
+    "epoch NaN": (flip(epoch=float("nan")), CHANGED),
+    "epoch NaN, format 1": (
+        lambda path: (edit(path, "zarr.json", as_format_1), flip(epoch=float("nan"))(path)),
+        ["'epoch'", "nan"],
+    ),
+    "epoch of 100,000 digits": (header_text('"epoch": 3', f'"epoch": {"1" * 10**5}'), ["a number of 100,000 digits"]),
+    "epoch of 900 digits": (header(epoch=10**900), ["epoch 1000", "...", "out of range"]),
+    "epoch past 48 bits": (header(epoch=MAX_EPOCH + 1), ["epoch", "out of range"]),
+    "nested JSON": (header_text('"digits"', "[" * 500 + "]" * 500), ["nested deeper than 64"]),
+    "metadata a folder": (instead("zarr.json", Path.mkdir), ["not a regular file"]),
+    "metadata a pipe": (instead("zarr.json", os.mkfifo), ["not a regular file"]),
+    "array metadata a pipe": (instead("pending/zarr.json", os.mkfifo), ["not a regular file"]),
+    "shard a pipe": (instead("pending/c/0", os.mkfifo), ["pending/c/0", "not a regular file"]),
+    "shard a folder": (instead("scores/c/0", Path.mkdir), ["scores/c/0", "not a regular file"]),
+    "shard a device": (
+        instead("scores/c/0", lambda file: file.symlink_to("/dev/zero")),
+        ["scores/c/0", "not a regular file"],
+    ),
+    "shard with two names": (
+        lambda path: (path / "copy").hardlink_to(path / "scores/c/0"),
+        ["scores/c/0 has 2 names", "hard links", "cp "],
+    ),
+    "shape true": (array(lambda a: a.update(shape=[10.0])), ["shape", "[10.0]"]),
+    "a large shape": (array(lambda a: a.update(shape=[1] * 10**5)), ["shape", "..."]),
     "size a text": (header(num_samples="10"), ["'num_samples'", "'10'", "int"]),
     "size true": (header(num_samples=True), ["'num_samples'", "True"]),
-    "size 0": (header(num_samples=0), ["out of range", "'num_samples': 0"]),
+    "size 0": (header(num_samples=0), ["num_samples 0", "out of range"]),
     "another size": (header(num_samples=11), ["shape", "[10]", "[11]"]),
-    "absurd size": (header(num_samples=10**17), ["shape", "[10]"]),
+    "absurd size": (claim(2**62), ["num_samples 4611686018427387904", "out of range"]),
+    "large size": (claim(MAX_SAMPLES), ["truncated", "60 bytes", "take 4,398,050,705,412"]),
     "epoch below 0": (header(epoch=-1), ["out of range", "-1"]),
     "epoch a float": (header(epoch=1.5), ["'epoch'", "1.5"]),
     "unknown state": (header(state="half"), ["out of range", "half"]),
@@ -744,6 +785,89 @@ def test_a_damaged_store_is_refused_with_what_was_found(path, name, mode):
         ScoreStore.open(path, mode)
     assert [word for word in [str(path), *words] if word not in str(caught.value)] == []
     assert contents(path) == before
+
+
+def test_a_damaged_array_metadata_is_refused_or_read_as_it_was_whichever_bit_was_flipped(path):
+    filled(path)
+    file = path / "scores" / "zarr.json"
+    whole = file.read_bytes()
+    refused = 0
+    for damaged in flipped(whole, bits=(0, 5)):
+        file.write_bytes(damaged)
+        with suppress(StoreError):
+            layout.check_files(path, 10)
+            continue
+        refused += 1
+    assert refused > len(whole) / 2  # what readers do not depend on is not compared
+
+
+def flipped(whole, bits=range(8)):
+    for place in range(len(whole)):
+        for bit in bits:
+            yield whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :]
+
+
+def test_no_flipped_bit_of_the_header_is_believed(path):
+    filled(path)
+    expected = layout.read_header(path)
+    whole = (path / "zarr.json").read_bytes()
+    refused = 0
+    for damaged in flipped(whole):
+        (path / "zarr.json").write_bytes(damaged)
+        try:
+            assert layout.read_header(path) == expected
+        except StoreError:
+            refused += 1
+    assert refused > 4 * len(whole)  # the others are in blanks, and in words that mean nothing to us
+
+
+def test_a_store_of_format_1_is_read_and_becomes_format_2_at_its_next_commit(path):
+    filled(path)
+    edit(path, "zarr.json", as_format_1)
+    same(ScoreStore.open(path, "r").scores, FILLED)
+    store = ScoreStore.open(path)
+    assert header_of(json.loads((path / "zarr.json").read_text()))["format"] == 1
+    store.commit()
+    fields = header_of(json.loads((path / "zarr.json").read_text()))
+    assert fields == {
+        "format": 2,
+        "num_samples": 10,
+        "fingerprint": "digits",
+        "epoch": 4,
+        "state": "ready",
+        "checksum": checksum(fields),
+    }
+    same(ScoreStore.open(path).scores, COMMITTED)
+
+
+def test_a_store_whose_header_is_damaged_can_be_replaced(path):
+    """As the error says; what is no store, or of a newer format, cannot."""
+    filled(path)
+    flip(epoch=7)(path)
+    with pytest.raises(StoreError, match="existing='overwrite'"):
+        ScoreStore.open(path)
+    assert ScoreStore.create(path, 5, replace=True).epoch == 0
+    header(format=3)(path)
+    with pytest.raises(StoreError, match="format 3"):
+        ScoreStore.create(path, 5, replace=True)
+
+
+def test_damage_is_found_in_little_memory(path):
+    """Before a size that a file only claims is held in memory."""
+    filled(path)
+    claim(MAX_SAMPLES)(path)
+    tracemalloc.start()
+    with pytest.raises(StoreError, match="truncated"):
+        ScoreStore.open(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_a_fingerprint_that_no_header_holds_makes_nothing(path):
+    with pytest.raises(ConfigError, match=r"fingerprint 'xxx.*out of range"):
+        ScoreStore.create(path, 10, "x" * 70_000)
+    assert names(path.parent) == []
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
@@ -790,6 +914,35 @@ def test_a_store_removed_while_it_is_in_use_is_told(path, act, gone):
     shutil.rmtree(path) if not gone else (path / gone).unlink()
     with pytest.raises(StoreError, match="No such file"):
         getattr(store, act)()
+
+
+@pytest.mark.parametrize("array", ["scores", "pending"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: os.truncate(file, 30),
+        lambda file: os.truncate(file, 100),
+        lambda file: Path(shutil.copy(file, f"{file}.new")).replace(file),
+    ],
+    ids=["truncated", "extended", "replaced"],
+)
+def test_a_file_that_changed_under_its_map_has_another_identity(path, array, change):
+    filled(path)
+    other = "scores" if array == "pending" else "pending"
+    before, both, of_other = layout.identity(path, array), layout.inodes(path), layout.identity(path, other)
+    assert (layout.identity(path, array), layout.inodes(path)) == (before, both)
+    change(path / array / "c" / "0")
+    assert layout.identity(path, array) != before
+    assert layout.inodes(path) != both
+    assert layout.identity(path, other) == of_other
+
+
+def test_a_file_that_is_gone_has_no_identity(path):
+    filled(path)
+    (path / "pending" / "c" / "0").unlink()
+    with pytest.raises(StoreError, match=r"pending/c/0 is gone"):
+        layout.identity(path, "pending")
+    assert layout.identity(path, "scores")
 
 
 # --- what may not be recorded

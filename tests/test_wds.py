@@ -207,7 +207,7 @@ def test_a_pax_header_can_give_a_size_and_a_global_header_a_name(tmp_path):
 
 def test_a_sparse_member_is_refused(tmp_path):
     path = write_tar(tmp_path / "s.tar", ["a.jpg", other("a.raw", tarfile.GNUTYPE_SPARSE)])
-    with pytest.raises(DataError, match=r"s\.tar: member 'a.raw' is sparse"):
+    with pytest.raises(DataError, match=r"s\.tar .*member 'a.raw' is sparse"):
         IndexedWebDataset(path)
 
 
@@ -251,7 +251,7 @@ def test_a_damaged_header_behind_good_ones_is_refused(tmp_path):
 def test_a_file_that_is_no_tar_is_refused_by_name(tmp_path, content):
     path = tmp_path / "s.tar"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"s\.tar.*(no complete tar|compressed).*(Copy|Decompress)"):
+    with pytest.raises(DataError, match=r"s\.tar.*(no tar that can be read|compressed).*(Copy|Decompress)"):
         IndexedWebDataset(path)
 
 

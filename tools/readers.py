@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ _EXPECTED = (
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 # The name of a split becomes a folder: it may not start with a dot.
 _IDX_NAME = re.compile(r"(?P<split>\w[\w.-]*)-(?P<part>images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
+_LARGEST = (1 << 32) - 1  # bytes of an image; the limit of an MDS shard
 _DEFLATE_RATIO = 1032  # the most that a byte of deflate can stand for
 
 
@@ -104,6 +106,13 @@ class ImageTree:
     def __getitem__(self, position: int) -> Sample:
         """``image`` (EncodedImage, the bytes of the file), ``label`` (int), ``name`` (path below ``src``)."""
         path = self._paths[position]
+        status = (self._src / path).stat()
+        if not S_ISREG(status.st_mode):  # a pipe, or a link to a device: reading it might never end
+            raise DataError(f"{self._src / path} is no regular file; remove it.")
+        if status.st_size > _LARGEST:
+            raise DataError(
+                f"{self._src / path} has {status.st_size:,} bytes, and a shard has room for {_LARGEST:,}; remove it."
+            )
         data = (self._src / path).read_bytes()
         if not data:
             raise DataError(f"{self._src / path} is empty (0 bytes); remove it, or put the image back.")
@@ -183,7 +192,7 @@ def _idx_pairs(src: Path) -> dict[str, tuple[Path, Path]]:
     """Folder name -> (images, labels) of the idx files in ``src``; a plain file goes before its gzip."""
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(src.iterdir(), reverse=True):  # ".gz" sorts behind the plain name and is replaced by it
-        if match := _IDX_NAME.fullmatch(path.name):
+        if path.is_file() and (match := _IDX_NAME.fullmatch(path.name)):
             found.setdefault(match["split"], {})[match["part"][:6]] = path
     pairs: dict[str, tuple[Path, Path]] = {}
     for split, files in found.items():

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from infobatch_stream.errors import ConfigError, MissingExtraError
 __all__ = ["Column", "EncodedImage", "MdsShards", "Sample", "ShardFormat", "Shards", "WdsShards", "column_of"]
 
 _TAR_BLOCK, _TAR_RECORD = 512, 10240
+_EXTENSION = re.compile(r"\w+([.-]\w+)*")
 
 Sample = Mapping[str, Any]
 """One sample: column name -> EncodedImage, numpy array, int, str or bytes."""
@@ -155,6 +157,8 @@ class WdsShards:
         members: dict[str, bytes] = {}
         for name, value in sample.items():
             extension = value.extension if isinstance(value, EncodedImage) else self._columns[name].wds
+            if not _EXTENSION.fullmatch(extension):  # part of a file's name, for those who unpack the tar
+                raise ValueError(f"{extension!r} is no extension; letters, digits, and dots or dashes between them are")
             if extension in members:
                 raise ValueError(f"two columns have the extension {extension!r}; give columns= with different ones")
             members[extension] = _wds_bytes(value)

@@ -286,7 +286,9 @@ def _fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str, An
                 f"{path} is compressed ({kind}), so its samples cannot be read by index. Decompress it "
                 "(gunzip, zstd -d)."
             ) from None
-        raise DataError(f"{path} ({size:,} bytes) is no tar that can be read by index: {error}. Copy or write it again.") from error
+        raise DataError(
+            f"{path} ({size:,} bytes) is no tar that can be read by index: {error}. Copy or write it again."
+        ) from error
 
 
 def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
