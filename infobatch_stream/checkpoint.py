@@ -35,10 +35,8 @@ class Progress:
     def check(self) -> None:
         """Raise ValueError for what no run can have reached."""
         counts = (self.epoch, self.step, self.lanes - 1, self.kept, self.offered - self.kept)
-        flags = (self.done, False if self.full is None else self.full)
-        if any(type(count) is not int or count < 0 for count in counts) or any(
-            type(flag) is not bool for flag in flags
-        ):
+        whole = all(type(count) is int and count >= 0 for count in counts)
+        if not whole or type(self.done) is not bool or self.full not in (None, False, True):
             raise ValueError(f"{self} is no place in a run")
 
 
@@ -65,8 +63,8 @@ def unpack(
     found = state.get("format") if isinstance(state, dict) else None
     if isinstance(found, int) and found > _FORMAT:
         raise ConfigError(
-            f"the state has format {found}; this version of infobatch-stream reads format {_FORMAT}. Install the version "
-            "that saved it, or a newer one."
+            f"the state has format {found}; this version of infobatch-stream reads format {_FORMAT}. Install the "
+            "version that saved it, or a newer one."
         )
     if found != _FORMAT:
         raise ConfigError(
@@ -95,7 +93,8 @@ def unpack(
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that one there."
+            f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that one "
+            "there."
         ) from error
     if not scores.shape == pending.shape == (settings["num_samples"],):
         raise ConfigError(f"the state has {scores.size} scores, {settings['num_samples']} are needed; it is damaged.")
