@@ -93,8 +93,8 @@ def unpack(
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that one "
-            "there."
+            f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that "
+            "one there."
         ) from error
     if not scores.shape == pending.shape == (settings["num_samples"],):
         raise ConfigError(f"the state has {scores.size} scores, {settings['num_samples']} are needed; it is damaged.")
