@@ -1,7 +1,6 @@
 """A store that is being made beside its place: invisible until it is whole, and gone if it never is."""
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from infobatch_stream import layout
 from infobatch_stream.errors import StoreError
+from infobatch_stream.litter import hold, remove_abandoned
 
 __all__ = ["Draft"]
 
@@ -52,8 +52,7 @@ class Draft:
             if shutil.disk_usage(path.parent).free < self._needed:  # or other programs would feel the full disk first
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._new.mkdir()
-            self._lock = os.open(self._new, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = hold(self._new)
             layout.write_new(self._new, header, {"scores": scores, "pending": pending})
         except OSError as error:
             self.discard()
@@ -110,14 +109,6 @@ def _taken(path: Path) -> StoreError:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove the drafts for ``path``, and the stores moved aside, of processes that were killed."""
-    for left in path.parent.glob(f".{path.name}.new-*"):
-        with suppress(OSError):
-            folder = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
-            finally:
-                os.close(folder)
+    remove_abandoned(path.parent, f".{path.name}.new-")
     if path.exists():
-        for left in path.parent.glob(f".{path.name}.old-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        remove_abandoned(path.parent, f".{path.name}.old-")

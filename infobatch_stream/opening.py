@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from infobatch_stream import layout
 from infobatch_stream.draft import Draft
 from infobatch_stream.errors import ConfigError, StoreError
+from infobatch_stream.litter import hold, remove_abandoned
 from infobatch_stream.node import fill_in_node, is_network, kernel, name_of_file_system
 from infobatch_stream.owner import Owner
 from infobatch_stream.store import ScoreStore
@@ -26,8 +27,8 @@ BLOCK = 1 << 22  # scores exchanged between nodes at once: bounds memory
 _CALL = "opening the score store"
 _RUN = secrets.token_hex(8)  # of rank 0: names the run in the lock of each store
 _REMEDY = (
-    "Give a path on a disk of each machine, as /local/scores.zarr ({node} in a path is filled in with the number of "
-    "the node)."
+    "Each machine needs a store of its own: give a path on a local disk of each, or one with {node} in it, as "
+    "/shared/scores-{node}.zarr, which becomes another path on each."
 )
 
 
@@ -66,33 +67,41 @@ def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
     if ranks.processes == 1:
         return [[0]]
     folder, word = path.parent, ranks.gather(secrets.token_hex(8))[0]
-    here = name_of_file_system(Path(os.path.realpath(folder)))
-    machines = ranks.gather((kernel(), here))
-    if len({machine for machine, _ in machines}) > 1:
-        for process, (_, file_system) in enumerate(machines):
-            if is_network(file_system):
-                raise ConfigError(
-                    f"rank {process} would have the score store {path} on a network file system ({file_system}), and "
-                    "the ranks are on several machines, whose memory maps of one file it does not keep equal. "
-                    + _REMEDY
-                )
-    mark = folder / f".{path.name}.rank-{word}-{ranks.process}"
+    place = os.path.realpath(path)
+    machines = ranks.gather((kernel(), place, name_of_file_system(Path(place))))
+    for machine, theirs, file_system in machines:
+        if is_network(file_system) and any(other != machine and where == theirs for other, where, _ in machines):
+            raise ConfigError(
+                f"the score store {theirs} is on a network file system ({file_system}), and the ranks are on several "
+                f"machines, whose memory maps of one file it does not keep equal. {_REMEDY}"
+            )
+    prefix = f".{path.name}.rank-"
+    stem = f"{prefix}{word}-"
+    mark = folder / f"{stem}{ranks.process}"
+    held = -1
 
     def show() -> None:
+        nonlocal held
         try:
             folder.mkdir(parents=True, exist_ok=True)
             mark.touch()
+            held = hold(mark)
         except OSError as error:
             raise StoreError(f"cannot write to {folder}, for the score store {path}: {error.strerror}.") from error
 
+    def see() -> list[int]:
+        names = [entry.name for entry in folder.iterdir()]
+        return sorted(int(name.removeprefix(stem)) for name in names if name.startswith(stem))
+
     try:
         ranks.together(_CALL, show)
-        stem = mark.name.rpartition("-")[0]
-        seen = sorted(int(file.name.rpartition("-")[2]) for file in folder.glob(f"{stem}-*"))
-        groups = ranks.gather(seen)
+        groups = ranks.gather(ranks.together(_CALL, see))
     finally:
         with suppress(OSError):
             mark.unlink()
+        if held >= 0:
+            os.close(held)
+    remove_abandoned(folder, prefix)
     for process, group in enumerate(groups):
         if process not in group or any(groups[other] != group for other in group):
             raise ConfigError(
