@@ -87,7 +87,7 @@ class Draft:
             raise self._failure(error) from error
         finally:
             self.discard()
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_replaced(self._path)
 
     def discard(self) -> None:
         """Remove what was not placed."""
@@ -108,7 +108,20 @@ def _taken(path: Path) -> StoreError:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the drafts for ``path``, and the stores moved aside, of processes that were killed."""
-    remove_abandoned(path.parent, f".{path.name}.new-")
+    """Remove the drafts for ``path`` of processes that were killed, and the stores that they had moved aside."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
+        with suppress(OSError):
+            folder = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(folder)
     if path.exists():
-        remove_abandoned(path.parent, f".{path.name}.old-")
+        _remove_replaced(path)
+
+
+def _remove_replaced(path: Path) -> None:
+    """Remove the stores that were moved aside for the one that stands at ``path`` now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
+        shutil.rmtree(left, ignore_errors=True)

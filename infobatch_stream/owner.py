@@ -2,7 +2,7 @@
 
 The file ``pending/owner.json`` in the store is locked (flock) by every process of the run as long as it lives, so a
 lock never outlasts its run, however that ended. What is written in it names the run in the error that another one
-gets; without a lock on it, it means nothing.
+gets; without a lock on it, it means nothing, so a stale or garbled one is no obstacle.
 """
 
 import datetime
@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import warnings
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ class Owner:
 
     def __init__(self, path: Path) -> None:
         """Use `claim` or `join`."""
+        self._path = path
         place = path / "pending" / "owner.json"
         try:
             self._file = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -44,37 +46,53 @@ class Owner:
     def claim(cls, path: Path, run: str) -> Self:
         """Take the store for ``run``, a text that only its processes know.
 
-        A run may claim what it has: a loader is made again in a notebook, say. Raises StoreError when processes of
-        another run hold it.
+        A process may claim what its run has: a loader is made again in a notebook, say. Raises StoreError when
+        processes of another run hold it.
         """
         owner = cls(path)
-        if owner._lock(fcntl.LOCK_EX):
+        if owner._lock(fcntl.LOCK_EX, warn=True):
             owner._write(run)
         else:
             found = owner._read()
-            if found.get("run") != run:
-                raise StoreError(
-                    f"{path} is in use: {_described(found)}. Two runs on one store would spoil each other's scores: "
-                    "give this one a store of its own, or end that one (all of its processes)."
-                )
-        owner._lock(fcntl.LOCK_SH)
+            # The number too, since a process that was forked has the text of its parent.
+            if (found.get("run"), found.get("pid")) != (run, os.getpid()):
+                raise owner._in_use()
+        owner._share()
         return owner
 
     @classmethod
     def join(cls, path: Path) -> Self:
         """Hold the store with the process of this run that claimed it."""
         owner = cls(path)
-        owner._lock(fcntl.LOCK_SH)
+        owner._share()
         return owner
 
-    def _lock(self, kind: int) -> bool:
+    def _lock(self, kind: int, *, warn: bool = False) -> bool:
+        """Whether the lock could be had; a file system without locks gives it to everybody."""
         try:
             fcntl.flock(self._file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:
-            return True  # a file system without locks: two runs are then told apart at a commit only
+        except OSError as error:
+            if warn:
+                warnings.warn(
+                    f"{self._path} is on a file system without locks ({error.strerror}), so another run that uses it "
+                    "is noticed at the end of an epoch only. See to it that there is none.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         return True
+
+    def _share(self) -> None:
+        # From exclusive to shared there is a moment without a lock, in which another run may be quicker.
+        if not self._lock(fcntl.LOCK_SH):
+            raise self._in_use()
+
+    def _in_use(self) -> StoreError:
+        return StoreError(
+            f"{self._path} is in use: {_described(self._read())}. Two runs on one store would spoil each other's "
+            "scores: give this one a store of its own, or end that one (all of its processes)."
+        )
 
     def _write(self, run: str) -> None:
         facts = {
@@ -106,9 +124,10 @@ os.register_at_fork(after_in_child=Owner._forget)
 
 
 def _described(found: dict[str, object]) -> str:
-    if not {"pid", "host", "boot", "since"} <= found.keys():
+    pid, host, since = (found.get(name) for name in ("pid", "host", "since"))
+    if type(pid) is not int or not isinstance(host, str) or not isinstance(since, str):
         return "another process holds its lock"
-    name = f"process {found['pid']} on {found['host']}"
-    if found["boot"] == kernel() and not Path(f"/proc/{found['pid']}").exists():
-        return f"{name}, which began at {found['since']}, is gone, but other processes of its run are still there"
-    return f"{name} trains with it since {found['since']}"
+    name = f"process {pid} on {host}"
+    if found.get("boot") == kernel() and not Path(f"/proc/{pid}").exists():
+        return f"{name}, which began at {since}, is gone, but other processes of its run are still there"
+    return f"{name} trains with it since {since}"

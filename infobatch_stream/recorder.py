@@ -38,8 +38,8 @@ class Recorder:
         self.not_finite = 0
 
     def attach(self, store: ScoreStore) -> None:
-        """Record to ``store`` from now on; what is under way still goes to the one before."""
-        self.flush()
+        """Record to ``store`` from now on; what is under way is of a run that was left, and is dropped."""
+        self._copies.clear()
         self._store = store
 
     def add(self, index: NDArray[np.int64], record: NDArray[np.bool_], losses: Tensor) -> None:

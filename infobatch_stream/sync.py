@@ -49,6 +49,7 @@ class Ranks:
         self.rank, self.world_size, self.nodes = 0, 1, 1
         self.process, self.processes = 0, 1
         self.records = True
+        self._groups: Groups | None = None
         if not _initialised():
             claimed = int(os.environ.get("WORLD_SIZE", "1"))
             if claimed > 1:
@@ -126,7 +127,9 @@ class Ranks:
 
         members: disjoint lists of ascending process numbers, together all of them; equal on every process.
         """
-        return Groups(members, self.process)
+        if self._groups is None or self._groups.members != members:  # their process groups last as long as the run
+            self._groups = Groups(members, self.process)
+        return self._groups
 
 
 class Groups:
@@ -139,13 +142,13 @@ class Groups:
         group 1    process 2  process 3       of a node are used, and each entry crosses between nodes once
 
     Attributes:
-        count: number of groups. mine: which of them is this process's.
+        members: the processes of each group. count: number of groups. mine: which of them is this process's.
         leads: whether this process is the first of its group.
         leaders: the first process of each.
     """
 
     def __init__(self, members: list[list[int]], process: int) -> None:
-        self.count = len(members)
+        self.members, self.count = members, len(members)
         self.mine = next(group for group, ranks in enumerate(members) if process in ranks)
         self.leaders = [ranks[0] for ranks in members]
         self.leads = self.leaders[self.mine] == process

@@ -14,6 +14,7 @@ __all__ = ["Member", "TarError", "read_members"]
 
 _BLOCK = 512
 _LONGEST = 1 << 20  # bytes of a long name or an extended header; Linux takes paths of 4096 at most
+_SHOWN = 200  # characters of a name in an error
 _REGULAR = (b"0", b"\0", b"7")
 _EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes: no payload, whatever their size says
 _LONG_NAME, _LONG_LINK, _GLOBAL, _SPARSE = b"L", b"K", b"g", b"S"
@@ -64,12 +65,12 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
         name = ahead.get("path", _name(block))
         length = int(ahead.get("size", length))
         if kind == _SPARSE or "sparse" in ahead:
-            raise TarError(f"member {name!r} is sparse, so its bytes do not lie in one piece (GNU tar: --sparse)")
+            raise TarError(f"member {name[:_SHOWN]!r} is sparse, so its bytes do not lie in one piece (GNU tar: --sparse)")
         ahead = {}
         if kind in _EMPTY or (kind == b"\0" and _text(block[:100]).endswith("/")):  # an old form of a folder
             continue
         if length > size - position:
-            raise TarError(f"member {name!r} ends beyond the end of the file")
+            raise TarError(f"member {name[:_SHOWN]!r} ends beyond the end of the file")
         if kind in _REGULAR:
             yield Member(name, position, length)
         position += _padded(length)
@@ -81,8 +82,8 @@ def _checked_size(block: bytes, position: int) -> int:
     try:
         if len(block) < _BLOCK:
             raise ValueError
-        unsigned = 256 + sum(block) - sum(block[148:156])
-        if _number(block[148:156]) not in (unsigned, 256 + sum(_SIGNED.unpack(block))):
+        checksum, unsigned = _number(block[148:156]), 256 + sum(block) - sum(block[148:156])
+        if checksum != unsigned and checksum != 256 + sum(_SIGNED.unpack(block)):
             raise ValueError
         for start, stop in _UNUSED:
             _number(block[start:stop])
