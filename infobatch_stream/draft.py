@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from infobatch_stream import layout
 from infobatch_stream.errors import StoreError
-from infobatch_stream.litter import hold, remove_abandoned
+from infobatch_stream.litter import abandoned, hold, remove_abandoned
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "put_back"]
 
 
 class Draft:
@@ -46,7 +46,7 @@ class Draft:
             if path.exists():
                 if not replace:
                     raise _taken(path)
-                layout.read_header(path)  # never replace what is not a store
+                layout.check_is_store(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_abandoned(path)
             if shutil.disk_usage(path.parent).free < self._needed:  # or other programs would feel the full disk first
@@ -70,10 +70,11 @@ class Draft:
     def place(self) -> None:
         """Make it the store at the path, by renaming; a store to be replaced is moved aside first, then removed."""
         old = self._path.with_name(f".{self._path.name}.old-{secrets.token_hex(4)}")
+        held = -1
         try:
-            if self._replace:
-                with suppress(FileNotFoundError):
-                    self._path.rename(old)
+            if self._replace and self._path.exists():
+                held = hold(self._path)
+                self._path.rename(old)
             try:
                 self._new.rename(self._path)
             except OSError as error:
@@ -87,7 +88,11 @@ class Draft:
             raise self._failure(error) from error
         finally:
             self.discard()
-        _remove_replaced(self._path)
+            if held >= 0:
+                os.close(held)
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            _remove_abandoned(self._path)  # an earlier process may have been killed before it came so far
 
     def discard(self) -> None:
         """Remove what was not placed."""
@@ -103,25 +108,21 @@ class Draft:
         )
 
 
+def put_back(path: Path) -> None:
+    """Undo a replacement whose process was killed between the two renames: what stood at ``path`` lies beside it."""
+    if path.exists() or not path.parent.is_dir():
+        return
+    aside = list(abandoned(path.parent, f".{path.name}.old-"))
+    if len(aside) == 1:
+        aside[0].rename(path)
+
+
 def _taken(path: Path) -> StoreError:
     return StoreError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove the drafts for ``path`` of processes that were killed, and the stores that they had moved aside."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
-        with suppress(OSError):
-            folder = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
-            finally:
-                os.close(folder)
+    remove_abandoned(path.parent, f".{path.name}.new-")
     if path.exists():
-        _remove_replaced(path)
-
-
-def _remove_replaced(path: Path) -> None:
-    """Remove the stores that were moved aside for the one that stands at ``path`` now."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        remove_abandoned(path.parent, f".{path.name}.old-")

@@ -220,7 +220,7 @@ def map_array(
 
 
 def identity(path: Path, array: str) -> tuple[int, ...]:
-    """Which file an array is, and its size. Raises StoreError when it is gone. Costs two microseconds.
+    """Which file an array is, and its size. Raises StoreError when it is gone. Costs some 3 us.
 
     A size that changed under a map means that bytes are lost, or that touching the map may end the process (SIGBUS).
     """

@@ -6,10 +6,11 @@ Each is locked (flock) as long as its process lives; one without a lock was left
 import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["hold", "remove_abandoned"]
+__all__ = ["abandoned", "hold", "remove_abandoned"]
 
 
 def hold(path: Path) -> int:
@@ -20,18 +21,25 @@ def hold(path: Path) -> int:
     return descriptor
 
 
-def remove_abandoned(folder: Path, prefix: str) -> None:
-    """Remove what begins with ``prefix`` in ``folder`` and is locked by no process."""
-    for entry in folder.iterdir():
+def abandoned(folder: Path, prefix: str) -> Iterator[Path]:
+    """What begins with ``prefix`` in ``folder`` and is locked by no process; locked here until the next one."""
+    for entry in sorted(folder.iterdir()):
         if not entry.name.startswith(prefix):
             continue
         with suppress(OSError):
             descriptor = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if entry.is_dir():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
+                yield entry
             finally:
                 os.close(descriptor)
+
+
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove what `abandoned` finds."""
+    for entry in abandoned(folder, prefix):
+        with suppress(OSError):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()

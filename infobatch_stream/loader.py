@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -233,7 +233,9 @@ class InfoBatchLoader:
         self._full = self._is_full()  # an epoch that was begun stays what it is when epochs are raised
         self._requests.begin(self._plan(), self.step, self._recipe.seed, self._ranks.rank, self._ranks.world_size)
         self._iterating = mine = object()
-        return self._batches(iter(self.dataloader), mine)
+        with self._watching_workers():
+            batches = iter(self.dataloader)
+        return self._batches(batches, mine)
 
     def _batches(self, batches: Iterator[Any], mine: object) -> Iterator[tuple[Any, Picks]]:
         while True:
@@ -242,8 +244,11 @@ class InfoBatchLoader:
                     "this iterator belongs to an epoch that was left: iter(), commit() or load_state_dict() was "
                     "called since. Take a new one with iter(loader)."
                 )
+            if self._store is not None:
+                self._store.check_scores()  # the plan reads them as it goes
             try:
-                data, picks = next(batches)
+                with self._watching_workers():
+                    data, picks = next(batches)
             except StopIteration:
                 break
             if picks._replaced:
@@ -252,12 +257,25 @@ class InfoBatchLoader:
             yield data, picks
         self._exhausted = True
 
+    @contextmanager
+    def _watching_workers(self) -> Iterator[None]:
+        """Say what to do when a worker of the DataLoader is gone, and have new ones at the next iteration."""
+        try:
+            yield
+        except RuntimeError as error:
+            if _lost_worker(error):
+                self.dataloader._iterator = None  # of persistent workers; it would wait for the dead one
+                _advise(error)
+            raise
+
     def peek(self) -> tuple[Any, Picks]:
         """The batch that comes next, as ``(data, picks)``, in this process; nothing is spent by it.
 
         Any rank may call it alone. It touches no random state. `update` with its picks records nothing.
         """
         plan, ranks = self._plan(), self._ranks
+        if self._store is not None:
+            self._store.check_scores()
         step = min(self.step, plan.steps - 1)
         return self._fetcher.__getitems__(
             request(plan, step, self._recipe.seed, ranks.rank, ranks.world_size, spends=False)
@@ -348,11 +366,15 @@ class InfoBatchLoader:
         """The loader."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         """Commit (collective); when an exception passes, only bring this rank's losses to the disk."""
         if kind is None:
             self.commit()
-        elif self._store is not None:
+            return
+        if error is not None and _lost_worker(error):  # torch raises it wherever the main process stands
+            self.dataloader._iterator = None
+            _advise(error)
+        if self._store is not None:
             with suppress(Exception):  # after a fault of the device nothing more comes from it; the cause passes on
                 self._recorder.flush()
             with suppress(Exception):
@@ -432,6 +454,22 @@ class InfoBatchLoader:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+_ADVICE = (
+    "infobatch-stream: a worker that the system kills has often run out of memory (see dmesg); use fewer workers "
+    "(num_workers) or a smaller prefetch_factor. What was recorded is in the store: start again from the last "
+    "state_dict(), or with existing='continue'."
+)
+
+
+def _lost_worker(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def _advise(error: BaseException) -> None:
+    if _ADVICE not in getattr(error, "__notes__", ()):
+        error.add_note(_ADVICE)
 
 
 def _check_losses(name: str, losses: Tensor, samples: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream import layout
-from infobatch_stream.draft import Draft
+from infobatch_stream.draft import Draft, put_back
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.litter import hold, remove_abandoned
 from infobatch_stream.node import fill_in_node, is_network, kernel, name_of_file_system
@@ -155,11 +155,13 @@ class Opening:
     def _look(self) -> int | None:
         """The epoch of the store that stands here; None when there is none that may stay."""
         path = self._path
+        put_back(path)
         if not path.exists():
             return None
         if self._contents or self._existing == "overwrite":
-            layout.read_header(path)  # never replace what is not a store
-            self._claim()
+            layout.check_is_store(path)
+            if (path / "pending").is_dir():  # else it is damaged, and used by nobody
+                self._claim()
             return None
         check_owner(path, self._num_samples, self._fingerprint)
         self._claim()

@@ -22,6 +22,8 @@ from infobatch_stream.node import kernel
 __all__ = ["Owner"]
 
 _LIMIT = 4096  # bytes of the file that are read
+_PIDS = 1 << 32
+_WIDTH = 255  # characters of a text that are shown
 
 
 class Owner:
@@ -125,9 +127,9 @@ os.register_at_fork(after_in_child=Owner._forget)
 
 def _described(found: dict[str, object]) -> str:
     pid, host, since = (found.get(name) for name in ("pid", "host", "since"))
-    if type(pid) is not int or not isinstance(host, str) or not isinstance(since, str):
+    if type(pid) is not int or not 0 < pid < _PIDS or not isinstance(host, str) or not isinstance(since, str):
         return "another process holds its lock"
-    name = f"process {pid} on {host}"
+    name, since = f"process {pid} on {host[:_WIDTH]}", since[:_WIDTH]
     if found.get("boot") == kernel() and not Path(f"/proc/{pid}").exists():
         return f"{name}, which began at {since}, is gone, but other processes of its run are still there"
     return f"{name} trains with it since {since}"

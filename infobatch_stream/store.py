@@ -17,7 +17,7 @@ opening the store finishes what was begun.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from infobatch_stream import layout
 from infobatch_stream.arguments import check_choice, whole_number
-from infobatch_stream.draft import Draft
+from infobatch_stream.draft import Draft, put_back
 from infobatch_stream.errors import ConfigError, StoreError
 
 __all__ = ["ScoreStore"]
@@ -51,8 +51,8 @@ class ScoreStore:
         self._mode = mode
         self._scores = layout.map_array(path, "scores", self.num_samples, "r")  # only a commit maps it to write
         self._pending = layout.map_array(path, "pending", self.num_samples, mode)
-        self._inodes = layout.inodes(path)
-        self._pending_identity = layout.identity(path, "pending")
+        self._finished: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._identities = {array: layout.identity(path, array) for array in layout.ARRAYS}
 
     @classmethod
     def create(
@@ -88,31 +88,50 @@ class ScoreStore:
         """Open an existing store after checking its metadata, sizes and shard indexes.
 
         mode: "r+" to record and commit; it first finishes a commit that a killed process left. "r" changes
-        nothing on disk (a commit that is going on may show through).
+        nothing on disk, and shows a commit that was cut off as finished (one that begins later may show through).
 
         Raises StoreError for a path that is missing, foreign, truncated, extended or of a newer format.
         """
         check_choice("mode", mode, ("r", "r+"))
         path = Path(os.path.realpath(path))
         if mode == "r+":
+            put_back(path)
             with _exclusive(path):
                 layout.remove_leftovers(path)
                 header = layout.read_header(path)
                 layout.check_files(path, header.num_samples)
                 if header.state != "ready":
-                    cls(path, header, mode)._finish(header)
+                    cls(path, header, mode)._finish_or_tell(header)
         header = layout.read_header(path)
         layout.check_files(path, header.num_samples)
-        return cls(path, header, mode)
+        store = cls(path, header, mode)
+        if header.state != "ready":  # only in mode "r"
+            store._show_finished(header)
+        return store
+
+    def _show_finished(self, header: layout.Header) -> None:
+        """Show what the commit that is under way, or was cut off, comes to; nothing is written."""
+        if header.state == "apply":  # pending is whole until all of it is in scores
+            scores = np.where(np.isnan(self._pending), self._scores, self._pending)
+            self.epoch += 1
+        else:
+            scores = np.array(self._scores)
+        self._finished = scores, np.full(self.num_samples, np.nan, dtype=np.float32)
 
     @property
     def scores(self) -> NDArray[np.float32]:
         """float32[N], read-only view of the committed scores; NaN = never seen. Changes at a commit only."""
+        if self._finished:
+            return _read_only(self._finished[0])
+        self._check_length("scores")
         return _read_only(self._scores)
 
     @property
     def pending(self) -> NDArray[np.float32]:
         """float32[N], read-only view of what this epoch recorded so far; NaN = not seen in it."""
+        if self._finished:
+            return _read_only(self._finished[1])
+        self._check_length("pending")
         return _read_only(self._pending)
 
     def record(self, index: NDArray[np.int64], loss: ArrayLike) -> int:
@@ -138,8 +157,7 @@ class ScoreStore:
                 f"record got indices from {index.min()} to {index.max()}; "
                 f"this store has the samples 0 to {self.num_samples - 1}."
             )
-        if layout.identity(self.path, "pending") != self._pending_identity:  # beyond a cut file's end lies SIGBUS
-            raise self._replaced()
+        self._check_file("pending")
         finite = np.isfinite(values)
         if finite.all():
             self._pending[index] = values
@@ -166,17 +184,20 @@ class ScoreStore:
             if not begun and (header.state, header.epoch) != ("ready", self.epoch):
                 raise self._elsewhere(header)
             self._check_mapped()
-            try:
-                if not begun:
-                    self.flush()
-                    header = header.replace(state="apply")
-                    layout.write_header(self.path, header)
-                self._finish(header)
-            except OSError as error:
-                raise StoreError(
-                    f"{self.path} could not be committed ({error.strerror}). Nothing is lost: mend that, then commit "
-                    "again or open the store anew."
-                ) from error
+            self._finish_or_tell(header if begun else header.replace(state="apply"), begun=begun)
+
+    def _finish_or_tell(self, header: layout.Header, *, begun: bool = True) -> None:
+        """Do what is left of a commit from ``header`` on, which is to be written first unless it is ``begun``."""
+        try:
+            if not begun:
+                self.flush()
+                layout.write_header(self.path, header)
+            self._finish(header)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} could not be committed ({error.strerror}). Nothing is lost: mend that, then commit "
+                "again or open the store anew."
+            ) from error
 
     def _finish(self, header: layout.Header) -> None:
         """Do what is left of a commit. Repeating it changes nothing."""
@@ -215,15 +236,19 @@ class ScoreStore:
 
     def check(self) -> None:
         """Raise StoreError unless the files are those that were mapped, and at this epoch."""
+        self._check_mapped()
         header = layout.read_header(self.path)
         if header.epoch != self.epoch:
             raise self._elsewhere(header)
-        self._check_mapped()
+
+    def check_scores(self) -> None:
+        """Raise StoreError unless `scores` shows the file that is in the store: for who reads it bit by bit."""
+        self._check_file("scores")
 
     def refresh(self) -> None:
         """Take note of a commit that another process made."""
-        header = layout.read_header(self.path)
         self._check_mapped()
+        header = layout.read_header(self.path)
         self.epoch = header.epoch
 
     @property
@@ -250,7 +275,29 @@ class ScoreStore:
         )
 
     def _check_mapped(self) -> None:
-        if layout.inodes(self.path) != self._inodes:
+        for array in layout.ARRAYS:
+            self._check_file(array)
+
+    def _check_file(self, array: str) -> None:
+        """Raise StoreError unless an array's file is the one that is mapped, in full length: else SIGBUS awaits."""
+        try:
+            found = layout.identity(self.path, array)
+        except StoreError as error:
+            raise StoreError(
+                f"{error} What this run recorded since its last commit is lost; go on from a checkpoint "
+                "(load_state_dict)."
+            ) from error
+        if found != self._identities[array]:
+            raise self._replaced()
+
+    def _check_length(self, array: str) -> None:
+        """Raise StoreError when the mapped file was cut. One that was replaced or removed can be read."""
+        inode, size = self._identities[array]
+        try:
+            found = layout.identity(self.path, array)
+        except StoreError:
+            return
+        if found[0] == inode and found[1] < size:
             raise self._replaced()
 
     def _replaced(self) -> StoreError:
@@ -279,7 +326,8 @@ def _exclusive(path: Path) -> Iterator[None]:
     except OSError as error:
         raise layout.not_a_store(path, error.strerror or str(error)) from error
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks; Owner says so
+            fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(folder)

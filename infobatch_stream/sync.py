@@ -37,7 +37,7 @@ class Ranks:
         rank, world_size: among those over which data is split.
         process, processes: this one's number among all, and their number.
         records: whether this process's losses are recorded: one of each set of peers does.
-        nodes: how many machines the processes are on, as torchrun's LOCAL_WORLD_SIZE tells; else 1.
+        nodes: how many machines the processes are on, as torchrun tells; else 1.
     """
 
     @staticmethod
@@ -66,8 +66,9 @@ class Ranks:
                 "group over which its own data is split."
             )
         self.records = process_group is None or 0 in dist.get_process_group_ranks(process_group)
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.processes)))
-        self.nodes = max(1, self.processes // local) if local > 0 else 1
+        # LOCAL_WORLD_SIZE, which other launchers set too, is not the same on nodes of unequal size.
+        told, local = (int(os.environ.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        self.nodes = told or (max(1, self.processes // local) if local > 0 else 1)
 
     def gather(self, value: T) -> list[T]:
         """``value`` of every process, in the order of their ranks. Collective."""

@@ -9,7 +9,7 @@ import pytest
 import infobatch_stream
 
 ROOT = Path(infobatch_stream.__file__).parent
-PURE = ["policies", "draws", "summary", "selection", "kept", "shuffle", "plan"]
+PURE = ["policies", "draws", "summary", "selection", "kept", "recent", "shuffle", "plan"]
 STANDARD = ["collections", "dataclasses", "enum", "functools", "itertools", "math", "typing"]  # none does I/O
 
 

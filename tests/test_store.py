@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from infobatch_stream import layout
+from infobatch_stream import layout, litter
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.header import MAX_EPOCH, MAX_SAMPLES, checksum
 from infobatch_stream.store import ScoreStore
@@ -312,6 +312,27 @@ def test_a_repair_killed_anywhere_is_repeated(killed, tmp_path, bare_python, sta
     copies = sorted(tmp_path.iterdir())
     assert len(copies) > 20
     assert {assert_before_or_after(copy) for copy in copies} == {4}
+
+
+def test_opening_for_reading_shows_a_cut_off_commit_as_finished(killed):
+    for path in killed:
+        store, state = ScoreStore.open(path, "r"), layout.read_header(path).state
+        assert store.epoch in (3, 4)
+        assert state != "apply" or store.epoch == 4
+        same(store.scores, FILLED if store.epoch == 3 else COMMITTED)
+        same(store.pending, RECORDED if store.epoch == 3 else np.full(10, np.nan))
+
+
+def test_a_store_moved_aside_by_a_replacement_that_was_killed_is_put_back(path):
+    filled(path)
+    aside = path.with_name(".scores.zarr.old-1234")
+    path.rename(aside)
+    holder = litter.hold(aside)  # as the replacing process does while it lives
+    with pytest.raises(StoreError, match="No such file"):
+        ScoreStore.open(path)
+    os.close(holder)
+    same(ScoreStore.open(path).scores, FILLED)
+    assert names(path.parent) == ["scores.zarr"]
 
 
 def test_opening_for_reading_repairs_nothing(killed):
@@ -912,7 +933,7 @@ def test_a_store_rewritten_by_plain_zarr_while_it_is_in_use_is_told(path, name, 
 def test_a_store_removed_while_it_is_in_use_is_told(path, act, gone):
     store = filled(path)
     shutil.rmtree(path) if not gone else (path / gone).unlink()
-    with pytest.raises(StoreError, match="No such file"):
+    with pytest.raises(StoreError, match=r"No such file|cut or removed"):
         getattr(store, act)()
 
 

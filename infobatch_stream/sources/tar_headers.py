@@ -65,7 +65,9 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
         name = ahead.get("path", _name(block))
         length = int(ahead.get("size", length))
         if kind == _SPARSE or "sparse" in ahead:
-            raise TarError(f"member {name[:_SHOWN]!r} is sparse, so its bytes do not lie in one piece (GNU tar: --sparse)")
+            raise TarError(
+                f"member {name[:_SHOWN]!r} is sparse, so its bytes do not lie in one piece (GNU tar: --sparse)"
+            )
         ahead = {}
         if kind in _EMPTY or (kind == b"\0" and _text(block[:100]).endswith("/")):  # an old form of a folder
             continue

@@ -100,7 +100,11 @@ class IndexedWebDataset(Dataset[Any]):
         )
 
     def decode(self, *args: Any, **kwargs: Any) -> Self:
-        """As webdataset's `decode`: decode fields by extension."""
+        """As webdataset's `decode`: decode fields by extension.
+
+        It unpickles `pkl`, `pickle` and `pyd`, which can run any code: for shards that you do not trust set
+        WDS_SECURE=1 in the environment, and webdataset raises instead.
+        """
         return self._with("decode", *args, **kwargs)
 
     def xdecode(self, *args: Any, **kwargs: Any) -> Self:
