@@ -36,7 +36,8 @@ class Progress:
         """Raise ValueError for what no run can have reached."""
         counts = (self.epoch, self.step, self.lanes - 1, self.kept, self.offered - self.kept)
         whole = all(type(count) is int and count >= 0 for count in counts)
-        if not whole or type(self.done) is not bool or self.full not in (None, False, True):
+        known = type(self.full) is bool or (self.full is None and self.step == 0)
+        if not whole or not known or type(self.done) is not bool:
             raise ValueError(f"{self} is no place in a run")
 
 
@@ -84,18 +85,30 @@ def unpack(
     try:
         progress = Progress(**state["progress"])
         progress.check()
+        if settings["global_batch"] % progress.lanes:
+            raise ValueError(f"{progress.lanes} lanes do not divide the global batch of {settings['global_batch']}")
         if not with_scores:
             return progress, None, None
-        scores, pending = (
-            # torch.load may have put them on an accelerator
-            torch.as_tensor(state[name], dtype=torch.float32, device="cpu").numpy()
-            for name in ("scores", "pending")
-        )
+        scores, pending = (_losses(state[name]) for name in ("scores", "pending"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that "
             "one there."
         ) from error
-    if not scores.shape == pending.shape == (settings["num_samples"],):
-        raise ConfigError(f"the state has {scores.size} scores, {settings['num_samples']} are needed; it is damaged.")
+    for losses in (scores, pending):
+        if losses.size != settings["num_samples"]:
+            raise ConfigError(
+                f"the state has {losses.size} scores, {settings['num_samples']} are needed; it is damaged."
+            )
     return progress, scores, pending
+
+
+def _losses(saved: Any) -> NDArray[np.float32]:
+    """float32[N]. Raises ValueError for what `pack` does not save: nothing infinite is ever recorded."""
+    if not isinstance(saved, torch.Tensor) or saved.dtype != torch.float32 or saved.ndim != 1:
+        found = f"{saved.dtype}{list(saved.shape)}" if isinstance(saved, torch.Tensor) else type(saved).__name__
+        raise ValueError(f"scores as {found}, not as torch.float32 in one row")
+    losses: NDArray[np.float32] = saved.cpu().numpy()  # torch.load may have put them on an accelerator
+    if np.isinf(losses).any():
+        raise ValueError("infinite scores")
+    return losses

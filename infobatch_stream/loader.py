@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -26,6 +26,7 @@ from infobatch_stream.shared_store import SharedStore
 from infobatch_stream.sources import open_source
 from infobatch_stream.store import ScoreStore
 from infobatch_stream.sync import Ranks
+from infobatch_stream.workers import advise, lost_worker
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -37,6 +38,7 @@ _OURS = {
     "sampler": "the plan decides the order; see shuffle and shuffle_window",
     "in_order": "batches come in the order of the plan",
 }
+_FAILURES = (RuntimeError, OSError, EOFError)  # as which the loss of a worker shows
 
 
 class InfoBatchLoader:
@@ -233,8 +235,11 @@ class InfoBatchLoader:
         self._full = self._is_full()  # an epoch that was begun stays what it is when epochs are raised
         self._requests.begin(self._plan(), self.step, self._recipe.seed, self._ranks.rank, self._ranks.world_size)
         self._iterating = mine = object()
-        with self._watching_workers():
+        try:
             batches = iter(self.dataloader)
+        except _FAILURES as error:
+            self._look_after_workers(error, self.dataloader._iterator)
+            raise
         return self._batches(batches, mine)
 
     def _batches(self, batches: Iterator[Any], mine: object) -> Iterator[tuple[Any, Picks]]:
@@ -247,26 +252,23 @@ class InfoBatchLoader:
             if self._store is not None:
                 self._store.check_scores()  # the plan reads them as it goes
             try:
-                with self._watching_workers():
-                    data, picks = next(batches)
+                data, picks = next(batches)
             except StopIteration:
                 break
+            except _FAILURES as error:
+                self._look_after_workers(error, batches)
+                raise
             if picks._replaced:
                 self._unreadable += len(picks._replaced)
                 self._warn_once("unreadable", f"a sample could not be read and was replaced: {picks._replaced[0]}")
             yield data, picks
         self._exhausted = True
 
-    @contextmanager
-    def _watching_workers(self) -> Iterator[None]:
-        """Say what to do when a worker of the DataLoader is gone, and have new ones at the next iteration."""
-        try:
-            yield
-        except RuntimeError as error:
-            if _lost_worker(error):
-                self.dataloader._iterator = None  # of persistent workers; it would wait for the dead one
-                _advise(error)
-            raise
+    def _look_after_workers(self, error: BaseException, batches: object = None) -> None:
+        """If a worker is gone, say in ``error`` what to do, and have new ones at the next iteration."""
+        if lost_worker(error, batches):
+            self.dataloader._iterator = None  # of persistent workers; it would wait for the dead one for ever
+            advise(error)
 
     def peek(self) -> tuple[Any, Picks]:
         """The batch that comes next, as ``(data, picks)``, in this process; nothing is spent by it.
@@ -371,9 +373,8 @@ class InfoBatchLoader:
         if kind is None:
             self.commit()
             return
-        if error is not None and _lost_worker(error):  # torch raises it wherever the main process stands
-            self.dataloader._iterator = None
-            _advise(error)
+        if error is not None:
+            self._look_after_workers(error)  # torch raises it from a signal, wherever the main process stands
         if self._store is not None:
             with suppress(Exception):  # after a fault of the device nothing more comes from it; the cause passes on
                 self._recorder.flush()
@@ -454,22 +455,6 @@ class InfoBatchLoader:
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-_ADVICE = (
-    "infobatch-stream: a worker that the system kills has often run out of memory (see dmesg); use fewer workers "
-    "(num_workers) or a smaller prefetch_factor. What was recorded is in the store: start again from the last "
-    "state_dict(), or with existing='continue'."
-)
-
-
-def _lost_worker(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
-
-
-def _advise(error: BaseException) -> None:
-    if _ADVICE not in getattr(error, "__notes__", ()):
-        error.add_note(_ADVICE)
 
 
 def _check_losses(name: str, losses: Tensor, samples: int) -> None:

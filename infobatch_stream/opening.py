@@ -69,12 +69,8 @@ def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
     folder, word = path.parent, ranks.gather(secrets.token_hex(8))[0]
     place = os.path.realpath(path)
     machines = ranks.gather((kernel(), place, name_of_file_system(Path(place))))
-    for machine, theirs, file_system in machines:
-        if is_network(file_system) and any(other != machine and where == theirs for other, where, _ in machines):
-            raise ConfigError(
-                f"the score store {theirs} is on a network file system ({file_system}), and the ranks are on several "
-                f"machines, whose memory maps of one file it does not keep equal. {_REMEDY}"
-            )
+    for _, theirs, _ in machines:
+        _check_machines([machine for machine in machines if machine[1] == theirs])
     prefix = f".{path.name}.rank-"
     stem = f"{prefix}{word}-"
     mark = folder / f"{stem}{ranks.process}"
@@ -108,7 +104,18 @@ def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
                 f"rank {process} sees the files of ranks {group} in {folder}, and they do not all see each other's: "
                 "this file system does not show what other processes write. " + _REMEDY
             )
+        _check_machines([machines[other] for other in group])  # one folder may be mounted in several places
     return [group for process, group in enumerate(groups) if group[0] == process]
+
+
+def _check_machines(sharing: list[tuple[str, str, str]]) -> None:
+    """Refuse that processes with one store (kernel, path, file system of each) are on several machines."""
+    for _, path, file_system in sharing:
+        if is_network(file_system) and len({machine for machine, *_ in sharing}) > 1:
+            raise ConfigError(
+                f"the score store {path} is on a network file system ({file_system}), and the ranks are on several "
+                f"machines, whose memory maps of one file it does not keep equal. {_REMEDY}"
+            )
 
 
 class Opening:

@@ -1,6 +1,6 @@
 """The store of a run: one file on every node, mapped by the node's ranks and committed by all together.
 
-Ranks that see the same folder are a group and have one store; a token proves that their maps of it are the same
+Ranks that see the same folder are a group and have one store; tokens prove that their maps of it are the same
 memory. Groups learn of each other's losses in a merge, with which every commit begins::
 
     ranks 0, 1 -- scores.zarr of node A --.   merge: what was recorded becomes equal in all, by an all-reduce
@@ -61,24 +61,28 @@ class SharedStore:
         return shared
 
     def _prove(self) -> None:
-        """Raise on every rank unless each sees in its map what the leader of its group writes there."""
-        store, ranks = self.store, self._ranks
+        """Raise on every rank unless each sees in its map what every other of its group writes there."""
+        store, ranks, members = self.store, self._ranks, self._groups.members
+        group = members[self._groups.mine]
         before = store.token
-        token = _QUIET_NAN | secrets.randbelow(1 << 22)
-        tokens = ranks.gather(token)  # all have read what was there before
-        if self._groups.leads:
-            store.token = token
-        ranks.gather(None)
-        wanted = tokens[self._groups.leaders[self._groups.mine]]
-        strangers = [rank for rank, sees in enumerate(ranks.gather(store.token == wanted)) if not sees]
+        tokens = ranks.gather(_QUIET_NAN | secrets.randbelow(1 << 22))  # all have read what was there before
+        blind: list[tuple[int, int]] = []
+        for turn in range(max(map(len, members))):  # all in turn: that one sees another need not be mutual
+            writer = group[turn % len(group)]
+            if writer == ranks.process:
+                store.token = tokens[writer]
+            ranks.gather(None)
+            seen = ranks.gather((writer, store.token == tokens[writer]))
+            blind += [(rank, whose) for rank, (whose, sees) in enumerate(seen) if not sees]
         if self._groups.leads:
             store.token = before
         ranks.gather(None)  # nobody records before the token is gone
-        if strangers:
+        if blind:
+            reader, writer = blind[0]
             raise ConfigError(
-                f"ranks {strangers} do not see what the first rank of their node writes to {store.path}: this file "
-                "system does not keep memory maps equal, or two paths lead to one store. Put the store on a local disk "
-                "of each machine."
+                f"rank {reader} does not see what rank {writer} writes to the score store (here: {store.path}): this "
+                "file system does not keep memory maps equal, or two paths lead to one store. Put the store on a local "
+                "disk of each machine."
             )
 
     def merge(self) -> None:

@@ -112,7 +112,8 @@ class ScoreStore:
     def _show_finished(self, header: layout.Header) -> None:
         """Show what the commit that is under way, or was cut off, comes to; nothing is written."""
         if header.state == "apply":  # pending is whole until all of it is in scores
-            scores = np.where(np.isnan(self._pending), self._scores, self._pending)
+            pending = np.array(self._pending)  # first: once it is cleared, scores have all of it
+            scores = np.where(np.isnan(pending), self._scores, pending)
             self.epoch += 1
         else:
             scores = np.array(self._scores)

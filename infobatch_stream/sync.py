@@ -159,7 +159,8 @@ class Groups:
         self._peers: Any = None
         if self.count > 1:
             for column in range(self._width):
-                peers = dist.new_group([ranks[column] for ranks in members], timeout=_timeout())
+                with _reaching_others():
+                    peers = dist.new_group([ranks[column] for ranks in members], timeout=_timeout())
                 if column == self._column:
                     self._peers = peers
 

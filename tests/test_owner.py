@@ -1,0 +1,253 @@
+"""Two runs on one store: the second is refused, as long as any process of the first lives, and no longer."""
+
+import errno
+import fcntl
+import gc
+import json
+import os
+import signal
+import socket
+
+import numpy as np
+import pytest
+from ddp_scripts import victims
+from ddp_scripts.children import Child, members
+from ddp_scripts.victims import FORKED, N, finish, loader_of, train
+
+from infobatch_stream import ScoreStore, StoreError
+from infobatch_stream.node import kernel
+from infobatch_stream.owner import Owner
+
+LATER = [{"existing": "continue"}, {"existing": "overwrite"}, {}]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "scores.zarr"
+
+
+def refusal(path, **options):
+    with pytest.raises(StoreError, match="is in use") as caught:
+        iter(loader_of(path, **options))
+    return str(caught.value)
+
+
+def goes_on(path):
+    """Whether another process may train on the store now."""
+    loader = loader_of(path, existing="continue")
+    train(loader, loader.step + 1)
+    return loader.step > 0
+
+
+# ---- the second run
+
+
+def test_a_second_run_is_refused_with_host_and_pid_of_the_first_and_changes_nothing(path):
+    with Child(victims.hold, path, {}) as first:
+        first.hears()
+        before = np.array(ScoreStore.open(path, "r").pending)
+        for options in LATER:
+            text = refusal(path, **options)
+            assert f"process {first.pid} on {socket.gethostname()} trains with it since 20" in text
+            assert "give this one a store of its own, or end that one" in text
+        state = loader_of(path.with_name("other.zarr")).state_dict()
+        with pytest.raises(StoreError, match=f"process {first.pid} on"):
+            loader_of(path).load_state_dict(state)
+        assert np.array_equal(ScoreStore.open(path, "r").pending, before, equal_nan=True)
+        first.tell()
+        assert first.result() is None
+    assert goes_on(path)
+
+
+def test_a_run_that_was_killed_holds_nothing_even_if_its_workers_live(path):
+    with Child(victims.hold, path, {**FORKED, "persistent_workers": True}) as first:
+        workers = [pid for pid in first.hears() if pid != first.pid]
+        assert len(workers) == 2
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # so that they do live when it is gone
+        assert "is in use" in refusal(path)
+        first.signal(signal.SIGKILL)
+        assert first.ends() == -signal.SIGKILL
+        assert set(workers) <= set(members(first.pid))
+        assert goes_on(path)
+
+
+@pytest.mark.parametrize("how", ["fork", "subprocess"])
+def test_what_a_script_starts_and_leaves_behind_does_not_hold_the_store(path, how):
+    with Child(victims.hold_with_a_child, path, how) as first:
+        other = first.hears()
+        assert "is in use" in refusal(path)
+        first.signal(signal.SIGKILL)
+        first.ends()
+        assert other in members(first.pid)
+        assert goes_on(path)
+
+
+def test_a_forked_process_with_a_loader_of_its_own_is_another_run(path):
+    with Child(victims.fork_and_use, path) as first:
+        error, text, _ = first.hears()
+        assert error == "StoreError"
+        assert f"process {first.pid} on" in text
+        first.result()
+
+
+def two_ranks(act, *arguments):
+    ranks = Child(act, arguments[0], 0, *arguments[1:]), Child(act, arguments[0], 1, *arguments[1:])
+    ranks[1].tell(ranks[0].hears())
+    return ranks
+
+
+def test_another_rank_of_a_dead_run_that_still_lives_holds_the_store_and_is_told_of(path):
+    first, second = two_ranks(victims.hold_by_two, path)
+    with first, second:
+        for rank in (first, second):
+            assert rank.hears() == "holds"
+        assert f"process {first.pid} on" in refusal(path)
+        first.signal(signal.SIGKILL)
+        first.ends()
+        text = refusal(path, existing="continue")
+        assert f"process {first.pid} on {socket.gethostname()}, which began at" in text
+        assert "is gone, but other processes of its run are still there" in text
+        assert "end that one (all of its processes)" in text
+        second.signal(signal.SIGKILL)
+        second.ends()
+        assert goes_on(path)
+
+
+# ---- the same run
+
+
+@pytest.mark.parametrize("existing", ["continue", "overwrite"])
+def test_a_cell_that_is_run_again_gets_the_store_while_the_old_loader_lives(path, existing):
+    old = loader_of(path)
+    train(old)
+    train(old, 1)
+    new = loader_of(path, existing=existing)
+    assert new.epoch == (existing == "continue")
+    finish(new)
+    assert new.epoch == 5
+    with pytest.raises(StoreError, match=r"another run uses the same store|replaced by another program"):
+        old.commit()
+    del old
+    gc.collect()
+    assert "is in use" in error_of_another(path)  # the new loader's hold is its own
+
+
+def error_of_another(path):
+    with Child(victims.go_on, path, {}) as other:
+        return other.hears()[1][1]
+
+
+@pytest.mark.parametrize("existing", ["continue", "overwrite"])
+def test_under_ddp_a_second_loader_gets_the_store_while_one_rank_has_the_first(path, existing):
+    ranks = two_ranks(victims.two_loaders, path, existing)
+    with ranks[0], ranks[1]:
+        (began, epoch, _), (_, _, old) = [rank.result() for rank in ranks]
+    assert began == (1 if existing == "continue" else None)
+    assert epoch == 5
+    assert (old is None) == (existing == "continue")  # its scores are those of a file that is gone
+    assert ScoreStore.open(path).epoch == 5
+
+
+# ---- what is written in the file of the lock
+
+
+def facts(**changes):
+    found = {"run": "a", "pid": os.getpid(), "host": "far-away", "boot": "other", "since": "1970-01-01T00:00:00+00:00"}
+    return json.dumps({**found, **changes}).encode()
+
+
+STALE = {
+    "empty": b"",
+    "garbage": b"\xff\x00{]",
+    "huge": b"[" * 5_000_000,
+    "no object": b"[1, 2]",
+    "null": facts(pid=None, host=None, boot=None, since=None),
+    "other types": facts(pid="x" * 400, host=7, boot=[], since={}),
+    "a path": facts(pid="../../etc", boot=kernel()),
+    "other host": facts(),
+    "pid reused": facts(host=socket.gethostname(), boot=kernel()),  # this very process has it
+    "pid gone": facts(pid=2**22 + 1, host=socket.gethostname(), boot=kernel()),
+    "digits": facts(pid=10**300, boot=kernel()),
+}
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_whatever_a_run_that_ended_left_in_the_file_is_no_obstacle(path, name):
+    finish(loader_of(path, epochs=1))
+    gc.collect()
+    (path / "pending" / "owner.json").write_bytes(STALE[name])
+    loader = loader_of(path, existing="continue")
+    assert loader.epoch == 1
+    found = json.loads((path / "pending" / "owner.json").read_bytes())
+    assert (found["pid"], found["host"]) == (os.getpid(), socket.gethostname())
+
+
+@pytest.mark.parametrize("name", STALE)
+def test_whatever_is_in_the_file_a_lock_on_it_is_respected(path, name):
+    ScoreStore.create(path, N)
+    file = path / "pending" / "owner.json"
+    file.write_bytes(STALE[name])
+    with file.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        with pytest.raises(StoreError, match=r"is in use: .{10,200}\. Two runs on one store"):
+            Owner.claim(path, "b")
+    Owner.claim(path, "b")
+
+
+def test_a_missing_file_is_made(path):
+    finish(loader_of(path, epochs=1))
+    gc.collect()
+    (path / "pending" / "owner.json").unlink()
+    assert goes_on(path)
+
+
+def test_a_run_that_is_quicker_between_the_two_locks_wins(path, monkeypatch):
+    """From exclusive to shared, flock lets go for a moment."""
+    ScoreStore.create(path, N)
+    flock = fcntl.flock
+    thieves = []
+
+    def steal(file, kind):
+        if kind & fcntl.LOCK_SH and not thieves:
+            flock(file, fcntl.LOCK_UN)
+            thieves.append((path / "pending" / "owner.json").open("rb"))
+            flock(thieves[0], fcntl.LOCK_EX)
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", steal)
+    with pytest.raises(StoreError, match="is in use"):
+        Owner.claim(path, "a")
+    thieves[0].close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_on_a_file_system_without_locks_a_run_is_warned_and_trains(path, monkeypatch, code):
+    def none(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.warns(RuntimeWarning, match=r"file system without locks .*See to it that there is none"):
+        finish(loader_of(path))
+    loader = loader_of(path, existing="overwrite")
+    with pytest.warns(RuntimeWarning, match="without locks"):
+        finish(loader)
+    assert loader.epoch == 5
+    assert sorted(file.name for file in path.parent.iterdir()) == ["scores.zarr"]
+
+
+def test_readers_are_never_refused(path):
+    with Child(victims.hold, path, {}) as first:
+        first.hears()
+        assert np.isfinite(ScoreStore.open(path, "r").pending).sum() == 16
+        first.tell()
+        first.result()
+
+
+def test_the_hold_ends_with_the_loader(path):
+    loader = loader_of(path)
+    train(loader, 1)
+    del loader
+    gc.collect()
+    with Child(victims.go_on, path, {}) as other:
+        assert other.result() == (0, 8)
