@@ -310,7 +310,7 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(path, tmp_path, o
         (lambda state: state.pop("scores"), "rank 0"),
         (lambda state: state.pop("pending"), "rank 0"),
         (lambda state: state.pop("progress"), "incomplete"),
-        (lambda state: state.update(scores=state["scores"][:-1]), r"\[29\] and \[30\] samples, 30 are needed"),
+        (lambda state: state.update(scores=state["scores"][:-1]), "29 scores, 30 are needed"),
         (lambda state: state["progress"].pop("step"), "incomplete"),
         (change(colour="red"), "incomplete"),
     ],
