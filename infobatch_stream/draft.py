@@ -14,7 +14,7 @@ from infobatch_stream import layout
 from infobatch_stream.errors import StoreError
 from infobatch_stream.litter import abandoned, hold, remove_abandoned
 
-__all__ = ["Draft", "put_back"]
+__all__ = ["Draft", "put_back", "tidy"]
 
 
 class Draft:
@@ -48,7 +48,7 @@ class Draft:
                     raise _taken(path)
                 layout.check_is_store(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(path)
+            tidy(path)
             if shutil.disk_usage(path.parent).free < self._needed:  # or other programs would feel the full disk first
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._new.mkdir()
@@ -91,8 +91,7 @@ class Draft:
             if held >= 0:
                 os.close(held)
         shutil.rmtree(old, ignore_errors=True)
-        with suppress(OSError):
-            _remove_abandoned(self._path)  # an earlier process may have been killed before it came so far
+        tidy(self._path)  # an earlier process may have been killed before it came so far
 
     def discard(self) -> None:
         """Remove what was not placed."""
@@ -117,12 +116,12 @@ def put_back(path: Path) -> None:
         aside[0].rename(path)
 
 
+def tidy(path: Path) -> None:
+    """Remove what processes that were killed left beside ``path``: drafts, stores moved aside, marks of ranks."""
+    with suppress(OSError):
+        for kind in ("new", "rank", *(["old"] if path.exists() else [])):
+            remove_abandoned(path.parent, f".{path.name}.{kind}-")
+
+
 def _taken(path: Path) -> StoreError:
     return StoreError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove the drafts for ``path`` of processes that were killed, and the stores that they had moved aside."""
-    remove_abandoned(path.parent, f".{path.name}.new-")
-    if path.exists():
-        remove_abandoned(path.parent, f".{path.name}.old-")

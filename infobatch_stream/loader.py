@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
@@ -409,9 +410,7 @@ class InfoBatchLoader:
         dataset, global batch or order.
         """
         leads = self._ranks.process == 0
-        progress, scores, pending = self._ranks.together(
-            "load_state_dict()", lambda: unpack(state, self._settings, with_scores=leads)
-        )
+        progress, scores, pending = self._ranks.together("load_state_dict()", lambda: self._unpack(state, leads))
         self._ranks.agree("load_state_dict()", **asdict(progress), chosen=self._canonical_nodes)
         self._open(Contents(scores, pending, progress.epoch))
         self._canonical_nodes = progress.lanes
@@ -420,6 +419,29 @@ class InfoBatchLoader:
         if progress.done:
             self._updated = True
             self._advance()
+
+    def _unpack(
+        self, state: dict[str, Any], with_scores: bool
+    ) -> tuple[Progress, NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """What ``state`` holds. Raises ConfigError before anything is replaced when this run has no such place."""
+        progress, scores, pending = unpack(state, self._settings, with_scores=with_scores)
+        epoch, step = progress.epoch, progress.step
+        if (epoch, step) > (self.epochs, 0):
+            raise ConfigError(
+                f"the state was saved in epoch {epoch}, and this run has {self.epochs} epochs: raise epochs."
+            )
+        if step and scores is not None:
+            steps = self._recipe.plan(
+                scores,
+                self._source,
+                epoch,
+                full=bool(progress.full),
+                lanes=progress.lanes,
+                global_batch=self._global_batch,
+            ).steps
+            if step > steps:
+                raise ConfigError(f"the state is damaged: it is of step {step} of epoch {epoch}, which has {steps}.")
+        return progress, scores, pending
 
     # What can be told of the run ---------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream import layout
-from infobatch_stream.draft import Draft, put_back
+from infobatch_stream.draft import Draft, put_back, tidy
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.litter import hold, remove_abandoned
+from infobatch_stream.litter import hold
 from infobatch_stream.node import fill_in_node, is_network, kernel, name_of_file_system
 from infobatch_stream.owner import Owner
 from infobatch_stream.store import ScoreStore
@@ -97,7 +97,6 @@ def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
             mark.unlink()
         if held >= 0:
             os.close(held)
-    remove_abandoned(folder, prefix)
     for process, group in enumerate(groups):
         if process not in group or any(groups[other] != group for other in group):
             raise ConfigError(
@@ -163,6 +162,7 @@ class Opening:
         """The epoch of the store that stands here; None when there is none that may stay."""
         path = self._path
         put_back(path)
+        tidy(path)  # here too: a run that goes on may make no draft
         if not path.exists():
             return None
         if self._contents or self._existing == "overwrite":

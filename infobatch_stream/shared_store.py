@@ -13,7 +13,8 @@ from typing import Self
 
 import numpy as np
 
-from infobatch_stream.errors import ConfigError
+from infobatch_stream import layout
+from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.opening import BLOCK, Contents, Existing, Opening, neighbours
 from infobatch_stream.owner import Owner
 from infobatch_stream.store import ScoreStore
@@ -32,7 +33,7 @@ class SharedStore:
         """Use `open`."""
         self._ranks, self._groups, self._owner = ranks, groups, owner
         self.store = store
-        self._committing = False
+        self._committing: int | None = None  # the epoch of a commit that is going on, or failed
 
     @classmethod
     def open(
@@ -87,8 +88,21 @@ class SharedStore:
 
     def merge(self) -> None:
         """Make what was recorded since the last commit known to all groups. Collective; nothing with one group."""
+        if self._committing is not None:
+            self._ranks.together("the exchange of scores", self._check_begun)
+        self._merge()
+
+    def _merge(self) -> None:
         if self._groups.count > 1:
             self._ranks.together("the exchange of scores", self._exchange)
+
+    def _check_begun(self) -> None:
+        header = layout.read_header(self.store.path)
+        if (header.state, header.epoch) != ("ready", self._committing):
+            raise StoreError(
+                f"the commit of epoch {self._committing} failed on one of the ranks, and was begun in {self.store.path}: "
+                "call commit() again first, or go on from a checkpoint (load_state_dict)."
+            )
 
     def _exchange(self) -> None:
         share = self._groups.share(self.store.num_samples)
@@ -100,7 +114,7 @@ class SharedStore:
 
     def check(self) -> None:
         """Raise StoreError unless the store of this node is as this run left it."""
-        if not self._committing:  # one that failed may have reached this store; it is to be repeated
+        if self._committing is None:  # one that failed may have reached this store; it is to be repeated
             self.store.check()
 
     def commit(self, epoch: int) -> None:
@@ -108,8 +122,13 @@ class SharedStore:
 
         May be repeated after it failed: a store that is at the next epoch already stays there.
         """
-        self._committing = True
-        self.merge()
-        self._ranks.together(_COMMIT, lambda: self.store.commit(epoch) if self._groups.leads else None)
+        again, self._committing = self._committing is not None, epoch
+        self._merge()
+        self._ranks.together(_COMMIT, lambda: self._commit(epoch, again) if self._groups.leads else None)
         self._ranks.together(_COMMIT, self.store.refresh)
-        self._committing = False
+        self._committing = None
+
+    def _commit(self, epoch: int, again: bool) -> None:
+        self.store.commit(epoch)
+        if again:  # a store that had been committed before got its losses back in the merge
+            self.store.discard_pending()

@@ -3,24 +3,15 @@
 import pytest
 import torch
 from ddp_scripts.data import loss_of, write_wds
-from ddp_scripts.launch import start, torchrun
+from ddp_scripts.launch import start
 from ddp_scripts.resume import EPOCHS, make, train
 
 # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-EVERY = 2  # step of which the state is tried on another world size: each one takes time
 
 
 def data_of(kind, tmp_path):
     return "44" if kind == "map" else write_wds(tmp_path / "shards")
-
-
-def joined(ranks):
-    """The steps of all ranks as the steps of one, without the noise (which is each rank's own)."""
-    return [
-        (one[0][0], [i for part in one for i in part[1]], [w for part in one for w in part[2]])
-        for one in zip(*ranks, strict=True)
-    ]
 
 
 def picks(steps):
@@ -41,28 +32,6 @@ def test_from_before_every_step_a_new_process_goes_on_exactly(tmp_path, kind):
     found = torch.load(tmp_path / "out" / "0.pt", weights_only=True)
     for first, rest in enumerate(found):
         assert rest == steps[first:], f"from step {first}"
-
-
-@pytest.mark.ddp
-@pytest.mark.parametrize("kind", ["map", "wds"])
-def test_the_picks_are_the_same_on_another_world_size(tmp_path, kind):
-    data, states = data_of(kind, tmp_path), []
-    steps = picks(train(make(kind, data, tmp_path / "scores.zarr"), states))
-    torch.save(states[::EVERY], tmp_path / "states.pt")
-    (tmp_path / "out").mkdir()
-    torchrun("resume.py", kind, data, tmp_path / "states.pt", tmp_path / "out", tmp_path / "new_states.pt")
-
-    def of_ranks(name):
-        return [torch.load(tmp_path / "out" / f"{name}{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-    assert joined(of_ranks("run")) == steps  # two processes from the start
-    for first, ranks in enumerate(zip(*of_ranks(""), strict=True)):  # one, then two
-        assert joined(ranks) == steps[first * EVERY :], f"from step {first * EVERY}"
-    states = torch.load(tmp_path / "new_states.pt", weights_only=True)
-    for first in range(0, len(states), EVERY):  # two, then one
-        loader = make(kind, data, tmp_path / "scores.zarr", existing="overwrite")
-        loader.load_state_dict(states[first])
-        assert picks(train(loader)) == steps[first:], f"from step {first}"
 
 
 def test_a_state_after_the_last_step_of_an_epoch_resumes_at_the_next(tmp_path):
