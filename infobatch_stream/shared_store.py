@@ -100,8 +100,8 @@ class SharedStore:
         header = layout.read_header(self.store.path)
         if (header.state, header.epoch) != ("ready", self._committing):
             raise StoreError(
-                f"the commit of epoch {self._committing} failed on one of the ranks, and was begun in {self.store.path}: "
-                "call commit() again first, or go on from a checkpoint (load_state_dict)."
+                f"the commit of epoch {self._committing} failed on one of the ranks, and was begun in "
+                f"{self.store.path}: call commit() again first, or go on from a checkpoint (load_state_dict)."
             )
 
     def _exchange(self) -> None:

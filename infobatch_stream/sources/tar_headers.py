@@ -119,9 +119,10 @@ def _records(data: bytes) -> dict[str, str]:
     start = 0
     while start < len(data) and data[start]:
         digits, space, _ = data[start : start + 8].partition(b" ")
-        stop = start + (int(digits) if space and digits.isdigit() else 0)
-        key, equals, value = data[start + len(digits) + 1 : stop - 1].partition(b"=")
-        if stop > len(data) or not (key and equals) or data[stop - 1] != ord("\n"):
+        length = int(digits) if space and digits.isdigit() else 0
+        record = data[start : start + length]
+        key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
+        if len(record) < length or not record.endswith(b"\n") or not (key and equals):  # nor is one of length 0 one
             raise TarError(f"an extended header is damaged at its byte {start:,}")
         if key == b"path":
             found["path"] = value.decode("utf-8", "surrogateescape").rstrip("/")
@@ -131,7 +132,7 @@ def _records(data: bytes) -> dict[str, str]:
             found["size"] = value.decode()
         elif key.startswith(b"GNU.sparse."):
             found["sparse"] = ""
-        start = stop
+        start += length
     return found
 
 
