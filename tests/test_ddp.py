@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from ddp_scripts.cases import MDS_MODES, RULES, RUN, WDS_MODES, N, mds, plain, train, train_model
+from ddp_scripts.checks import check_run
 from ddp_scripts.data import loss_of, wds, write_mds, write_wds
 from ddp_scripts.launch import environment, torchrun
 
@@ -47,26 +48,6 @@ def by_mds(tmp_path_factory):
     alone = train(InfoBatchLoader(mds(out, "alone"), out / "alone.zarr", **{**RUN, "batch_size": 8}))
     clean_stale_shared_memory()
     return found["mds"], alone, found["failed_download"]
-
-
-def check_run(ranks, alone, size=48):
-    """The epochs that two ranks trained, against each other and against one process of twice the batch size."""
-    last = torch.full((size,), torch.nan)
-    for one, other, whole in zip(*ranks, alone, strict=True):
-        assert len(one["steps"]) == len(other["steps"]) == one["stats"]["steps"]
-        assert str(one["stats"]) == str(other["stats"]) == str(whole["stats"])
-        assert one["len"] == other["len"] == whole["len"]
-        for here, there, both in zip(one["steps"], other["steps"], whole["steps"], strict=True):
-            for k in range(3):  # index, weight, recorded: each rank its part of the step
-                assert torch.equal(torch.cat([here[k], there[k]]), both[k])
-            assert len(here[0]) == len(there[0]) == 4
-            assert not torch.equal(here[3], there[3])  # each rank augments in its own way
-            for index, weight, recorded, _ in (here, there):
-                assert torch.equal(recorded, weight > 0)
-                last[index[recorded]] = loss_of(index[recorded], one["epoch"])
-        assert torch.equal(one["scores"], last)
-        assert torch.equal(other["scores"], last)
-    assert alone[1]["stats"]["pruned"] > 0
 
 
 @pytest.mark.parametrize("mode", WDS_MODES)

@@ -24,8 +24,11 @@ def step(loader, picks):
     loader.update(loss_of(picks.index, loader.epoch), picks)
 
 
-def train(loader, epochs=None):
-    """To the end: for every epoch its steps (index, weight, recorded, noise), stats and scores after its commit."""
+def train(loader, epochs=None, note=lambda loader: None):
+    """To the end: for every epoch its steps (index, weight, recorded, noise), stats and scores after its commit.
+
+    note: what else to tell of the loader then.
+    """
     found = []
     for epoch in range(loader.epoch, epochs or loader.epochs):
         steps = []
@@ -35,7 +38,8 @@ def train(loader, epochs=None):
         stats = loader.stats
         loader.commit()
         scores = torch.tensor(ScoreStore.open(loader._path, mode="r").scores)
-        found.append({"epoch": epoch, "steps": steps, "stats": stats, "scores": scores, "len": len(loader)})
+        facts = {"stats": stats, "scores": scores, "len": len(loader), "note": note(loader)}
+        found.append({"epoch": epoch, "steps": steps, **facts})
     return found
 
 
