@@ -119,10 +119,11 @@ class InfoBatchLoader:
         self._warned: set[str] = set()
         self._begin(epoch=0)
         self._offered = self._kept = 0
-        if self._path.exists() and existing != "overwrite":
-            check_owner(self._path, self._source.num_samples, self._source.fingerprint)
         if Ranks.known():
             self._lanes()
+            # Early, where nobody else waits for this process; else all hear of it when they open the store.
+            if self._ranks.processes == 1 and self._path.exists() and existing != "overwrite":
+                check_owner(self._path, self._source.num_samples, self._source.fingerprint)
 
         dataloader.setdefault("generator", torch.Generator())  # else iter() would draw from the user's global one
         self._requests = Requests()

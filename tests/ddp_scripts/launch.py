@@ -188,7 +188,7 @@ class Nodes:
         """Start ``case`` with ``ranks[j]`` ranks on node j; more nodes than there are share this machine."""
         out.mkdir(parents=True, exist_ok=True)
         port, first, world = self.port(), 0, sum(ranks)
-        for crew in self._crew():
+        for crew in self.make_ready():
             # On loopback one crew does the work of all nodes.
             mine = range(len(ranks)) if len(self._crews) == 1 else [self._crews.index(crew)]
             members = [
@@ -222,7 +222,8 @@ class Nodes:
         """What each rank found."""
         return self.begin(case, out, **options).found()
 
-    def _crew(self):
+    def make_ready(self):
+        """Have the processes that `begin` needs, so that they start while others work."""
         if not self._crews:
             nodes = self.nodes if self.nodes[0].enter else self.nodes[:1]
             self._crews = [

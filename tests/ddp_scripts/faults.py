@@ -1,0 +1,244 @@
+"""What ranks do that meet with a fault: a link that is cut, a rank that is killed, a disk that is full.
+
+``faults.py OUT HERE CASE OPTIONS`` under torchrun, as nodes.py; OPTIONS are JSON. Else crew.py runs the cases.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ddp_scripts import nodes
+from ddp_scripts.cases import error_of
+from ddp_scripts.data import loss_of
+from ddp_scripts.launch import end_with_parent, note_error, process_group, wait_for
+from ddp_scripts.nodes import digest_of, local, make, train_noting
+
+from infobatch_stream import ScoreStore, layout, opening, shared_store
+from infobatch_stream.owner import Owner
+from infobatch_stream.sync import Groups, Ranks
+
+CHUNK = 5  # scores exchanged at once
+
+# ---- the moment of the fault
+
+
+def here_and_now(out, rank, victim):
+    """The moment has come: be killed, or wait until the test has cut the link."""
+    if victim is not None:
+        if rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return
+    (out / f"ready-{rank}").touch()
+    wait_for([out / "go"])
+
+
+class Calls:
+    """The ``number``-th call (from 1) of the functions ``names``, after `begin`, is the moment."""
+
+    def __init__(self, names, number, act):
+        self.begun, self.calls = True, 0
+        for owner, name in names:
+            setattr(owner, name, self._wrapped(getattr(owner, name), number, act))
+
+    def _wrapped(self, original, number, act):
+        def call(*arguments, **options):
+            if self.begun:
+                self.calls += 1
+                if self.calls == number:
+                    act()
+            return original(*arguments, **options)
+
+        return call
+
+
+MERGE = [(Groups, "maximum")]
+COPY = [(Groups, "from_group")]
+COLUMNS = [(dist, "new_group")]
+ALL = [(Ranks, "gather"), *MERGE, *COPY, *COLUMNS]
+MOMENTS = {"epoch 1": [], "merge": MERGE, "copy": COPY, "columns": COLUMNS, "any": ALL}
+
+
+def broken(out, here, rank, name, moment, number=0, victim=None, gradients=False, epochs=3):
+    """Train, and meet the fault at ``moment``: in "epoch 1", in the "merge" at its end, or (before the first) when
+    the "columns" are made or a store is brought up by a "copy"; or at "any" exchange.
+
+    number: of the exchange. victim: the rank that is killed; None waits for the test. gradients: the ranks also
+    exchange something at each step, as with DDP. The state of epoch 1 after its first step goes to OUT/state.pt.
+    """
+    opening.BLOCK = shared_store.BLOCK = CHUNK
+    act = lambda: here_and_now(out, rank, victim)  # noqa: E731
+    calls = Calls(MOMENTS[moment], number, act)
+    calls.begun = moment != "merge"
+    loader = make(here, name, existing="continue", epochs=epochs)
+    for epoch in range(loader.epoch, epochs):
+        for _, picks in loader:
+            loader.update(loss_of(picks.index, epoch), picks)
+            if gradients:
+                dist.all_reduce(torch.zeros(1))
+            if (epoch, loader.step) == (1, 1) and moment != "any":
+                state = loader.state_dict()
+                if rank == 0:
+                    torch.save(state, out / "state.pt")
+                dist.barrier()
+            if (epoch, loader.step, moment) == (1, 2, "epoch 1"):
+                act()
+            calls.begun = calls.begun or (epoch, loader.step) == (1, 2)
+        loader.commit()
+    return calls.calls
+
+
+def finish(out, here, rank, names, states=None, epochs=3):
+    """Go on with each of the stores ``names``, and each of the files ``states`` by name: see to_the_end."""
+    found = {}
+    for name in names:
+        found[name] = to_the_end(make(here, name, existing="continue", epochs=epochs))
+    for name, file in (states or {}).items():
+        loader = make(here, f"loaded-{name}", existing="overwrite", epochs=epochs)
+        loader.load_state_dict(torch.load(file, weights_only=True))
+        found[name] = to_the_end(loader)
+    return found
+
+
+def to_the_end(loader):
+    """(the epoch that it stood at, its files and its scores at the end)."""
+    first = loader.epoch
+    train_noting(loader)
+    return first, digest_of(loader), torch.tensor(ScoreStore.open(loader._path, mode="r").scores)
+
+
+# ---- groups
+
+
+def absent(out, here, rank):
+    """A process that does not come to an exchange in its column: the error of the one that waits for it."""
+    groups = Ranks().grouped([[0], [1]])
+    found = None
+    if rank == 0:
+        found = error_of(lambda: groups.maximum(np.zeros(3, np.float32)))
+        (out / "given-up").touch()
+    wait_for([out / "given-up"])
+    os._exit(0) if rank else None
+    torch.save(found, out / "0.pt")
+    os._exit(0)
+
+
+def exchanged(out, here, rank, name):
+    """A whole run in small blocks: its scores and files, and the sizes of this rank's exchanges."""
+    with nodes.small_blocks(CHUNK) as sent:
+        epochs = train_noting(make(here, name, batch_size=2, canonical_nodes=None))
+    return [epoch["scores"] for epoch in epochs], [epoch["note"] for epoch in epochs], sent
+
+
+# ---- what must be refused
+
+
+def on_machines(out, here, rank, folders, machines, file_systems):
+    """Ranks that seem to be on these machines and file systems: an error, or nothing."""
+    node = int(os.environ["GROUP_RANK"])
+    opening.kernel = lambda: machines[node]
+    opening.name_of_file_system = lambda path: file_systems[node]
+    return error_of(lambda: iter(make(Path(folders[node]), "scores")))
+
+
+def private_map(out, here, rank, name, stranger):
+    """One rank maps a copy of its own."""
+    if rank == stranger:
+        shape = layout.map_array
+
+        def copy(path, array, num_samples, mode):
+            found = shape(path, array, num_samples, "r")
+            return np.memmap(found.filename, "<f4", "c", 0, (num_samples,))
+
+        layout.map_array = copy
+    return error_of(lambda: iter(make(here, name)))
+
+
+def one_store_by_two_paths(out, here, rank, locks=True):
+    """The store of node 1 is a link to that of node 0."""
+    name = f"linked-{locks}"
+    places = [out / f"linked-{locks}-{node}" for node in (0, 1)]
+    if rank == 0:
+        for place in places:
+            place.mkdir()
+        ScoreStore.create(places[0] / f"{name}.zarr", nodes.N, make(places[0], "any")._source.fingerprint)
+        (places[1] / f"{name}.zarr").symlink_to(places[0] / f"{name}.zarr")
+    dist.barrier()
+    if not locks:
+        Owner._lock = lambda *_, **__: True  # a file system without
+    return error_of(lambda: iter(make(places[int(os.environ["GROUP_RANK"])], name)))
+
+
+def opened(out, here, rank, name, samples=nodes.N, **options):
+    """The error of opening, and what lies in the folder then."""
+    error = error_of(lambda: iter(make(here, name, samples, **options)))
+    dist.barrier()
+    folder = local(here)
+    return error, sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def continue_on_one(out, here, rank):
+    """``existing=`` differs among the ranks."""
+    train_noting(make(here, "differs", epochs=1))
+    return error_of(lambda: iter(make(here, "differs", existing="continue" if rank == 0 else "error")))
+
+
+def full_at_the_commit(out, here, rank, name):
+    """The disk of node 1 is full when epoch 0 is committed; then there is room again, and the commit is repeated."""
+    loader = make(here, name, epochs=2)
+    for _, picks in loader:
+        loader.update(loss_of(picks.index), picks)
+    filler, leads = local(here) / "filler", (os.environ["GROUP_RANK"], os.environ["LOCAL_RANK"]) == ("1", "0")
+    dist.barrier()
+    if leads:
+        fill(filler)
+    dist.barrier()
+    error, epoch = error_of(loader.commit), loader.epoch
+    state = error_of(loader.state_dict)
+    if leads:
+        filler.unlink()
+    dist.barrier()
+    loader.commit()
+    return error, state, epoch, digest_of(loader), to_the_end(loader)[2]
+
+
+def fill(filler):
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+
+
+CASES = {
+    **nodes.CASES,
+    "broken": broken,
+    "finish": finish,
+    "foreign": nodes.foreign,
+    "absent": absent,
+    "exchanged": exchanged,
+    "on_machines": on_machines,
+    "private_map": private_map,
+    "one_store_by_two_paths": one_store_by_two_paths,
+    "opened": opened,
+    "continue_on_one": continue_on_one,
+    "full_at_the_commit": full_at_the_commit,
+}
+
+if __name__ == "__main__":
+    end_with_parent()
+    _, out, here, case, options = sys.argv
+    options = json.loads(options)
+    rank = os.environ["RANK"]
+    try:
+        with process_group(options.pop("timeout")) as (rank, _):
+            CASES[case](Path(out), Path(here), rank, **options)
+    except Exception as error:
+        note_error(Path(out), rank, error)
+        raise
