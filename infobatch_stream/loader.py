@@ -327,7 +327,14 @@ class InfoBatchLoader:
         """Have the store open on all ranks. Collective when it is not yet, or when there are ``contents``."""
         if self._shared is not None and contents is None:
             return
-        self._ranks.agree("open", **self._settings, lanes=self._lanes(), epochs=self.epochs, epoch=self.epoch)
+        self._ranks.agree(
+            "open",
+            **self._settings,
+            lanes=self._lanes(),
+            epochs=self.epochs,
+            epoch=self.epoch,
+            existing=self._existing,
+        )
         source = self._source
         self._shared = SharedStore.open(
             self._ranks, self._path, source.num_samples, source.fingerprint, self._existing, contents
