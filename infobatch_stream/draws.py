@@ -8,14 +8,18 @@ has it: a counter value gives four 64-bit words.
 """
 
 from enum import IntEnum
+from threading import Lock
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Purpose", "bijection", "draw16", "draw32", "permutation"]
+__all__ = ["Draws", "Purpose", "bijection", "permutation"]
 
-_WORD = (1 << 64) - 1
-_ROUNDS = 8
+_WORD: Final = (1 << 64) - 1
+_COUNTERS: Final = 1 << 256
+_ROUNDS: Final = 8
+_ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
 
 
 class Purpose(IntEnum):
@@ -27,28 +31,37 @@ class Purpose(IntEnum):
     WHOLE = 4
 
 
-def _philox(seed: int, epoch: int, purpose: Purpose, block: int = 0, lane: int = 0) -> np.random.Philox:
+def _philox(seed: int, epoch: int, purpose: Purpose, lane: int = 0) -> np.random.Philox:
     key = np.array([seed & _WORD, (int(purpose) << 48) | epoch], dtype=np.uint64)
-    counter = np.array([block, 0, lane, 0], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=counter)
+    return np.random.Philox(key=key, counter=np.array([0, 0, lane, 0], dtype=np.uint64))
 
 
-def _words(generator: np.random.Philox, blocks: int) -> NDArray[np.uint64]:
-    return np.asarray(generator.random_raw(4 * blocks), dtype="<u8")
+class Draws:
+    """Uniform draws for the positions 0, 1, 2, ... of one (seed, epoch, purpose, lane), any range of them alone."""
 
+    def __init__(self, seed: int, epoch: int, purpose: Purpose, lane: int = 0) -> None:
+        # One generator that is moved about: to make another costs as much as 10,000 draws.
+        self._philox = _philox(seed, epoch, purpose, lane)
+        self._block = 0
+        self._lock = Lock()
 
-def draw16(seed: int, epoch: int, start: int, stop: int) -> NDArray[np.uint16]:
-    """Uniform uint16[stop - start] that decide about the samples start..stop-1 (`Purpose.SELECT`)."""
-    first = start // 16
-    words = _words(_philox(seed, epoch, Purpose.SELECT, first), -(-stop // 16) - first)
-    return words.view("<u2")[start - 16 * first : stop - 16 * first]
+    def of16(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """uint16[stop - start]: the draws of the positions start..stop-1."""
+        return self._range(np.dtype("<u2"), start, stop)
 
+    def of32(self, start: int, stop: int) -> NDArray[np.uint32]:
+        """uint32[stop - start]: the draws of the positions start..stop-1."""
+        return self._range(np.dtype("<u4"), start, stop)
 
-def draw32(seed: int, epoch: int, lane: int, start: int, stop: int) -> NDArray[np.uint32]:
-    """Uniform uint32[stop - start] for the positions start..stop-1 of a lane (`Purpose.WINDOW`)."""
-    first = start // 8
-    words = _words(_philox(seed, epoch, Purpose.WINDOW, first, lane), -(-stop // 8) - first)
-    return words.view("<u4")[start - 8 * first : stop - 8 * first]
+    def _range(self, dtype: np.dtype[Any], start: int, stop: int) -> NDArray[Any]:
+        per_block = 32 // dtype.itemsize  # a counter value gives four words of 64 bits
+        first, last = start // per_block, -(-stop // per_block)
+        with self._lock:
+            self._philox.advance((first - self._block) % _COUNTERS)  # goes round, so backwards too
+            self._block = last
+            words = self._philox.random_raw(4 * (last - first))
+        drawn: NDArray[Any] = np.asarray(words, dtype="<u8").view(dtype)
+        return drawn[start - per_block * first : stop - per_block * first]
 
 
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
@@ -59,25 +72,27 @@ def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
 def bijection(seed: int, epoch: int, size: int, at: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where a permutation of 0..size-1 sends ``at`` (int64[k], each in 0..size-1), in O(k) time and memory.
 
-    A Feistel network of eight rounds over the next power of four, walked until it falls inside (Black and
-    Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002): under four walks an entry on average.
+    A Feistel network of eight rounds over the next power of two, walked until it falls inside (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", CT-RSA 2002): under two walks an entry on average. Where the bits are odd
+    in number, its halves are unequal (Schneier and Kelsey, "Unbalanced Feistel networks", FSE 1996).
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    bits = max(2, (size - 1).bit_length())
     keys = np.asarray(_philox(seed, epoch, Purpose.WHOLE).random_raw(_ROUNDS), dtype=np.uint64)
-    out = _feistel(at.astype(np.uint64), half, keys)
+    out = _feistel(at.astype(np.uint64), bits, keys)
     while (outside := np.flatnonzero(out >= size)).size:
-        out[outside] = _feistel(out[outside], half, keys)
+        out[outside] = _feistel(out[outside], bits, keys)
     return out.astype(np.int64)
 
 
-def _feistel(x: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    bits = np.uint64(half)
-    mask = np.uint64((1 << half) - 1)
-    left, right = x >> bits, x & mask
-    for key in keys:
-        # The finaliser of splitmix64: each input bit reaches each output bit; uint64 arrays wrap silently.
-        mixed = right ^ key
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
-    return (left << bits) | right
+def _feistel(x: NDArray[np.uint64], bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    low = bits // 2
+    halves = [x >> np.uint64(low), x & np.uint64((1 << low) - 1)]
+    widths = [bits - low, low]
+    for number, key in enumerate(keys):
+        source, target = number % 2, 1 - number % 2
+        # The high bits of a product depend on all bits of its factors; uint64 arrays wrap silently.
+        mixed = (halves[source] ^ key) * _ODD
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= _ODD
+        halves[target] ^= mixed >> np.uint64(64 - widths[target])
+    return (halves[0] << np.uint64(low)) | halves[1]

@@ -5,23 +5,24 @@ when they are wanted. A mixed pool: its kept entries, listed. Map-style: one bit
 over the whole of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream.bits import Bits, count_before, pack
+from infobatch_stream.recent import Recent
 from infobatch_stream.selection import Selection
 
 __all__ = ["Entries", "Kept", "KeptPool", "KeptSamples", "KeptShards"]
 
-_CHUNK = 1 << 20  # samples decided at once while counting: bounds memory
-_BLOCK = 1 << 8  # samples between the running counts of `KeptSamples`
-_LOOKUP = 1 << 12  # places that `KeptSamples` looks up at once: bounds memory
+_CHUNK: Final = 1 << 17  # samples decided at once while counting: what that takes fits a processor's cache
+_PIECE: Final = 1 << 16  # samples of a shard decided at once: bounds what a span costs when shards are large
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would triple the time to make one
 class Entries:
     """A run of entries of a plan.
 
@@ -64,48 +65,67 @@ def _weigh(selection: Selection, index: NDArray[np.int64]) -> Entries:
     return Entries(index, selection.weight(index), np.ones(index.size, dtype=np.bool_))
 
 
+def _decided(selection: Selection) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """All decisions in chunks: (index of the first sample, bool[k])."""
+    for start in range(0, selection.num_samples, _CHUNK):
+        yield start, selection.keep(start, min(start + _CHUNK, selection.num_samples))
+
+
 class KeptShards:
-    """Kept samples shard by shard, in ``order`` (int64[S], a permutation of the shards). O(S) memory.
+    """Kept samples shard by shard, in ``order`` (int64[S], a permutation of the shards). O(S + N / 2^16) memory.
 
     sizes: int64[S], samples per shard in the order of their indices.
     """
 
     def __init__(self, selection: Selection, sizes: NDArray[np.int64], order: NDArray[np.int64]) -> None:
         self._selection = selection
-        self._order = order
-        self._bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self._ends = np.cumsum(_count(selection, self._bounds)[order])
+        bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        lows, highs = _pieces(bounds[order], bounds[order + 1])
+        counts = highs - lows
+        if not selection.keeps_all:
+            edges, place = np.unique(np.concatenate([lows, highs]), return_inverse=True)
+            before = _count_before(selection, edges)[place]
+            counts = before[lows.size :] - before[: lows.size]
+        self._lows, self._highs, self._ends = lows, highs, np.cumsum(counts)
         self.size = int(self._ends[-1])
+        self._single = Recent[int, tuple[NDArray[np.int64], NDArray[np.float32]]](2)
 
     def span(self, start: int, stop: int) -> Entries:
         """The entries at start..stop-1."""
-        parts = []
-        place = int(np.searchsorted(self._ends, start, side="right"))
-        while start < stop:
-            shard = self._order[place]
-            low, high = int(self._bounds[shard]), int(self._bounds[shard + 1])
-            first = int(self._ends[place - 1]) if place else 0
-            rows = low + np.flatnonzero(self._selection.keep(low, high))
-            parts.append(rows[start - first : stop - first])
-            start = max(start, min(stop, int(self._ends[place])))
-            place += 1
-        return _weigh(self._selection, np.concatenate([np.empty(0, np.int64), *parts]))
+        if start >= stop:
+            return Entries.join([])
+        first, last = (int(self._ends.searchsorted(place, side="right")) for place in (start, stop - 1))
+        # A short span asks for the same piece again and again.
+        index, weight = self._single.get(first, self._piece) if first == last else self._choose(first, last)
+        before = int(self._ends[first - 1]) if first else 0
+        part = slice(start - before, stop - before)
+        return Entries(index[part], weight[part], np.ones(stop - start, dtype=np.bool_))
+
+    def _piece(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        return self._choose(number, number)
+
+    def _choose(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        which = slice(first, last + 1)
+        return self._selection.choose(list(zip(self._lows[which].tolist(), self._highs[which].tolist(), strict=True)))
 
 
-def _count(selection: Selection, bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many samples are kept in each of the ranges bounds[i]..bounds[i+1]-1: int64[S]."""
-    sizes = np.diff(bounds)
-    if selection.keeps_all:
-        return sizes
-    counts = np.zeros(sizes.size, dtype=np.int64)
-    filled = np.flatnonzero(sizes)  # reduceat cannot sum an empty range
-    lows, highs = bounds[filled], bounds[filled + 1]
-    for start in range(0, selection.num_samples, _CHUNK):
-        stop = min(start + _CHUNK, selection.num_samples)
-        first = int(np.searchsorted(highs, start, side="right"))
-        last = int(np.searchsorted(lows, stop, side="left"))
-        starts = np.maximum(lows[first:last], start) - start
-        counts[filled[first:last]] += np.add.reduceat(selection.keep(start, stop), starts, dtype=np.int64)
+def _pieces(lows: NDArray[np.int64], highs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The ranges low..high-1 (int64[k] each) cut into pieces of at most 2^16, in order; empty ones stay."""
+    parts = np.maximum(1, -(-(highs - lows) // _PIECE))
+    number = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)  # of the piece within its range
+    starts = np.repeat(lows, parts) + number * _PIECE
+    return starts, np.minimum(starts + _PIECE, np.repeat(highs, parts))
+
+
+def _count_before(selection: Selection, edges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of the samples before each of ``edges`` are kept: int64[k] for ascending int64[k] in 0..N."""
+    counts = np.zeros(edges.size, dtype=np.int64)
+    total, done = 0, 0
+    for start, kept in _decided(selection):
+        here = int(edges.searchsorted(start + kept.size, side="right"))
+        within, count = count_before(pack(kept), edges[done:here] - start)
+        counts[done:here] = total + within
+        total, done = total + count, here
     return counts
 
 
@@ -124,10 +144,7 @@ class KeptPool:
         units: NDArray[np.int64],
         order: NDArray[np.int64],
     ) -> None:
-        kept = np.concatenate([
-            selection.keep(start, min(start + _CHUNK, selection.num_samples))
-            for start in range(0, selection.num_samples, _CHUNK)
-        ])  # fmt: skip
+        kept = np.concatenate([part for _, part in _decided(selection)])
         first = np.zeros(index.size, dtype=np.bool_)
         first[np.unique(index, return_index=True)[1]] = True
         ends = np.cumsum(units)
@@ -150,16 +167,9 @@ class KeptSamples:
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self.size = selection.num_samples
-        if selection.keeps_all:
-            return
-        count = selection.num_samples
-        bits = np.zeros(-(-count // _BLOCK) * _BLOCK // 8, dtype=np.uint8)
-        for start in range(0, count, _CHUNK):
-            packed = np.packbits(selection.keep(start, min(start + _CHUNK, count)))
-            bits[start // 8 : start // 8 + packed.size] = packed
-        self._blocks = bits.reshape(-1, _BLOCK // 8)
-        self._ends = np.cumsum(np.bitwise_count(self._blocks).sum(axis=1, dtype=np.int64))
-        self.size = int(self._ends[-1])
+        if not selection.keeps_all:
+            self._bits = Bits(selection.num_samples, ((start, pack(kept)) for start, kept in _decided(selection)))
+            self.size = self._bits.count
 
     def span(self, start: int, stop: int) -> Entries:
         """The entries at start..stop-1."""
@@ -167,16 +177,4 @@ class KeptSamples:
 
     def at(self, places: NDArray[np.int64]) -> Entries:
         """The entries at ``places``, int64[k], in that order."""
-        if not self._selection.keeps_all:
-            runs = range(0, places.size, _LOOKUP)
-            found = [self._find(places[run : run + _LOOKUP]) for run in runs]
-            places = np.concatenate([np.empty(0, np.int64), *found])
-        return _weigh(self._selection, places)
-
-    def _find(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        block = np.searchsorted(self._ends, places, side="right")
-        before = np.where(block > 0, self._ends[block - 1], 0)
-        running = np.cumsum(np.unpackbits(self._blocks[block], axis=1), axis=1, dtype=np.int16)
-        # The bit where the running count first passes the number of kept samples before it in the block.
-        found: NDArray[np.int64] = block * _BLOCK + np.argmax(running > (places - before)[:, None], axis=1)
-        return found
+        return _weigh(self._selection, places if self._selection.keeps_all else self._bits.find(places))

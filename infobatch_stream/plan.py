@@ -15,13 +15,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.draws import bijection, permutation
+from infobatch_stream.draws import permutation
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.kept import Entries, Kept, KeptPool, KeptSamples, KeptShards
+from infobatch_stream.lanes import Lane, PermutedLane, StraightLane, WindowLane, fill
 from infobatch_stream.policies import FullData, Policy
-from infobatch_stream.recent import Recent
 from infobatch_stream.selection import Selection
-from infobatch_stream.shuffle import WindowShuffle
 from infobatch_stream.summary import Summary
 
 __all__ = ["EpochPlan", "count_steps"]
@@ -89,8 +88,15 @@ class EpochPlan:
         self._global_batch = global_batch
         share, extra = divmod(self.kept, lanes)
         cuts = [lane * share + min(lane, extra) for lane in range(lanes + 1)]
-        order = (seed, epoch) if shuffle else None
-        self._lanes = [_Lane(kept, cuts[lane], cuts[lane + 1], lane, order, window) for lane in range(lanes)]
+        self._lanes: list[Lane] = []
+        for lane in range(lanes):
+            span = cuts[lane], cuts[lane + 1]
+            if not shuffle:
+                self._lanes.append(StraightLane(kept, *span))
+            elif isinstance(kept, KeptSamples):
+                self._lanes.append(PermutedLane(kept, *span, global_batch // lanes, (seed, epoch)))
+            else:
+                self._lanes.append(WindowLane(kept, *span, window, (seed, epoch, lane)))
 
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> Entries:
         """What ``rank`` of ``world_size`` reads in ``step``: Entries of global batch / world size.
@@ -113,7 +119,7 @@ class EpochPlan:
             if start < full:
                 parts.append(lane.entries(start, full))
             if full < stop:  # with fewer entries than lanes some lanes are empty: they repeat the first one's
-                parts.append((lane if lane.size else self._lanes[0]).fill(full, stop))
+                parts.append(fill(lane if lane.size else self._lanes[0], full, stop))
         return Entries.join(parts)
 
 
@@ -133,51 +139,3 @@ def _kept(
     if pool is None:
         return KeptShards(selection, units, order)
     return KeptPool(selection, pool[0], units, order)
-
-
-class _Lane:
-    """The entries start..stop-1 of the kept sequence, in the order in which they are read."""
-
-    def __init__(
-        self, kept: Kept, start: int, stop: int, number: int, order: tuple[int, int] | None, window: int
-    ) -> None:
-        self.size = stop - start
-        self._kept = kept
-        self._start = start
-        self._order = order
-        self._window = window
-        self._shuffle = WindowShuffle(self.size, window, *order, number) if order else None
-        self._chunks, self._buckets = Recent[Entries](2), Recent[Entries](2)
-
-    def entries(self, start: int, stop: int) -> Entries:
-        """Entries number start..stop-1 of the lane's reading order."""
-        if self._order is None or self._shuffle is None:
-            return self._kept.span(self._start + start, self._start + stop)
-        if isinstance(self._kept, KeptSamples):
-            at = np.arange(self._start + start, self._start + stop, dtype=np.int64)
-            return self._kept.at(bijection(*self._order, self._kept.size, at))
-        parts = []
-        for bucket, run in self._shuffle.runs(start, stop):
-            parts.append(self._buckets.get(bucket, self._bucket_of).take(run))
-        return Entries.join(parts)
-
-    def fill(self, start: int, stop: int) -> Entries:
-        """Repeats, with weight 0 and unrecorded, for the columns start..stop-1 behind the lane's end.
-
-        They are the lane's last entries, latest first: those whose shards were just read.
-        """
-        back = self.size - 1 - (np.arange(start, stop, dtype=np.int64) - self.size) % self.size
-        low = int(back.min())
-        repeated = self.entries(low, int(back.max()) + 1).take(back - low)
-        nothing = np.zeros(stop - start, dtype=np.bool_)
-        return Entries(repeated.index, nothing.astype(np.float32), nothing)
-
-    def _chunk_of(self, chunk: int) -> Entries:
-        low, high = (min(c * self._window, self.size) for c in (chunk, chunk + 1))
-        return self._kept.span(self._start + low, self._start + high)
-
-    def _bucket_of(self, bucket: int) -> Entries:
-        assert self._shuffle is not None
-        before = max(bucket - 1, 0)
-        both = Entries.join([self._chunks.get(chunk, self._chunk_of) for chunk in range(before, bucket + 1)])
-        return both.take(self._shuffle.bucket(bucket) - before * self._window)

@@ -55,9 +55,18 @@ class StepRule:
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Keep probabilities float64[n] of ``scores``, float32[n]."""
         chance = np.full(scores.shape, self.keep[-1])
-        for edge, keep in zip(reversed(self.edges), reversed(self.keep[:-1]), strict=True):
-            chance[scores < _float32_at_least(edge)] = keep
+        for edge, keep in self.descending:
+            np.copyto(chance, keep, where=scores < edge)
         return chance
+
+    @property
+    def descending(self) -> list[tuple[np.float32, float]]:
+        """(edge, keep probability under it) from the highest edge down; edges such that float32 scores compare alike.
+
+        A later pair overrules those before it.
+        """
+        pairs = zip(self.edges, self.keep[:-1], strict=True)
+        return [(_float32_at_least(edge), keep) for edge, keep in pairs][::-1]
 
 
 def _float32_at_least(edge: float) -> np.float32:

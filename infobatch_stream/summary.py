@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,38 +10,51 @@ from numpy.typing import NDArray
 __all__ = ["Summary"]
 
 # The mean is summed over these fixed chunks and combined exactly, so it does not depend on who sums it.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 
 
 class Summary:
-    """Facts about ``scores`` (float32[N], NaN = never seen), computed in passes over chunks of 2^20.
+    """Facts about ``scores`` (float32[N], NaN = never seen), computed in passes over chunks of 2^17.
 
     Deterministic: equal scores give equal facts on every rank.
 
     Attributes:
         count: how many samples have a score.
-        mean: float, mean of those scores; NaN when there is none.
-        largest: float, the largest score; NaN when there is none.
+        mean: float, mean of those scores, not above the largest; NaN when there is none.
     """
 
     def __init__(self, scores: NDArray[np.float32]) -> None:
         self._scores = scores
-        sums: list[float] = []
         self.count = 0
-        self.largest = math.nan
-        for seen in self._chunks():
-            if seen.size:
-                sums.append(float(seen.sum(dtype=np.float64)))
-                self.count += seen.size
-                largest = float(seen.max())
-                self.largest = largest if math.isnan(self.largest) else max(self.largest, largest)
-        # A mean above the largest score is a rounding error; it would put equal scores below their own mean.
-        self.mean = min(math.fsum(sums) / self.count, self.largest) if self.count else math.nan
+        sums: list[float] = []
+        wide = np.empty(min(_CHUNK, scores.size), dtype=np.float64)
+        for start in range(0, scores.size, _CHUNK):
+            chunk = scores[start : start + _CHUNK]
+            values = wide[: chunk.size]
+            np.copyto(values, chunk)
+            total, seen = float(np.add.reduce(values)), chunk.size
+            if math.isnan(total):
+                unseen = np.isnan(chunk)
+                np.copyto(values, 0, where=unseen)
+                total, seen = float(np.add.reduce(values)), chunk.size - int(np.count_nonzero(unseen))
+            sums.append(total)
+            self.count += seen
+        self.mean = math.fsum(sums) / self.count if self.count else math.nan
+        # A mean above the largest score is a rounding error; it would put equal scores below their own mean. That can
+        # only be where the mean is all but a float32, which is rare, so most often the largest is not looked for.
+        if abs(self.mean - float(np.float32(self.mean))) <= abs(self.mean) * 2**-48:
+            self.mean = min(self.mean, self.largest)
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest score; NaN when there is none."""
+        return max((float(chunk.max()) for chunk in self._chunks() if chunk.size), default=math.nan)
 
     def _chunks(self) -> Iterator[NDArray[np.float32]]:
         for start in range(0, self._scores.size, _CHUNK):
             chunk = self._scores[start : start + _CHUNK]
-            yield chunk[~np.isnan(chunk)]
+            unseen = np.isnan(chunk)
+            yield chunk[~unseen] if unseen.any() else chunk
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """For each share q in [0, 1]: the score at rank floor(q * count) of the sorted scores, exactly.

@@ -9,8 +9,18 @@ import pytest
 import infobatch_stream
 
 ROOT = Path(infobatch_stream.__file__).parent
-PURE = ["policies", "draws", "summary", "selection", "kept", "recent", "shuffle", "plan"]
-STANDARD = ["collections", "dataclasses", "enum", "functools", "itertools", "math", "typing"]  # none does I/O
+PURE = ["policies", "draws", "summary", "selection", "bits", "kept", "recent", "shuffle", "lanes", "plan"]
+# None of these does I/O.
+STANDARD = ["collections", "dataclasses", "enum", "functools", "itertools", "math", "threading", "typing"]
+    "collections",
+    "dataclasses",
+    "enum",
+    "functools",
+    "itertools",
+    "math",
+    "threading",
+    "typing",
+]  # none does I/O
 
 
 def name_of(file):

@@ -181,7 +181,7 @@ def test_no_score_is_below_the_mean_of_equal_scores(score, count):
     assert not np.any(scores < facts.mean)
 
 
-@pytest.mark.parametrize("count", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, (2 << 20) + 3])
+@pytest.mark.parametrize("count", [(1 << 17) - 1, 1 << 17, (1 << 17) + 1, (2 << 17) + 3])
 def test_facts_are_right_at_the_bounds_of_the_chunks(count):
     scores = losses(count) - np.float32(0.5)
     scores[::7] = np.nan

@@ -1,11 +1,13 @@
 """Which samples are kept: without bias, the same for any range, anew in every epoch."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infobatch_stream.draws import draw16, draw32
+from infobatch_stream.draws import Draws, Purpose
 from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning
 from infobatch_stream.selection import Selection
 from infobatch_stream.summary import Summary
@@ -86,7 +88,7 @@ def test_a_weight_is_one_over_the_probability_that_was_drawn_against(policy):
     scores = losses(5000, unseen=0.1)
     selection = select(scores, policy, seed=5, epoch=6)
     units = np.rint(chances(scores, policy) * 2**16).astype(np.int64)
-    np.testing.assert_array_equal(selection.keep(0, 5000), draw16(5, 6, 0, 5000) < units)
+    np.testing.assert_array_equal(selection.keep(0, 5000), Draws(5, 6, Purpose.SELECT).of16(0, 5000) < units)
     kept = kept_of(selection, 5000)
     np.testing.assert_array_equal(selection.weight(kept), (2**16 / units[kept]).astype(np.float32))
     assert selection.weight(kept).dtype == np.float32
@@ -96,7 +98,7 @@ def test_a_draw_that_equals_the_probability_drops_the_sample():
     """Else every probability were 2^-16 too large, and samples of probability 0 were kept with an infinite weight."""
     scores = np.arange(400_000, dtype=np.float32)
     units = np.rint(chances(scores, DROPPING) * 2**16).astype(np.int64)
-    drawn = draw16(1, 2, 0, scores.size)
+    drawn = Draws(1, 2, Purpose.SELECT).of16(0, scores.size)
     kept = select(scores, DROPPING).keep(0, scores.size)
     for unit in (0, 2**15):
         edge = (drawn == unit) & (units == unit)
@@ -163,16 +165,58 @@ def test_the_kept_share_of_a_band_is_its_probability(keep):
 
 
 @quick
-@given(start=st.integers(0, 2**50), before=st.integers(0, 40), size=st.integers(0, 80), lane=st.integers(0, 99))
-def test_the_draw_of_a_position_does_not_depend_on_the_range_asked_for(start, before, size, lane):
-    for draw in (draw16, lambda *at: draw32(*at[:2], lane, *at[2:])):
-        whole = draw(3, 4, start, start + before + size)
-        np.testing.assert_array_equal(draw(3, 4, start + before, start + before + size), whole[before:])
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 2**50), st.integers(0, 80)), min_size=1, max_size=8),
+    lane=st.integers(0, 99),
+    width=st.sampled_from(["of16", "of32"]),
+)
+def test_the_draw_of_a_position_depends_on_nothing_that_was_drawn_before(ranges, lane, width):
+    shared = getattr(Draws(3, 4, Purpose.WINDOW, lane), width)
+    for start, size in ranges:
+        around = getattr(Draws(3, 4, Purpose.WINDOW, lane), width)(max(start - 37, 0), start + size)
+        np.testing.assert_array_equal(shared(start, start + size), around[around.size - size :])
 
 
-@pytest.mark.parametrize("draw", [draw16, lambda seed, epoch, *at: draw32(seed, epoch, 7, *at)], ids=["16", "32"])
-def test_draws_are_uniform(draw):
-    drawn = draw(11, 3, 5, 5 + 256_000)
+def test_draws_of_threads_that_share_them_are_those_of_one():
+    draws = Draws(3, 4, Purpose.SELECT)
+    expected = Draws(3, 4, Purpose.SELECT).of16(0, 64_000)
+    with ThreadPoolExecutor(4) as pool:
+        parts = pool.map(lambda start: draws.of16(start, start + 100), range(0, 64_000, 100))
+    np.testing.assert_array_equal(np.concatenate(list(parts)), expected)
+
+
+@pytest.mark.parametrize("policy", [*UNBIASED, DROPPING], ids=repr)
+@pytest.mark.parametrize("ranges", [[(0, 3000)], [(2990, 3000), (0, 0), (17, 400), (5, 17)]])
+def test_samples_chosen_from_ranges_are_those_that_are_kept_there(policy, ranges):
+    selection = select(losses(3000, unseen=0.2), policy)
+    index, weight = selection.choose(ranges)
+    np.testing.assert_array_equal(
+        index, np.concatenate([start + np.flatnonzero(selection.keep(start, stop)) for start, stop in ranges])
+    )
+    np.testing.assert_array_equal(weight, selection.weight(index))
+
+
+class Proportional:
+    """A rule that is no step function."""
+
+    threshold = np.nan
+
+    def __call__(self, scores):
+        return np.clip(scores / 2, 0.15, 1)
+
+
+def test_any_rule_is_drawn_against_and_weighed_alike():
+    scores = losses(5000, unseen=0.2)
+    selection = Selection(scores, Proportional(), 1, 2)
+    units = np.where(np.isnan(scores), 2**16, np.rint(np.clip(np.nan_to_num(scores) / 2, 0.15, 1) * 2**16))
+    kept = selection.keep(0, 5000)
+    np.testing.assert_array_equal(kept, Draws(1, 2, Purpose.SELECT).of16(0, 5000) < units)
+    np.testing.assert_array_equal(selection.weight(np.flatnonzero(kept)), (2**16 / units[kept]).astype(np.float32))
+
+
+@pytest.mark.parametrize("width", ["of16", "of32"])
+def test_draws_are_uniform(width):
+    drawn = getattr(Draws(11, 3, Purpose.WINDOW, 7), width)(5, 5 + 256_000)
     top = drawn.view(np.uint8).reshape(-1, drawn.itemsize)
     for byte in range(drawn.itemsize):
         counts = np.bincount(top[:, byte], minlength=256)
