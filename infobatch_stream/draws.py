@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     UNITS = 2
     WINDOW = 3
     WHOLE = 4
+    SELECT_FINELY = 5
 
 
 def _philox(seed: int, epoch: int, purpose: Purpose, lane: int = 0) -> np.random.Philox:
@@ -45,9 +46,9 @@ class Draws:
         self._block = 0
         self._lock = Lock()
 
-    def of16(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """uint16[stop - start]: the draws of the positions start..stop-1."""
-        return self._range(np.dtype("<u2"), start, stop)
+    def of8(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """uint8[stop - start]: the draws of the positions start..stop-1."""
+        return self._range(np.dtype(np.uint8), start, stop)
 
     def of32(self, start: int, stop: int) -> NDArray[np.uint32]:
         """uint32[stop - start]: the draws of the positions start..stop-1."""

@@ -39,16 +39,17 @@ class Entries:
         return Entries(self.index[places], self.weight[places], self.record[places])
 
     @staticmethod
-    def join(parts: Sequence["Entries"]) -> "Entries":
-        """The parts one after the other."""
+    def join(parts: Sequence["Entries"], order: NDArray[np.int64] | None = None) -> "Entries":
+        """The parts one after the other; then those at ``order``, if given."""
         if not parts:
             return Entries(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.bool_))
         if len(parts) == 1:
-            return parts[0]
+            return parts[0] if order is None else parts[0].take(order)
+        places = slice(None) if order is None else order
         return Entries(
-            np.concatenate([part.index for part in parts]),
-            np.concatenate([part.weight for part in parts]),
-            np.concatenate([part.record for part in parts]),
+            np.concatenate([part.index for part in parts])[places],
+            np.concatenate([part.weight for part in parts])[places],
+            np.concatenate([part.record for part in parts])[places],
         )
 
 

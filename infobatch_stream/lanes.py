@@ -60,8 +60,9 @@ class WindowLane:
     def _bucket_of(self, bucket: int) -> tuple[int, Entries]:
         """The number of a bucket's first output, and its entries in their order."""
         before = max(bucket - 1, 0)
-        both = Entries.join([self._chunks.get(chunk, self._chunk_of) for chunk in range(before, bucket + 1)])
-        return self._shuffle.first(bucket), both.take(self._shuffle.bucket(bucket) - before * self._window)
+        chunks = [self._chunks.get(chunk, self._chunk_of) for chunk in range(before, bucket + 1)]
+        order = self._shuffle.bucket(bucket) - before * self._window
+        return self._shuffle.first(bucket), Entries.join(chunks, order)
 
 
 class PermutedLane:

@@ -2,10 +2,13 @@
 
 Sample i is kept when a 16-bit uniform drawn for (seed, epoch, i) is under its keep probability, and then weighs
 1 / probability. Probabilities are whole multiples of 2^-16, so the two agree exactly. Pure: nothing is stored.
+
+Drawing is most of the work of planning. The two bytes of the uniform come from draws of their own, and the lower one
+is left out where it decides nothing: where all probabilities are multiples of 2^-8, as 1/2 and 1/4 are.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,9 @@ from infobatch_stream.policies import Rule, StepRule
 __all__ = ["Selection"]
 
 _ONE: Final = 1 << 16
+# Samples decided at once: arrays of a few 100 KB are used again and again by the allocator, larger ones are fetched
+# from the system each time, which takes longer than filling them.
+_GROUP: Final = 1 << 14
 
 
 class Selection:
@@ -31,24 +37,34 @@ class Selection:
         self._scores = scores
         self._rule: Rule = StepRule((), (1.0,)) if rule is None else rule
         self._bands = self._rule.descending if isinstance(self._rule, StepRule) else []
-        self._draws = Draws(seed, epoch, Purpose.SELECT)
+        top = self._rule.keep[-1:] if isinstance(self._rule, StepRule) else ()
+        self._weights = np.array([_weight(keep) for keep in (*top, *(keep for _, keep in self._bands))])
+        self._upper, self._lower = (Draws(seed, epoch, half) for half in (Purpose.SELECT, Purpose.SELECT_FINELY))
+        coarse = isinstance(self._rule, StepRule) and not any(round(p * _ONE) % 256 for p in self._rule.keep)
+        self._bits = 8 if coarse else 16
 
     def keep(self, start: int, stop: int) -> NDArray[np.bool_]:
         """bool[stop - start]: which of the samples start..stop-1 are kept."""
         if self.keeps_all:
             return np.ones(stop - start, dtype=np.bool_)
-        return self._decide(self._scores[start:stop], self._draws.of16(start, stop))
+        return self._decide(self._scores[start:stop], self._draw(start, stop))
 
     def choose(self, ranges: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The kept samples of each range start..stop-1, one range after the other: index int64[k], weight float32[k].
 
         One call for many short ranges (shards) costs far less than a call for each.
         """
+        parts = [self._choose(group) for group in _groups(ranges)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([index for index, _ in parts]), np.concatenate([weight for _, weight in parts])
+
+    def _choose(self, ranges: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         index = np.concatenate([np.arange(*span, dtype=np.int64) for span in ranges])
         if self.keeps_all:
             return index, np.ones(index.size, dtype=np.float32)
         scores = np.concatenate([self._scores[slice(*span)] for span in ranges])
-        draws = np.concatenate([self._draws.of16(*span) for span in ranges])
+        draws = np.concatenate([self._draw(*span) for span in ranges])
         kept = np.flatnonzero(self._decide(scores, draws))
         return index[kept], self._weigh(scores[kept])
 
@@ -58,26 +74,37 @@ class Selection:
             return np.ones(index.size, dtype=np.float32)
         return self._weigh(self._scores[index])
 
-    def _decide(self, scores: NDArray[np.float32], draws: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    def _draw(self, start: int, stop: int) -> NDArray[Any]:
+        """The uniforms of the samples start..stop-1, or their upper bytes where those decide: uint16 or uint8[k]."""
+        upper = self._upper.of8(start, stop)
+        return upper if self._bits == 8 else upper.astype(np.uint16) << 8 | self._lower.of8(start, stop)
+
+    def _decide(self, scores: NDArray[np.float32], draws: NDArray[Any]) -> NDArray[np.bool_]:
         if not isinstance(self._rule, StepRule):
-            return draws < self._units(scores)
+            chosen: NDArray[np.bool_] = draws < self._units(scores)
+            return chosen
         top = self._rule.keep[-1]
-        kept = _under(draws, top)
+        kept = self._under(draws, top)
         if top < 1:
             kept |= np.isnan(scores)
         for edge, keep in self._bands:
-            kept ^= (kept ^ _under(draws, keep)) & (scores < edge)  # below the edge, by its own probability
+            kept ^= (kept ^ self._under(draws, keep)) & (scores < edge)  # below the edge, by its own probability
         return kept
+
+    def _under(self, draws: NDArray[Any], keep: float) -> NDArray[np.bool_]:
+        """bool[k]: which draws are under ``keep``."""
+        unit = round(keep * _ONE) >> (16 - self._bits)
+        return np.ones(draws.size, dtype=np.bool_) if unit >> self._bits else draws < draws.dtype.type(unit)
 
     def _weigh(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         if not isinstance(self._rule, StepRule):
             return (_ONE / self._units(scores)).astype(np.float32)
-        top = self._rule.keep[-1]
-        weight = np.full(scores.size, _weight(top))
-        if top < 1:
+        band = np.zeros(scores.size, dtype=np.min_scalar_type(len(self._bands)))  # how many edges a score is below
+        for edge, _ in self._bands:
+            band += scores < edge
+        weight: NDArray[np.float32] = self._weights[band]
+        if self._rule.keep[-1] < 1:
             np.copyto(weight, 1, where=np.isnan(scores))
-        for edge, keep in self._bands:
-            np.copyto(weight, _weight(keep), where=scores < edge)
         return weight
 
     def _units(self, scores: NDArray[np.float32]) -> NDArray[np.uint32]:
@@ -88,10 +115,16 @@ class Selection:
         return units
 
 
-def _under(draws: NDArray[np.uint16], keep: float) -> NDArray[np.bool_]:
-    """bool[n]: which draws are under ``keep``, in units of 2^-16."""
-    unit = round(keep * _ONE)
-    return np.ones(draws.size, dtype=np.bool_) if unit == _ONE else draws < np.uint16(unit)
+def _groups(ranges: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
+    """The ranges in runs of about `_GROUP` samples."""
+    first, samples = 0, 0
+    for number, (start, stop) in enumerate(ranges):
+        samples += stop - start
+        if samples >= _GROUP:
+            yield ranges[first : number + 1]
+            first, samples = number + 1, 0
+    if first < len(ranges):
+        yield ranges[first:]
 
 
 def _weight(keep: float) -> np.float32:

@@ -12,15 +12,6 @@ ROOT = Path(infobatch_stream.__file__).parent
 PURE = ["policies", "draws", "summary", "selection", "bits", "kept", "recent", "shuffle", "lanes", "plan"]
 # None of these does I/O.
 STANDARD = ["collections", "dataclasses", "enum", "functools", "itertools", "math", "threading", "typing"]
-    "collections",
-    "dataclasses",
-    "enum",
-    "functools",
-    "itertools",
-    "math",
-    "threading",
-    "typing",
-]  # none does I/O
 
 
 def name_of(file):

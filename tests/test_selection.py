@@ -46,6 +46,12 @@ def chances(scores, policy):
     return chance
 
 
+def uniforms(seed, epoch, size):
+    """The 16-bit uniform of each sample, by definition."""
+    upper, lower = (Draws(seed, epoch, half).of8(0, size) for half in (Purpose.SELECT, Purpose.SELECT_FINELY))
+    return upper.astype(np.int64) * 256 + lower
+
+
 def kept_of(selection, size):
     return np.flatnonzero(selection.keep(0, size))
 
@@ -88,7 +94,7 @@ def test_a_weight_is_one_over_the_probability_that_was_drawn_against(policy):
     scores = losses(5000, unseen=0.1)
     selection = select(scores, policy, seed=5, epoch=6)
     units = np.rint(chances(scores, policy) * 2**16).astype(np.int64)
-    np.testing.assert_array_equal(selection.keep(0, 5000), Draws(5, 6, Purpose.SELECT).of16(0, 5000) < units)
+    np.testing.assert_array_equal(selection.keep(0, 5000), uniforms(5, 6, 5000) < units)
     kept = kept_of(selection, 5000)
     np.testing.assert_array_equal(selection.weight(kept), (2**16 / units[kept]).astype(np.float32))
     assert selection.weight(kept).dtype == np.float32
@@ -98,7 +104,7 @@ def test_a_draw_that_equals_the_probability_drops_the_sample():
     """Else every probability were 2^-16 too large, and samples of probability 0 were kept with an infinite weight."""
     scores = np.arange(400_000, dtype=np.float32)
     units = np.rint(chances(scores, DROPPING) * 2**16).astype(np.int64)
-    drawn = Draws(1, 2, Purpose.SELECT).of16(0, scores.size)
+    drawn = uniforms(1, 2, scores.size)
     kept = select(scores, DROPPING).keep(0, scores.size)
     for unit in (0, 2**15):
         edge = (drawn == unit) & (units == unit)
@@ -168,7 +174,7 @@ def test_the_kept_share_of_a_band_is_its_probability(keep):
 @given(
     ranges=st.lists(st.tuples(st.integers(0, 2**50), st.integers(0, 80)), min_size=1, max_size=8),
     lane=st.integers(0, 99),
-    width=st.sampled_from(["of16", "of32"]),
+    width=st.sampled_from(["of8", "of32"]),
 )
 def test_the_draw_of_a_position_depends_on_nothing_that_was_drawn_before(ranges, lane, width):
     shared = getattr(Draws(3, 4, Purpose.WINDOW, lane), width)
@@ -179,9 +185,9 @@ def test_the_draw_of_a_position_depends_on_nothing_that_was_drawn_before(ranges,
 
 def test_draws_of_threads_that_share_them_are_those_of_one():
     draws = Draws(3, 4, Purpose.SELECT)
-    expected = Draws(3, 4, Purpose.SELECT).of16(0, 64_000)
+    expected = Draws(3, 4, Purpose.SELECT).of8(0, 64_000)
     with ThreadPoolExecutor(4) as pool:
-        parts = pool.map(lambda start: draws.of16(start, start + 100), range(0, 64_000, 100))
+        parts = pool.map(lambda start: draws.of8(start, start + 100), range(0, 64_000, 100))
     np.testing.assert_array_equal(np.concatenate(list(parts)), expected)
 
 
@@ -210,11 +216,11 @@ def test_any_rule_is_drawn_against_and_weighed_alike():
     selection = Selection(scores, Proportional(), 1, 2)
     units = np.where(np.isnan(scores), 2**16, np.rint(np.clip(np.nan_to_num(scores) / 2, 0.15, 1) * 2**16))
     kept = selection.keep(0, 5000)
-    np.testing.assert_array_equal(kept, Draws(1, 2, Purpose.SELECT).of16(0, 5000) < units)
+    np.testing.assert_array_equal(kept, uniforms(1, 2, 5000) < units)
     np.testing.assert_array_equal(selection.weight(np.flatnonzero(kept)), (2**16 / units[kept]).astype(np.float32))
 
 
-@pytest.mark.parametrize("width", ["of16", "of32"])
+@pytest.mark.parametrize("width", ["of8", "of32"])
 def test_draws_are_uniform(width):
     drawn = getattr(Draws(11, 3, Purpose.WINDOW, 7), width)(5, 5 + 256_000)
     top = drawn.view(np.uint8).reshape(-1, drawn.itemsize)
