@@ -1,7 +1,7 @@
 """Many booleans as bits, with what is before a place, and where the n-th true one is.
 
 Known as rank and select (Jacobson, "Space-efficient static trees and graphs", FOCS 1989): N bits and a running count
-for every 512 of them.
+for every 256 of them.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Bits", "count_before", "pack"]
 
-_LINE: Final = 8  # words between two running counts: a cache line of bits
+_LINE: Final = 4  # words between two running counts
 
 
 def pack(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -36,7 +36,7 @@ def count_before(words: NDArray[np.uint64], places: NDArray[np.int64]) -> tuple[
 class Bits:
     """``size`` bits, of which the n-th that is set can be found.
 
-    parts: (place of the first bit, a multiple of 512; words as `pack` makes them), together all bits.
+    parts: (place of the first bit, a multiple of 256; words as `pack` makes them), together all bits.
 
     Attributes:
         count: how many are set.
@@ -54,15 +54,18 @@ class Bits:
     def find(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The places of the set bits with the ``numbers`` 0..count-1: int64[k] for int64[k]."""
         line = self._starts.searchsorted(numbers, side="right") - 1
-        words = self._lines[line]
-        before = np.zeros((numbers.size, _LINE + 1), dtype=np.int64)
-        np.cumsum(np.bitwise_count(words), axis=1, dtype=np.int64, out=before[:, 1:])
         rest = numbers - self._starts[line]
-        word = np.count_nonzero(before[:, 1:] <= rest[:, None], axis=1)
-        each = np.arange(numbers.size)
-        found: NDArray[np.int64] = (line * _LINE + word) * 64
-        found += _find_in_word(words[each, word], rest - before[each, word])
-        return found
+        words = self._lines[line]
+        counts = np.bitwise_count(words)
+        word = np.zeros(numbers.size, dtype=np.int64)
+        running = np.zeros(numbers.size, dtype=np.int64)
+        before = np.zeros(numbers.size, dtype=np.int64)
+        for number in range(_LINE - 1):  # is it behind this word?
+            running += counts[:, number]
+            behind = rest >= running
+            word += behind
+            np.copyto(before, running, where=behind)
+        return (line * _LINE + word) * 64 + _find_in_word(words[np.arange(numbers.size), word], rest - before)
 
 
 def _find_in_word(words: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:

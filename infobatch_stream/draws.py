@@ -7,6 +7,7 @@ The generator is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy
 has it: a counter value gives four 64-bit words.
 """
 
+import math
 from enum import IntEnum
 from threading import Lock
 from typing import Any, Final
@@ -18,7 +19,7 @@ __all__ = ["Draws", "Purpose", "bijection", "permutation"]
 
 _WORD: Final = (1 << 64) - 1
 _COUNTERS: Final = 1 << 256
-_ROUNDS: Final = 8
+_ROUNDS: Final = 3  # of each half: as in a balanced network of six
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
 
 
@@ -73,27 +74,37 @@ def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
 def bijection(seed: int, epoch: int, size: int, at: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where a permutation of 0..size-1 sends ``at`` (int64[k], each in 0..size-1), in O(k) time and memory.
 
-    A Feistel network of eight rounds over the next power of two, walked until it falls inside (Black and Rogaway,
-    "Ciphers with arbitrary finite domains", CT-RSA 2002): under two walks an entry on average. Where the bits are odd
-    in number, its halves are unequal (Schneier and Kelsey, "Unbalanced Feistel networks", FSE 1996).
+    A Feistel network over the cells of a nearly square table of at least ``size`` cells; what it sends outside of
+    0..size-1 goes through it again until it falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains",
+    CT-RSA 2002). The table has less than a row too many, so few do.
     """
-    bits = max(2, (size - 1).bit_length())
-    keys = np.asarray(_philox(seed, epoch, Purpose.WHOLE).random_raw(_ROUNDS), dtype=np.uint64)
-    out = _feistel(at.astype(np.uint64), bits, keys)
+    rows = math.isqrt(size - 1) + 1 if size > 1 else 1
+    table = np.uint64(rows), np.uint64(-(-size // rows))
+    keys = np.asarray(_philox(seed, epoch, Purpose.WHOLE).random_raw(2 * _ROUNDS), dtype=np.uint64)
+    out = _feistel(at.astype(np.uint64), *table, keys)
     while (outside := np.flatnonzero(out >= size)).size:
-        out[outside] = _feistel(out[outside], bits, keys)
+        out[outside] = _feistel(out[outside], *table, keys)
     return out.astype(np.int64)
 
 
-def _feistel(x: NDArray[np.uint64], bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    low = bits // 2
-    halves = [x >> np.uint64(low), x & np.uint64((1 << low) - 1)]
-    widths = [bits - low, low]
-    for number, key in enumerate(keys):
-        source, target = number % 2, 1 - number % 2
-        # The high bits of a product depend on all bits of its factors; uint64 arrays wrap silently.
-        mixed = (halves[source] ^ key) * _ODD
-        mixed ^= mixed >> np.uint64(29)
-        mixed *= _ODD
-        halves[target] ^= mixed >> np.uint64(64 - widths[target])
-    return (halves[0] << np.uint64(low)) | halves[1]
+def _feistel(
+    x: NDArray[np.uint64], rows: np.uint64, columns: np.uint64, keys: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    row = x // columns
+    column = x - row * columns
+    for row_key, column_key in keys.reshape(-1, 2):
+        row = _shifted(row, rows, column ^ row_key)
+        column = _shifted(column, columns, row ^ column_key)
+    return row * columns + column
+
+
+def _shifted(digit: NDArray[np.uint64], base: np.uint64, by: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(digit + hash of ``by``) modulo ``base``. uint64 arrays wrap silently."""
+    mixed = by * _ODD  # the high bits of a product depend on all bits of its factors
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= _ODD
+    mixed >>= np.uint64(33)
+    mixed *= base  # 31 bits, brought to 0..base-1
+    mixed >>= np.uint64(31)
+    mixed += digit
+    return np.minimum(mixed, mixed - base)  # below the base, the difference wraps to something huge

@@ -16,7 +16,7 @@ from infobatch_stream.shuffle import WindowShuffle
 
 __all__ = ["Lane", "PermutedLane", "StraightLane", "WindowLane", "fill"]
 
-_AHEAD: Final = 1 << 14  # entries computed at once where the window does not say how many
+_AHEAD: Final = 1 << 13  # entries computed at once where the window does not say how many: 64 KiB of int64
 
 
 class Lane(Protocol):
