@@ -310,7 +310,10 @@ class InfoBatchLoader:
                 self._warn_of_losses()
             self.step = max(self.step, picks._step + 1)
             self._updated = True
-        return (losses * picks.weight.to(losses.device, non_blocking=True)).mean()
+        weight = picks.weight
+        if losses.is_cuda and not weight.is_cuda:
+            weight = weight.pin_memory()  # a copy from other memory may wait for the device
+        return (losses * weight.to(losses.device, non_blocking=True)).mean()
 
     def _warn_of_losses(self) -> None:
         if self._recorder.not_finite:

@@ -1,8 +1,9 @@
 """What travels with a batch: which samples it holds and what they weigh."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Picks"]
@@ -33,6 +34,11 @@ class Picks:
         self._step = step
         self._replaced = replaced
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as arrays. From a worker, a tensor would take a shared memory file and a connection of its own."""
+        arrays = (self.index.numpy(), self.weight.numpy(force=True), self._record.numpy())
+        return _of_arrays, (type(self), arrays, self._epoch, self._step, self._replaced)
+
     def _with_weight(self, weight: Tensor) -> Self:
         return type(self)(self.index, weight, self._record, self._epoch, self._step, self._replaced)
 
@@ -51,3 +57,10 @@ class Picks:
     def __repr__(self) -> str:
         """Size, epoch and step."""
         return f"Picks({len(self)} samples, epoch={self._epoch}, step={self._step})"
+
+
+def _of_arrays(
+    kind: type[Picks], arrays: tuple[NDArray[Any], ...], epoch: int, step: int | None, replaced: tuple[str, ...]
+) -> Picks:
+    index, weight, record = map(torch.from_numpy, arrays)
+    return kind(index, weight, record, epoch, step, replaced)

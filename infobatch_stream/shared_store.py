@@ -107,10 +107,12 @@ class SharedStore:
     def _exchange(self) -> None:
         share = self._groups.share(self.store.num_samples)
         for start in range(share.start, share.stop, BLOCK):
-            mine = np.array(self.store.pending[start : min(start + BLOCK, share.stop)])
-            np.copyto(mine, -np.inf, where=np.isnan(mine))
+            # Arithmetic for "-inf where it is NaN" and back: with a branch for each sample it takes ten times as long.
+            mine = np.fmax(self.store.pending[start : min(start + BLOCK, share.stop)], np.float32(-np.inf))
             everyones = self._groups.maximum(mine)
-            self.store.put_pending(start, np.where(np.isneginf(everyones), np.float32(np.nan), everyones))
+            with np.errstate(invalid="ignore"):
+                everyones += everyones - everyones  # adds 0, or to an infinity NaN
+            self.store.put_pending(start, everyones)
 
     def check(self) -> None:
         """Raise StoreError unless the store of this node is as this run left it."""

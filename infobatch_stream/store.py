@@ -31,7 +31,7 @@ from infobatch_stream.errors import ConfigError, StoreError
 
 __all__ = ["ScoreStore"]
 
-_BLOCK = 1 << 20  # scores handled at once: bounds memory
+_BLOCK = 1 << 18  # scores handled at once: what is made of them stays in the cache
 
 
 class ScoreStore:
@@ -144,23 +144,25 @@ class ScoreStore:
         """
         self._check_writable()
         index, values = np.asarray(index), np.asarray(loss)
-        if values.dtype.kind not in "fiu":
-            raise ConfigError(f"record takes a loss of real numbers; got {values.dtype}.")
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32, copy=False)
+        if values.dtype != np.float32:
+            if values.dtype.kind not in "fiu":
+                raise ConfigError(f"record takes a loss of real numbers; got {values.dtype}.")
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float32)
         if index.dtype != np.int64 or index.shape != values.shape or index.ndim != 1:
             raise ConfigError(
                 f"record takes index int64[k] and loss float[k]; got {index.dtype}{list(index.shape)} "
                 f"and {values.dtype}{list(values.shape)}."
             )
-        if index.size and not (index.min() >= 0 and index.max() < self.num_samples):
+        # As uint64 a negative index is larger than any. Methods of arrays take twice as long as these functions.
+        if index.size and np.maximum.reduce(index.view(np.uint64)) >= self.num_samples:
             raise ConfigError(
                 f"record got indices from {index.min()} to {index.max()}; "
                 f"this store has the samples 0 to {self.num_samples - 1}."
             )
         self._check_file("pending")
         finite = np.isfinite(values)
-        if finite.all():
+        if np.logical_and.reduce(finite):
             self._pending[index] = values
             return 0
         self._pending[index[finite]] = values[finite]
@@ -204,9 +206,9 @@ class ScoreStore:
         """Do what is left of a commit. Repeating it changes nothing."""
         if header.state == "apply":
             scores = layout.map_array(self.path, "scores", self.num_samples, "r+")
+            old, new = scores.view(np.ndarray), self._pending.view(np.ndarray)
             for block in self._blocks():
-                new = self._pending[block]
-                np.copyto(scores[block], new, where=~np.isnan(new))
+                _take_seen(old[block], new[block])
             scores.flush()
             header = header.replace(state="reset", epoch=header.epoch + 1)
             layout.write_header(self.path, header)
@@ -311,6 +313,19 @@ class ScoreStore:
     def __repr__(self) -> str:
         """Path, number of samples and epoch."""
         return f"ScoreStore({str(self.path)!r}, num_samples={self.num_samples}, epoch={self.epoch})"
+
+
+def _take_seen(scores: NDArray[np.float32], new: NDArray[np.float32]) -> None:
+    """Put ``new`` into ``scores`` where it is not NaN.
+
+    By masks of bits: NaN come at random, so a branch for each sample, as in copyto(where=), takes five times as long.
+    """
+    unseen = np.isnan(new)
+    if not unseen.all():  # else the pages need not be written
+        bits = scores.view(np.int32)
+        change = bits ^ new.view(np.int32)
+        change &= np.subtract(unseen.view(np.int8), 1, dtype=np.int32)  # 0 where unseen, else all ones
+        bits ^= change
 
 
 def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:

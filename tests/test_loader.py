@@ -2,9 +2,13 @@
 
 import gc
 import multiprocessing
+import pickle
 import shutil
 import warnings
 import weakref
+from copy import deepcopy
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +125,24 @@ def test_picks_that_were_moved_still_record(make):
     loader.commit()
     assert len(epoch) == 7
     assert np.array_equal(ScoreStore.open(loader._path).scores, loss_of(torch.arange(N)).numpy())
+
+
+@pytest.mark.parametrize("travel", [deepcopy, lambda picks: pickle.loads(ForkingPickler.dumps(picks))])
+def test_picks_that_travel_are_the_same_and_open_no_file(make, travel):
+    """A tensor that comes from a worker holds a file open; a list of the picks of an epoch would run out of them."""
+
+    def files():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    kept, opened = [picks for _, picks in make()], files()
+    arrived = [travel(picks) for picks in kept]
+    assert files() == opened
+    for picks, there in zip(kept, arrived, strict=True):
+        for name in ("index", "weight", "_record"):
+            one, other = getattr(picks, name), getattr(there, name)
+            assert torch.equal(one, other)
+            assert one.dtype == other.dtype
+        assert (there._epoch, there._step, there._replaced) == (picks._epoch, picks._step, picks._replaced)
 
 
 # ---- update

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ddp_scripts.cases import train
 from ddp_scripts.network import nodes_of
 from ddp_scripts.nodes import EPOCHS, N, make
 
-from infobatch_stream import node, sync
+from infobatch_stream import ScoreStore, node, sync
+from infobatch_stream.shared_store import SharedStore
 
 ddp = pytest.mark.ddp
 
@@ -259,3 +261,20 @@ def test_ranks_that_want_different_things_of_a_store_all_raise(on_loopback):
     nodes, folder = on_loopback
     found = nodes.run("continue_on_one", folder / "differs")
     check_refused(found, "existing='continue'", kinds=("StoreError", "OutOfStepError"))
+
+
+def test_the_exchange_keeps_losses_of_every_size_and_what_was_not_seen(tmp_path):
+    """A merge says -inf for "not seen" and back; alone, a node ends where it began."""
+
+    class Alone(sync.Groups):
+        count = 2
+
+        def maximum(self, values):
+            assert not np.isnan(values).any()
+            return values
+
+    largest, least = np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal
+    pending = np.array([np.nan, 0, 1.5, -2.5, largest, -largest, least, -least], dtype=np.float32)
+    store = ScoreStore.create(tmp_path / "scores.zarr", pending.size, pending=pending)
+    SharedStore(sync.Ranks(), Alone([[0]], 0), store, owner=None).merge()
+    assert np.array_equal(store.pending, pending, equal_nan=True)

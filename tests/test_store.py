@@ -15,6 +15,7 @@ import pytest
 import zarr
 
 from infobatch_stream import layout, litter
+from infobatch_stream import store as store_module
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.header import MAX_EPOCH, MAX_SAMPLES, checksum
 from infobatch_stream.store import ScoreStore
@@ -78,6 +79,22 @@ def test_a_sample_without_a_new_loss_keeps_its_score(path):
     store.commit()
     same(store.scores, COMMITTED)
     assert store.epoch == 5
+
+
+def test_a_commit_takes_every_bit_of_what_was_seen_and_leaves_the_rest(path):
+    """In blocks of which nothing, all, a part was seen; of scores and losses of every kind that is finite."""
+    block, rng = store_module._BLOCK, np.random.default_rng(3)
+    size = 4 * block + 5
+    bits = rng.integers(0, 2**32, (2, size), dtype=np.uint32).view(np.float32)
+    old, new = np.where(np.isfinite(bits), bits, np.float32(-0.0))
+    old[rng.random(size) < 0.3] = new[:block] = new[2 * block :][rng.random(2 * block + 5) < 0.3] = np.nan
+    store = ScoreStore.create(path, size, scores=old, pending=new)
+    store.commit()
+    expected = np.where(np.isnan(new), old, new)
+    seen = ~np.isnan(expected)
+    assert seen[block : 2 * block].all()
+    assert np.array_equal(np.isnan(store.scores), ~seen)
+    same(store.scores[seen].view(np.uint32), expected[seen].view(np.uint32))
 
 
 def test_pending_losses_can_be_discarded(path):
