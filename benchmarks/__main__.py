@@ -12,7 +12,7 @@ import typer
 from benchmarks.report import load, page, save
 
 # Each is a module with TITLE, run(tiny) -> list[Figure], and maybe plot(folder, figures) -> list of file names.
-NAMES = []
+NAMES = ["planning", "order"]
 HERE = Path(__file__).resolve().parent
 
 

@@ -42,7 +42,7 @@ def seconds(action: Callable[[], Any]) -> float:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """What each contender returns, round by round: A B C, A B C, ... so that all see the same changes of the machine."""
+    """What each contender returns, round by round: A B C, A B C, ... so that all see the same machine."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(warmup + rounds):
         for name, measure in contenders.items():
@@ -71,7 +71,8 @@ def in_child(function: Callable[..., Any], *args: Any) -> tuple[Any, int]:
 
     The growth is counted from when the child has imported the function's module, and sampled every 5 ms.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a clean process that has what takes seconds to import
+    context.set_forkserver_preload(["torch", "infobatch_stream"])
     ours, theirs = context.Pipe()
     child = context.Process(target=_child, args=(theirs, function, args))
     child.start()

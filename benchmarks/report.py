@@ -76,8 +76,8 @@ def page(results: dict[str, tuple[str, list[Figure]]], titles: dict[str, str], p
     parts = [
         "# Results\n",
         "Written by `python -m benchmarks`; do not edit. Each figure is the median of several runs, with the lowest and "
-        "the highest. Ratios compare contenders that ran in turn, in one process after the other, on one machine. The "
-        "machines are shared, so absolute times vary by more than ratios do.\n",
+        "the highest where there were some. Ratios compare contenders that ran in turn on one machine. The machine is "
+        "shared, so absolute times vary more than ratios do.\n",
     ]
     bounded = [figure for _, figures in results.values() for figure in figures if figure.bound is not None]
     missed = [figure for figure in bounded if not figure.reached]
