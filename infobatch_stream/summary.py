@@ -1,8 +1,9 @@
 """What a policy sees of the scores: count, mean, largest, exact quantiles; in bounded memory."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,13 @@ __all__ = ["Summary"]
 
 # The mean is summed over these fixed chunks and combined exactly, so it does not depend on who sums it.
 _CHUNK = 1 << 17
+
+_COUNTED: Final = 1 << 19  # scores counted at once: many, since each time 2^16 counts are made
+_SOUGHT: Final = 1 << 16  # scores among which some are sought at once: few, so that the memory is used again
+
+_DIGITS: Final = 1 << 16  # values of half of a float32's bits
+_NEGATIVE: Final = 1 << 15  # upper halves from here on have the sign bit, and grow as the floats fall
+_ASCENDING: Final = np.concatenate([np.arange(_DIGITS - 1, _NEGATIVE - 1, -1), np.arange(_NEGATIVE)])
 
 
 class Summary:
@@ -48,60 +56,62 @@ class Summary:
     @cached_property
     def largest(self) -> float:
         """The largest score; NaN when there is none."""
-        return max((float(chunk.max()) for chunk in self._chunks() if chunk.size), default=math.nan)
+        return max((float(chunk.max()) for chunk in self._chunks(_CHUNK) if chunk.size), default=math.nan)
 
-    def _chunks(self) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, self._scores.size, _CHUNK):
-            chunk = self._scores[start : start + _CHUNK]
+    def _chunks(self, size: int) -> Iterator[NDArray[np.float32]]:
+        for start in range(0, self._scores.size, size):
+            chunk = self._scores[start : start + size]
             unseen = np.isnan(chunk)
             yield chunk[~unseen] if unseen.any() else chunk
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """For each share q in [0, 1]: the score at rank floor(q * count) of the sorted scores, exactly.
 
-        At most a share q of the scores lies below it. Two radix passes of 2^16 counts each, over the bits of
-        the floats in the order of their values. Raises ValueError when no sample has a score.
+        At most a share q of the scores lies below it. Two radix passes over the bits of the floats: counts of their
+        upper halves, then of the lower halves of those that have a wanted upper one. Raises ValueError when no sample
+        has a score.
         """
         if not self.count:
             raise ValueError("no sample has a score yet, so there are no quantiles")
+        counts = self._count_uppers()[_ASCENDING]
+        ends = np.cumsum(counts)
         ranks = [min(math.floor(q * self.count), self.count - 1) for q in shares]
-        high = self._count(_high_digit)
-        ends = np.cumsum(high)
-        bins = [int(np.searchsorted(ends, rank, side="right")) for rank in ranks]
-        low = {top: self._count(partial(_low_digit, top)) for top in set(bins)}
+        places = [int(ends.searchsorted(rank, "right")) for rank in ranks]
+        lowers = self._count_lowers({int(_ASCENDING[place]) for place in places})
         values = []
-        for rank, top in zip(ranks, bins, strict=True):
-            before = int(ends[top]) - int(high[top])
-            rest = int(np.searchsorted(np.cumsum(low[top]), rank - before, side="right"))
-            values.append(_score_of(top << 16 | rest))
+        for rank, place in zip(ranks, places, strict=True):
+            upper, rest = int(_ASCENDING[place]), rank - int(ends[place] - counts[place])
+            if upper < _NEGATIVE:
+                lower = int(np.cumsum(lowers[upper]).searchsorted(rest, "right"))
+            else:
+                lower = _DIGITS - 1 - int(np.cumsum(lowers[upper][::-1]).searchsorted(rest, "right"))
+            values.append(_score_of(upper, lower))
         return values
 
-    def _count(self, digit: Callable[[NDArray[np.uint32]], NDArray[np.uint32]]) -> NDArray[np.int64]:
-        """How often each value of a 16-bit digit of the sort keys occurs: int64[2^16]."""
-        counts = np.zeros(1 << 16, dtype=np.int64)
-        for seen in self._chunks():
-            counts += np.bincount(digit(_sort_key(seen)), minlength=1 << 16)
+    def _count_uppers(self) -> NDArray[np.int64]:
+        """How often each upper half of a score's bits occurs: int64[2^16]."""
+        counts = np.zeros(_DIGITS, dtype=np.int64)
+        place = np.empty(min(_COUNTED, self._scores.size), dtype=np.intp)
+        for seen in self._chunks(_COUNTED):
+            np.right_shift(_bits(seen), 16, out=place[: seen.size], casting="unsafe")
+            counts += np.bincount(place[: seen.size], minlength=_DIGITS)
+        return counts
+
+    def _count_lowers(self, uppers: set[int]) -> dict[int, NDArray[np.int64]]:
+        """For each of ``uppers``: how often each lower half occurs with it, int64[2^16]."""
+        counts = {upper: np.zeros(_DIGITS, dtype=np.int64) for upper in uppers}
+        for seen in self._chunks(_SOUGHT):
+            bits = _bits(seen)
+            halves = (bits >> np.uint32(16)).astype(np.uint16)
+            for upper in uppers:
+                chosen = np.flatnonzero(halves == upper)
+                np.add.at(counts[upper], bits[chosen] & np.uint32(_DIGITS - 1), 1)
         return counts
 
 
-def _high_digit(keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    digit: NDArray[np.uint32] = (keys >> 16).astype(np.uint32, copy=False)
-    return digit
+def _bits(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(scores).view(np.uint32)
 
 
-def _low_digit(top: int, keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    digit: NDArray[np.uint32] = keys[keys >> 16 == top] & np.uint32(0xFFFF)
-    return digit
-
-
-def _sort_key(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """uint32 keys that sort as the floats do: the sign bit set for positive floats, all bits flipped else."""
-    bits = (scores + np.float32(0)).view(np.uint32)  # + 0 makes -0.0 equal to 0.0
-    flip = np.where(bits >> 31 != 0, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    keys: NDArray[np.uint32] = bits ^ flip
-    return keys
-
-
-def _score_of(key: int) -> float:
-    bits = key ^ (0x80000000 if key >> 31 else 0xFFFFFFFF)
-    return float(np.array(bits, dtype=np.uint32).view(np.float32))
+def _score_of(upper: int, lower: int) -> float:
+    return float(np.array(upper << 16 | lower, dtype=np.uint32).view(np.float32))

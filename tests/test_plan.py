@@ -170,6 +170,29 @@ def test_shards_that_end_where_the_counting_pass_is_cut():
     np.testing.assert_array_equal(whole(plan)[0].index, np.flatnonzero(selection_of(scores).keep(0, scores.size)))
 
 
+def test_large_shards_are_decided_in_pieces_and_read_as_if_they_were_whole():
+    sizes = np.array([200_000, 3, 65536, 100_000, 0, 65537])
+    scores = np.random.default_rng(0).random(sizes.sum(), dtype=np.float32)
+    options = {"shard_sizes": sizes, "global_batch": 1 << 16}
+    assert_every_entry_once(make(scores, lanes=2, **options), scores, global_batch=1 << 16)
+    in_order = whole(make(scores, shuffle=False, **options))[0].index
+    np.testing.assert_array_equal(in_order, np.flatnonzero(selection_of(scores).keep(0, scores.size)))
+
+
+@every_shape
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_rank_that_reads_far_more_or_less_than_is_computed_ahead(shape, shuffle):
+    scores, options = losses(20_000), shape(20_000)
+    large = make(scores, FullData(), global_batch=12_288, shuffle=shuffle, **options)
+    assert_same(steps_of(large, 3), steps_of(large))
+    steps = [step for step in (0, 1) for _ in range(2)]  # again, and from before
+    for step in [*steps, *steps[::-1]]:
+        assert_same(
+            [large.step(step, 2, 3)],
+            [make(scores, FullData(), global_batch=12_288, shuffle=shuffle, **options).step(step, 2, 3)],
+        )
+
+
 @every_shape
 @pytest.mark.parametrize("lanes", [1, 4, 24])
 @pytest.mark.parametrize("size", [1, 2, 5, 23])
