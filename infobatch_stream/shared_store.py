@@ -111,7 +111,7 @@ class SharedStore:
             mine = np.fmax(self.store.pending[start : min(start + BLOCK, share.stop)], np.float32(-np.inf))
             everyones = self._groups.maximum(mine)
             with np.errstate(invalid="ignore"):
-                everyones += everyones - everyones  # adds 0, or to an infinity NaN
+                everyones += np.abs(everyones - everyones)  # 0, or of an infinity NaN: without a sign, as all
             self.store.put_pending(start, everyones)
 
     def check(self) -> None:
