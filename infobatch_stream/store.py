@@ -318,14 +318,13 @@ class ScoreStore:
 def _take_seen(scores: NDArray[np.float32], new: NDArray[np.float32]) -> None:
     """Put ``new`` into ``scores`` where it is not NaN.
 
-    By masks of bits: NaN come at random, so a branch for each sample, as in copyto(where=), takes five times as long.
+    By arithmetic on the bits: NaN come at random, so a branch for each sample, as in copyto(where=), takes five times
+    as long.
     """
-    unseen = np.isnan(new)
-    if not unseen.all():  # else the pages need not be written
+    seen = ~np.isnan(new)
+    if seen.any():  # else the pages need not be written
         bits = scores.view(np.int32)
-        change = bits ^ new.view(np.int32)
-        change &= np.subtract(unseen.view(np.int8), 1, dtype=np.int32)  # 0 where unseen, else all ones
-        bits ^= change
+        bits ^= (bits ^ new.view(np.int32)) * seen
 
 
 def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
