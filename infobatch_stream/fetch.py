@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from hashlib import blake2b
+from struct import Struct
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.kept import Entries
@@ -20,6 +22,13 @@ __all__ = ["Fetcher", "OnError", "Request", "Requests", "request"]
 
 OnError = Literal["raise", "replace"]
 
+# To the GNU allocator, freeing a large block is the sign that large blocks come and go. Without it the memory of each
+# batch is given back to the system, and faulting it in again for the next takes longer than reading the samples.
+bytearray(31 << 20)
+
+_SEED = Struct("<4Q")
+_GENERATOR = np.random.MT19937(0)  # that NumPy draws from while a batch is made in the main process
+
 
 @dataclass(frozen=True)
 class Request:
@@ -28,7 +37,7 @@ class Request:
     entries: Entries
     epoch: int
     step: int | None
-    seed: tuple[int, ...]
+    seed: tuple[int, int, int, int]
 
 
 class Requests:
@@ -76,21 +85,23 @@ class Fetcher(Dataset[Any]):
         self._source = source
         self._collate = collate
         self._on_error = on_error
+        self._draws = source.draws or collate is not default_collate  # code of the user's runs, which may draw
 
     def __getitems__(self, request: Request) -> tuple[Any, Picks]:
         """The batch of ``request``; the same bits in whichever process, and whatever was fetched before."""
         entries = request.entries
         replaced: tuple[str, ...] = ()
-        with _seeded(request.seed):
+        with _seeded(request.seed) if self._draws else nullcontext():
             if self._on_error == "raise":
                 samples = self._source.read_many(entries.index.tolist())
             else:
                 samples, entries, replaced = self._read_or_replace(request)
             data = self._collate(samples)
         picks = Picks(
-            torch.tensor(entries.index),
-            torch.tensor(entries.weight),
-            torch.tensor(entries.record),
+            # Copies: the plan keeps its arrays, and these are the user's to change.
+            torch.from_numpy(entries.index.copy()),
+            torch.from_numpy(entries.weight.copy()),
+            torch.from_numpy(entries.record.copy()),
             request.epoch,
             request.step,
             replaced,
@@ -124,20 +135,36 @@ class Fetcher(Dataset[Any]):
 
 
 @contextmanager
-def _seeded(seed: tuple[int, ...]) -> Iterator[None]:
-    """Random state of `random`, NumPy and torch (CPU) from ``seed``; what it was before comes back afterwards.
+def _seeded(seed: tuple[int, int, int, int]) -> Iterator[None]:
+    """Random state of `random`, NumPy and torch (CPU) from ``seed``; what the user had in this process comes back."""
+    with _random_state_kept() if get_worker_info() is None else nullcontext():
+        _seed(seed)
+        yield
 
-    Coming back matters in the main process only, where the user's own randomness lives.
-    """
-    words = np.random.SeedSequence(seed).generate_state(6)
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - users' code uses it
-    random.seed(int(words[0]) << 32 | int(words[1]))
-    np.random.seed(words[2:4])  # noqa: NPY002 - as above
+
+def _seed(seed: tuple[int, int, int, int]) -> None:
+    words = blake2b(_SEED.pack(*seed), digest_size=20).digest()
+    random.seed(int.from_bytes(words[:8], "little"))
+    np.random.seed(int.from_bytes(words[8:12], "little"))  # noqa: NPY002 - users' code uses it; 32 bits are its quickest
     # Not torch.manual_seed: it would seed the accelerators of the main process too.
-    torch.default_generator.manual_seed(int(words[4]) << 32 | int(words[5]))
+    torch.default_generator.manual_seed(int.from_bytes(words[12:], "little"))
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Whatever happens within, random state is afterwards what it was.
+
+    NumPy takes 40 us to give or take its state. So it draws from another bit generator within, and what has to be put
+    back is at most the normal number that its global state keeps for the next call (which no quicker way tells).
+    """
+    state, numbers, torchs = np.random.get_state(legacy=False), random.getstate(), torch.get_rng_state()  # noqa: NPY002
+    generator = np.random.get_bit_generator()
+    np.random.set_bit_generator(_GENERATOR)
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002 - as above
-        torch.set_rng_state(before[2])
+        np.random.set_bit_generator(generator)
+        if state["has_gauss"] or generator is _GENERATOR:  # the latter where one batch is read within another
+            np.random.set_state(state)  # noqa: NPY002
+        random.setstate(numbers)
+        torch.set_rng_state(torchs)

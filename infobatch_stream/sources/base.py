@@ -49,6 +49,10 @@ class Source(Protocol):
     def mixing(self) -> dict[str, Any]:
         """What `pool` depends on, as plain values: ranks, and parts of a resumed run, must agree on it."""
 
+    @property
+    def draws(self) -> bool:
+        """Whether reading runs code of the user's, which may draw random numbers. If unsure, it does."""
+
     def pool(self, epoch: int) -> Pool | None:
         """The entries of ``epoch``; None for each sample once. The same on every rank."""
 

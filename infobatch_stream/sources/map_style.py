@@ -3,6 +3,8 @@
 from collections.abc import Sized
 from typing import Any, Protocol
 
+from torch.utils.data import TensorDataset
+
 from infobatch_stream.sources.base import Pool, fingerprint
 
 __all__ = ["MapStyle", "MapStyleSource"]
@@ -24,6 +26,7 @@ class MapStyleSource:
     def __init__(self, dataset: MapStyle) -> None:
         self._dataset = dataset
         self.num_samples = len(dataset)
+        self.draws = type(dataset) is not TensorDataset
         self.fingerprint = fingerprint("map", [self.num_samples])
 
     def pool(self, epoch: int) -> Pool | None:

@@ -1,6 +1,7 @@
 """MDS shards, through the user's own StreamingDataset: downloads, decoding and ``__getitem__`` stay his."""
 
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.base import Pool, fingerprint
+from infobatch_stream.sources.mds_reading import MdsFiles, MdsReading
 
 if TYPE_CHECKING:
     from streaming import StreamingDataset
@@ -27,9 +29,16 @@ class MdsSource:
     """
 
     def __init__(self, dataset: "StreamingDataset") -> None:
+        from streaming.base.dataset import _ShardState
+
+        self._remote, self._preparing, self._local = map(
+            int, (_ShardState.REMOTE, _ShardState.PREPARING, _ShardState.LOCAL)
+        )
         for stream, shard in zip(dataset.stream_per_shard, dataset.shards, strict=True):
             _check_shard(shard, Path(dataset.streams[stream].local, dataset.streams[stream].split, "index.json"))
         self._dataset = dataset
+        self._open = MdsFiles(dataset)
+        self.draws = not self._open.only_streamings
         self.num_samples = int(dataset.num_samples)
         self.shard_sizes = np.asarray(dataset.samples_per_shard, dtype=np.int64)
         self._ends = np.cumsum(self.shard_sizes)
@@ -72,58 +81,62 @@ class MdsSource:
 
     def read(self, index: int) -> Any:
         """``dataset[index]``, once its shard is here. Raises DataError when the shard cannot be had."""
-        self._bring(self._shard_of(index))
-        return self._get(index)
+        return self.read_many([index])[0]
 
     def read_many(self, indices: list[int]) -> list[Any]:
-        """The samples, once all of their shards are here."""
-        for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            self._bring(shard)
-        return [self._get(index) for index in indices]
+        """The samples, in the order of ``indices``, read shard by shard, once what is not local was brought here."""
+        numbers = np.array(indices)
+        shards = np.searchsorted(self._ends, numbers, side="right").tolist()
+        for shard in sorted(set(shards)):
+            if self._state(shard) != self._local:
+                self._bring(shard)
+        samples: list[Any] = [None] * len(indices)
+        with MdsReading(self._dataset, self._open) as reading:
+            for shard, places in groupby(np.argsort(numbers).tolist(), key=shards.__getitem__):
+                reading.turn_to(shard, str(self._files[shard][0][0]), self._bring(shard))
+                try:
+                    for place in places:
+                        samples[place] = reading.get(indices[place])
+                except (FileNotFoundError, RuntimeError) as error:  # StreamingDataset's, for a shard it cannot get
+                    if self._here(shard):
+                        raise
+                    # Evicted since it was brought, and StreamingDataset itself failed to download it again.
+                    self._give_back(shard)
+                    raise self._missing(shard, error) from error
+        return samples
 
-    def _shard_of(self, index: int) -> int:
-        return int(np.searchsorted(self._ends, index, side="right"))
-
-    def _get(self, index: int) -> Any:
-        try:
-            return self._dataset[index]
-        except (FileNotFoundError, RuntimeError) as error:  # what StreamingDataset raises for a shard it cannot get
-            shard = self._shard_of(index)
-            if self._here(shard):
-                raise
-            # Evicted since it was brought, and StreamingDataset itself failed to download it again.
-            self._give_back(shard)
-            raise self._missing(shard, error) from error
-
-    def _bring(self, shard: int) -> None:
-        """Return when the files of ``shard`` are here, whole."""
+    def _bring(self, shard: int) -> tuple[int, int]:
+        """Return when the files of ``shard`` are here, whole: size and modification time of the last."""
         for _ in range(_ATTEMPTS):
             self._wait(shard)  # some downloads grow in place: a shard that is not complete has the wrong size
-            if self._here(shard):
-                return
+            if stamp := self._here(shard):
+                return stamp
             self._prepare(shard)
-        if not self._here(shard):
-            raise DataError(
-                f"{self._name(shard)} is not there, though it was downloaded {_ATTEMPTS} times: a cache_limit that is "
-                "too small evicts it before it is read. Raise the cache_limit of the StreamingDataset."
-            )
+        if stamp := self._here(shard):
+            return stamp
+        raise DataError(
+            f"{self._name(shard)} is not there, though it was downloaded {_ATTEMPTS} times: a cache_limit that is "
+            "too small evicts it before it is read. Raise the cache_limit of the StreamingDataset."
+        )
 
-    def _here(self, shard: int) -> bool:
+    def _here(self, shard: int) -> tuple[int, int] | None:
+        stamp = None
         for file, size in self._files[shard]:
             try:
-                found = file.stat().st_size
+                stat = file.stat()
+                if stat.st_size != size:
+                    if self._state(shard) == self._preparing:  # another process began to download it just now
+                        return None
+                    stat = file.stat()  # or has finished since
             except FileNotFoundError:
-                return False
-            if found != size:
-                if self._state(shard) == "PREPARING":  # another process began to download it just now
-                    return False
-                if file.exists() and file.stat().st_size == size:  # and has finished since
-                    continue
+                return None
+            if stat.st_size != size:
                 raise DataError(
-                    f"{self._name(shard)} has {found:,} bytes, its index.json says {size:,}: it is truncated or of "
-                    "another dataset. Delete the file to have it downloaded again, or convert the data anew."
+                    f"{self._name(shard)} has {stat.st_size:,} bytes, its index.json says {size:,}: it is truncated or "
+                    "of another dataset. Delete the file to have it downloaded again, or convert the data anew."
                 )
-        return True
+            stamp = size, stat.st_mtime_ns
+        return stamp
 
     def _prepare(self, shard: int) -> None:
         try:
@@ -135,12 +148,12 @@ class MdsSource:
 
     def _wait(self, shard: int) -> None:
         """Return when no process is downloading ``shard``."""
-        if self._state(shard) != "PREPARING":
+        if self._state(shard) != self._preparing:
             return
         stream = self._dataset.streams[self._dataset.stream_per_shard[shard]]
         patience = float(stream.download_timeout or 60) * (1 + int(stream.download_retry or 0)) + 10
         deadline = time.monotonic() + patience
-        while self._state(shard) == "PREPARING":
+        while self._state(shard) == self._preparing:
             if time.monotonic() > deadline:
                 raise DataError(
                     f"{self._name(shard)} is being downloaded by another process for over {patience:.0f} s, or that "
@@ -149,22 +162,18 @@ class MdsSource:
                 )
             time.sleep(_TICK)
 
-    def _state(self, shard: int) -> str:
-        from streaming.base.dataset import _ShardState
-
-        return str(_ShardState(self._dataset._shard_states[shard]).name)
+    def _state(self, shard: int) -> int:
+        return self._dataset._shard_states[shard]  # type: ignore[no-any-return]
 
     def _give_back(self, shard: int) -> None:
         """Let go of a shard whose download failed here, so that nobody waits for it."""
-        from streaming.base.dataset import _ShardState
-
         lock = getattr(self._dataset, "_cache_filelock", None)
         if lock is None:  # no download was begun in this process
             return
         lock.release(force=True)  # an eviction that failed leaves it held
         with lock:
-            if self._dataset._shard_states[shard] == _ShardState.PREPARING:
-                self._dataset._shard_states[shard] = _ShardState.REMOTE
+            if self._state(shard) == self._preparing:
+                self._dataset._shard_states[shard] = self._remote
 
     def _missing(self, shard: int, error: Exception) -> DataError:
         remote = self._dataset.streams[self._dataset.stream_per_shard[shard]].remote

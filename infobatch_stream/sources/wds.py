@@ -75,7 +75,7 @@ class IndexedWebDataset(Dataset[Any]):
 
     def __len__(self) -> int:
         """N, the number of samples."""
-        return int(self._shards.ends[-1])
+        return self._shards.ends[-1]
 
     def __getitem__(self, index: int) -> Any:
         """Sample ``index`` (from the end if negative), after all stages.
@@ -88,6 +88,8 @@ class IndexedWebDataset(Dataset[Any]):
         if not -size <= number < size:
             raise IndexError(f"sample {number} of a dataset of {size}")
         sample = self._shards.read(number % size)
+        if not self._stages:
+            return sample
         key, url = sample["__key__"], sample["__url__"]
         stream: Iterator[Any] = iter([sample])
         for stage in self._stages:
@@ -189,6 +191,11 @@ class WdsSource:
         """Digest of the shards' file names, numbers of samples and probes; the folders do not matter."""
         names = [ascii(Path(url).name) for url in self.dataset.urls]
         return fingerprint("wds", zip(names, self.shard_sizes.tolist(), self.dataset.shard_probes, strict=True))
+
+    @property
+    def draws(self) -> bool:
+        """Whether there are stages, or methods of a subclass."""
+        return type(self.dataset) is not IndexedWebDataset or bool(self.dataset._stages)
 
     @property
     def mixing(self) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""Samples of MDS shards from files that stay open: streaming itself opens a shard's file for each sample."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from struct import Struct
+from time import time_ns
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from infobatch_stream.errors import DataError
+from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
+
+if TYPE_CHECKING:
+    from streaming import StreamingDataset
+
+__all__ = ["MdsFiles", "MdsReading"]
+
+_BOUNDS = Struct("<II")  # where a sample begins and ends in its shard; such pairs follow the number of samples
+
+
+class MdsFiles:
+    """Which shards of ``dataset`` can be read from open files, and those that are open in this process.
+
+    A shard whose reader is not streaming's own MDSReader in all that finds the bytes of a sample goes the old way;
+    and so does the whole of a dataset that has a ``get_item`` of its own. (Decoding is the reader's in any case.)
+
+    direct: whether ``dataset[index]`` is nothing but its ``get_item``. only_streamings: whether it runs no code but
+    streaming's.
+    """
+
+    def __init__(self, dataset: "StreamingDataset") -> None:
+        from streaming import StreamingDataset
+        from streaming.base.array import Array
+        from streaming.base.format.mds.reader import MDSReader
+
+        ours = type(dataset).get_item is StreamingDataset.get_item and "get_item" not in vars(dataset)
+        self.shards = [ours and _is(reader, MDSReader) for reader in dataset.shards]
+        self.direct = ours and type(dataset).__getitem__ is Array.__getitem__
+        self.only_streamings = self.direct and all(
+            type(reader) is MDSReader and "pkl" not in reader.column_encodings for reader in dataset.shards
+        )
+        # An evicted shard takes room on the disk as long as it is open. So under a limit none is open between batches.
+        self.keep = not dataset.cache_limit
+        self._open_none()
+
+    def _open_none(self) -> None:
+        self.open = lru_cache(MOST_OPEN)(ShardFile)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without open files: each process has its own."""
+        return {name: value for name, value in vars(self).items() if name != "open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The state, with nothing open yet."""
+        vars(self).update(state)
+        self._open_none()
+
+
+def _is(reader: Any, kind: Any) -> bool:
+    """Whether ``reader`` finds the bytes of a sample as ``kind`` does."""
+    names = ("__getitem__", "get_item", "get_sample_data")
+    return all(getattr(type(reader), name, None) is getattr(kind, name) for name in names)
+
+
+class MdsReading:
+    """A batch being read, shard by shard; a context manager.
+
+    `get` gives a sample as ``dataset[index]``. If the user has a ``__getitem__`` of his own, the dataset has, until
+    the context ends, the `get_item` below as an attribute, which is what ``super().__getitem__`` calls. It gives the
+    same samples. It does not stay, so that a dataset that is pickled, copied or read elsewhere is the user's own.
+    """
+
+    get: Callable[[int], Any]
+
+    def __init__(self, dataset: "StreamingDataset", files: MdsFiles) -> None:
+        self._dataset = dataset
+        self._files = files
+        self._turned: tuple[int, int, ShardFile, Callable[[bytes], Any]] | None = None
+
+    def __enter__(self) -> Self:
+        """Nothing is open yet."""
+        self.get = self.get_item if self._files.direct else self._dataset.__getitem__
+        if not self._files.direct and any(self._files.shards):
+            vars(self._dataset).setdefault("get_item", self.get_item)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The dataset is as it was."""
+        lent = vars(self._dataset)
+        if getattr(lent.get("get_item"), "__self__", None) is self:
+            del lent["get_item"]
+        self._turned = None
+        if not self._files.keep:
+            self._files.open.cache_clear()
+
+    def turn_to(self, shard: int, path: str, stamp: tuple[int, int]) -> None:
+        """From now on samples of ``shard`` are wanted, whose file at ``path`` has ``stamp`` (see `ShardFile`)."""
+        self._turned = None
+        if not self._files.shards[shard]:
+            return
+        try:
+            file = self._files.open(path, stamp)
+        except DataError:  # evicted, or replaced, just now: the dataset's own get_item brings it again
+            return
+        dataset = self._dataset
+        dataset._shard_access_times[shard] = time_ns()  # or it would be the first to be evicted
+        low = int(dataset.sample_offset_per_shard[shard])
+        self._turned = low, low + dataset.shards[shard].samples, file, dataset.shards[shard].decode_sample
+
+    def get_item(self, sample_id: int, retry: int = 7) -> Any:
+        """What ``StreamingDataset.get_item`` gives. Raises DataError if the shard is cut short or damaged."""
+        turned = self._turned  # once, for a thread may come here while another turns
+        if turned is None or not turned[0] <= sample_id < turned[1]:
+            return type(self._dataset).get_item(self._dataset, sample_id, retry)
+        low, _, file, decode = turned
+        begin, end = _BOUNDS.unpack(file.read(4 + 4 * (sample_id - low), 8))
+        if not begin < end <= file.size:
+            raise DataError(
+                f"Shard {file.path} is damaged: it says that its sample {sample_id - low} has the bytes {begin:,} to "
+                f"{end:,}. Delete the file to have it downloaded again, or convert the data anew."
+            )
+        return decode(file.read(begin, end - begin))

@@ -1,0 +1,68 @@
+"""A file of samples that is open for reading."""
+
+import os
+from collections.abc import Callable
+
+from infobatch_stream.errors import DataError
+
+__all__ = ["MOST_OPEN", "ShardFile"]
+
+MOST_OPEN = 128  # files that a source keeps open per process; the usual limit of open files is 1024
+
+
+class ShardFile:
+    """A shard open for reading, closed with its last reference.
+
+    Of the files' position nothing is shared, since `pread` is told where to read: so a file that is open at a fork
+    serves both processes, and several threads. Unlike a memory map it gives an error and no SIGBUS when the file is
+    cut short or the disk fails, and costs a microsecond more per read.
+
+    path, and stamp: size in bytes and modification time in ns that the file must have. Raises DataError when it has
+    others, or cannot be read.
+    """
+
+    def __init__(self, path: str, stamp: tuple[int, int]) -> None:
+        self._fd = -1
+        self.path = path
+        self.size = stamp[0]
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            stat = os.fstat(self._fd)
+        except OSError as error:
+            raise DataError(
+                f"Shard {path} cannot be read ({error.strerror}); it could when the dataset was opened."
+            ) from error
+        if (stat.st_size, stat.st_mtime_ns) != stamp:
+            raise changed(path)
+        if hasattr(os, "posix_fadvise"):
+            # Reading ahead fetches what the next random read does not want.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            close(self._fd)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes offset..offset+length-1. Raises DataError when the file has not so many, or fails."""
+        try:
+            data = os.pread(self._fd, length, offset)
+            while len(data) < length:  # one call gives 2 GiB at most
+                part = os.pread(self._fd, length - len(data), offset + len(data))
+                if not part:
+                    raise DataError(
+                        f"Shard {self.path} was cut short after it was indexed: {length:,} bytes expected at "
+                        f"{offset:,}, {len(data):,} found. Restore the shard and open the dataset again."
+                    )
+                data += part
+        except OSError as error:
+            raise DataError(f"Shard {self.path} cannot be read at {offset:,} ({error.strerror}).") from error
+        return data
+
+
+def changed(path: str) -> DataError:
+    """The error for a shard at ``path`` that is not what it was when it was indexed."""
+    return DataError(
+        f"Shard {path} changed (size or time) after the dataset was opened, so an index may mean another sample "
+        "now. Open the dataset again, with a new score store if the samples are others."
+    )
