@@ -1,0 +1,60 @@
+"""Map-style datasets: InfoBatchLoader that prunes nothing against a plain DataLoader."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from benchmarks.contender import infobatch, named, others, plot_rates, rate, rate_figures
+from benchmarks.measure import in_turn, ratio
+from benchmarks.report import Figure
+from benchmarks.shards import LARGE, TINY, Files, workspace, write
+
+TITLE = "Loading map-style data with FullData"
+plot = plot_rates
+
+
+def run(tiny: bool) -> list[Figure]:
+    """Compare on tensors in memory and on files of 100 KB, without workers and with 2."""
+    torch.set_num_threads(1)
+    load = TINY[LARGE] if tiny else LARGE
+    count, batch = (400, 16) if tiny else (100_000, 256)
+    tensors = TensorDataset(torch.randn(count, 200), torch.arange(count))
+    figures: list[Figure] = []
+    with workspace() as root:
+        files = Files(write("files", load, root), load.count)
+        for workers in (0, 2):
+            figures += _compare("TensorDataset", tensors, batch, workers, default_collate, tiny)
+            figures += _compare("files of 100 KB", files, load.batch, workers, list, tiny)
+    return sorted(figures, key=lambda figure: figure.target == 0)
+
+
+def _compare(
+    name: str, dataset: Dataset[Any], batch: int, workers: int, collate: Callable[..., Any], tiny: bool
+) -> Iterator[Figure]:
+    plain = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=workers, collate_fn=collate, drop_last=True)
+    contenders = {
+        "InfoBatchLoader": infobatch(dataset, batch, workers, collate=collate),
+        "DataLoader": others(plain, batch),
+    }
+    # In one process: it is a matter of percents, and two processes differ by as much in how their memory lies.
+    found = in_turn(
+        {who: partial(_rate, epochs, batch) for who, epochs in contenders.items()}, rounds=1 if tiny else 15
+    )
+    yield Figure(
+        target=8,
+        what=f"{name}, {workers or 'no'} workers, FullData: samples per second",
+        value=ratio(found["InfoBatchLoader"], found["DataLoader"]),
+        unit="x",
+        limit=f"{named('torch')}: DataLoader(shuffle=True), same collate_fn",
+        bound=0.97,
+        note=f"batches of {batch}; with update() of a loss per sample on our side, the mean of as many losses on "
+        "the other. From the first batch of an epoch to its last.",
+    )
+    yield from rate_figures(found, f"{name}, {workers} workers")
+
+
+def _rate(epochs: Callable[[], Any], batch: int) -> float:
+    return rate(epochs(), batch)
