@@ -43,7 +43,8 @@ def _compare(full: Load, root: Path, tiny: bool) -> Iterator[Figure]:
             unit="x",
             limit=f"{named('mosaicml-streaming')}: StreamingDataset(shuffle=True) in a DataLoader",
             bound=BOUNDS[full, workers],
-            note=f"{load.count:,} samples of one bytes column in batches of {load.batch}, all kept on both sides, from the first to the last.",
+            note=f"{load.count:,} samples of one bytes column in batches of {load.batch}, all kept on both "
+            "sides, from the first batch of an epoch to the last.",
         )
     yield Figure(
         target=0,

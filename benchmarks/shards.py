@@ -136,10 +136,14 @@ def find_wids() -> bool:
     path = os.environ.get("WIDS_PATH")
     if path and path not in sys.path:
         sys.path.append(path)  # behind all others
-    if importlib.util.find_spec("wids") is not None:
-        return True
-    print("wids cannot be imported (see benchmarks/shards.py, WIDS_PATH): its figures are left out", file=sys.stderr)
-    return False
+    try:
+        from wids import ShardListDataset  # noqa: F401
+    except ImportError:
+        print(
+            "wids cannot be imported (see benchmarks/shards.py, WIDS_PATH): its figures are left out", file=sys.stderr
+        )
+        return False
+    return True
 
 
 def wids_index(folder: Path, root: Path, samples: dict[str, int]) -> Path:
