@@ -69,15 +69,15 @@ def _one_node(medium: str, folder: Path, samples: int, rounds: int) -> Iterator[
         copies.append(1e9 * _cost(lambda: _copy(store, plain))[0] / samples)
     copied = f"{Spread.of(copies).median:.3g} ns a sample: one array copied into another file by its map, and flushed"
     for name in _SHARES:
-        wall, work = Spread.of(walls[name]), Spread.of(works[name])
+        clock, processor = Spread.of(walls[name]), Spread.of(works[name])
         what = f"commit of {samples:.0e} samples, {name} seen"
         if medium == "tmpfs":
-            yield Figure(7, f"tmpfs: {what}", wall, "ns/sample", copied, bound=2, at="most",
+            yield Figure(7, f"tmpfs: {what}", clock, "ns/sample", copied, bound=2, at="most",
                          note="wall-clock; flushing costs nothing here, so this is the commit without it")  # fmt: skip
         else:
-            yield Figure(7, f"disk: {what}: processor", work, "ns/sample", "user and system time, with flushing",
+            yield Figure(7, f"disk: {what}: processor", processor, "ns/sample", "user and system time, with flushing",
                          bound=2, at="most")  # fmt: skip
-            yield Figure(0, f"disk: {what}", wall, "ns/sample", copied,
+            yield Figure(0, f"disk: {what}", clock, "ns/sample", copied,
                          note="wall-clock; up to three arrays are flushed, one after the other")  # fmt: skip
 
 

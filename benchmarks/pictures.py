@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = ["Crop", "jpegs", "source"]
@@ -64,7 +63,7 @@ class Crop:
 
         self._change = Compose([RandomResizedCrop(size), RandomHorizontalFlip(), PILToTensor()])
 
-    def __call__(self, file: bytes | NDArray[np.uint8]) -> Any:
+    def __call__(self, file: bytes) -> Any:
         """The picture of ``file``."""
         with Image.open(io.BytesIO(file)) as picture:
             return self._change(picture.convert("RGB"))
