@@ -91,6 +91,7 @@ class MdsReading:
         lent = vars(self._dataset)
         if getattr(lent.get("get_item"), "__self__", None) is self:
             del lent["get_item"]
+        del self.get  # else a cycle of references would keep the files open
         self._turned = None
         if not self._files.keep:
             self._files.open.cache_clear()
