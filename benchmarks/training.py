@@ -58,7 +58,7 @@ def run(tiny: bool) -> list[Figure]:
     elif cuda:
         scale = Scale("cuda", 12_800, 256, 224, min(cores, 16), rounds=3, epochs=8)
     else:
-        scale = Scale("cpu", 1_280, 32, 64, min(cores, 2), rounds=3, epochs=8)
+        scale = Scale("cpu", 640, 32, 64, min(cores, 2), rounds=3, epochs=8)
     who = f"{torch.cuda.get_device_name()}, ResNet-50" if cuda else "CPU, a small ResNet"
     who = f"{who} at {scale.pixels}x{scale.pixels}, batch {scale.batch}"
     with tempfile.TemporaryDirectory(prefix="infobatch-benchmark-") as folder:
