@@ -59,7 +59,7 @@ def _large(load: Load, root: Path, tiny: bool) -> Iterator[Figure]:
     }
     makers["webdataset", 0.6] = (webdataset, folders["wds"], load)
     makers["streaming", 1.0] = (_streaming, folders["mds"], load)
-    found = _epochs(makers, folders, load, rounds=1 if tiny else 3)
+    found = _epochs(makers, folders, load, rounds=1 if tiny else 5)
     whole = sum(file.stat().st_size for file in folders["wds"].glob("*.tar"))
     forgot = Spread.of([epoch.read / whole for epoch in found["webdataset", 0.6]])
     if forgot.median < 0.9:
@@ -134,7 +134,7 @@ def _small(load: Load, root: Path, tiny: bool) -> Iterator[Figure]:
         ("wds", share): (_ours, "wds", folders["wds"], load, share) for share in (1.0, 0.6)
     }
     makers["webdataset", 0.6] = (webdataset, folders["wds"], load)
-    found = _epochs(makers, folders, load, rounds=1 if tiny else 3)
+    found = _epochs(makers, folders, load, rounds=1 if tiny else 5)
     yield Figure(
         target=0,
         what=f"WebDataset, {load.name}, cold, 60 % kept: kept samples per second",

@@ -35,7 +35,7 @@ def _compare(load: Load, root: Path, tiny: bool) -> Iterator[Figure]:
         dataset = IndexedWebDataset(folder)
         samples = {Path(url).name: int(size) for url, size in zip(dataset.urls, dataset.shard_sizes, strict=True)}
         makers["wids, 0 workers"] = (_wids, wids_index(folder, root, samples), load)
-    found = rates(makers, load.batch, rounds=1 if tiny else 3)
+    found = rates(makers, load.batch, rounds=1 if tiny else 5)
     ours = found["InfoBatchLoader, 0 workers"]
     yield Figure(
         target=3,
