@@ -311,9 +311,11 @@ class InfoBatchLoader:
             self.step = max(self.step, picks._step + 1)
             self._updated = True
         weight = picks.weight
-        if losses.is_cuda and not weight.is_cuda:
-            weight = weight.pin_memory()  # a copy from other memory may wait for the device
-        return (losses * weight.to(losses.device, non_blocking=True)).mean()
+        if weight.device != losses.device:
+            if losses.is_cuda and weight.is_cpu:
+                weight = weight.pin_memory()  # a copy from other memory may wait for the device
+            weight = weight.to(losses.device, non_blocking=True)
+        return (losses * weight).mean()
 
     def _warn_of_losses(self) -> None:
         if self._recorder.not_finite:
