@@ -11,8 +11,8 @@ import typer
 
 from benchmarks.report import load, page, save
 
-# Each is a module with TITLE, run(tiny) -> list[Figure], and maybe plot(folder, figures) -> list of file names.
-NAMES = ["planning", "order"]
+# Each is a module with TITLE, run(tiny) -> list[Figure], and maybe plot(file, figures), page(figures) -> Markdown.
+NAMES = ["planning", "order", "mds", "wds", "cold", "map_style", "jpeg", "update", "commit", "training", "scale"]
 HERE = Path(__file__).resolve().parent
 
 
@@ -43,6 +43,9 @@ def _measure(name: str, tiny: bool, out: Path) -> None:
     save(out / "results" / f"{name}.json", figures)
     if hasattr(module, "plot"):
         module.plot(out / "results" / f"{name}.png", figures)
+    if hasattr(module, "page"):
+        folder = HERE.parent / "docs" if out == HERE else out
+        (folder / f"{name}.md").write_text(module.page(figures))
     for figure in figures:
         print(f"{name}: {figure.what}: {figure.value.median:.4g} {figure.unit}", flush=True)
 

@@ -10,7 +10,7 @@ has it: a counter value gives four 64-bit words.
 import math
 from enum import IntEnum
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,21 +49,23 @@ class Draws:
 
     def of8(self, start: int, stop: int) -> NDArray[np.uint8]:
         """uint8[stop - start]: the draws of the positions start..stop-1."""
-        return self._range(np.dtype(np.uint8), start, stop)
+        first = start // 32
+        return self._blocks(first, -(-stop // 32)).view(np.uint8)[start - 32 * first : stop - 32 * first]
 
     def of32(self, start: int, stop: int) -> NDArray[np.uint32]:
         """uint32[stop - start]: the draws of the positions start..stop-1."""
-        return self._range(np.dtype("<u4"), start, stop)
+        first = start // 8
+        words = self._blocks(first, -(-stop // 8)).view("<u4")[start - 8 * first : stop - 8 * first]
+        return words.astype(np.uint32, copy=False)
 
-    def _range(self, dtype: np.dtype[Any], start: int, stop: int) -> NDArray[Any]:
-        per_block = 32 // dtype.itemsize  # a counter value gives four words of 64 bits
-        first, last = start // per_block, -(-stop // per_block)
+    def _blocks(self, first: int, last: int) -> NDArray[np.uint64]:
+        """The words of the counter values first..last-1, four each, little-endian."""
         with self._lock:
-            self._philox.advance((first - self._block) % _COUNTERS)  # goes round, so backwards too
+            if first != self._block:
+                self._philox.advance((first - self._block) % _COUNTERS)  # goes round, so backwards too
             self._block = last
             words = self._philox.random_raw(4 * (last - first))
-        drawn: NDArray[Any] = np.asarray(words, dtype="<u8").view(dtype)
-        return drawn[start - per_block * first : stop - per_block * first]
+        return words.astype("<u8", copy=False)
 
 
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:

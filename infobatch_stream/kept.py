@@ -106,8 +106,7 @@ class KeptShards:
         return self._choose(number, number)
 
     def _choose(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        which = slice(first, last + 1)
-        return self._selection.choose(list(zip(self._lows[which].tolist(), self._highs[which].tolist(), strict=True)))
+        return self._selection.choose(self._lows[first : last + 1], self._highs[first : last + 1])
 
 
 def _pieces(lows: NDArray[np.int64], highs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -54,15 +54,14 @@ class WindowLane:
         return Entries.join(parts)
 
     def _chunk_of(self, chunk: int) -> Entries:
-        low, high = (min(c * self._window, self.size) for c in (chunk, chunk + 1))
+        low, high = (min(max(c, 0) * self._window, self.size) for c in (chunk, chunk + 1))
         return self._kept.span(self._start + low, self._start + high)
 
     def _bucket_of(self, bucket: int) -> tuple[int, Entries]:
         """The number of a bucket's first output, and its entries in their order."""
-        before = max(bucket - 1, 0)
-        chunks = [self._chunks.get(chunk, self._chunk_of) for chunk in range(before, bucket + 1)]
-        order = self._shuffle.bucket(bucket) - before * self._window
-        return self._shuffle.first(bucket), Entries.join(chunks, order)
+        before, own = (self._chunks.get(chunk, self._chunk_of) for chunk in (bucket - 1, bucket))
+        late, early, order = self._shuffle.bucket(bucket)
+        return self._shuffle.first(bucket), Entries.join([before.take(late), own.take(early)], order)
 
 
 class PermutedLane:

@@ -7,7 +7,7 @@ Drawing is most of the work of planning. The two bytes of the uniform come from 
 is left out where it decides nothing: where all probabilities are multiples of 2^-8, as 1/2 and 1/4 are.
 """
 
-from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -49,24 +49,32 @@ class Selection:
             return np.ones(stop - start, dtype=np.bool_)
         return self._decide(self._scores[start:stop], self._draw(start, stop))
 
-    def choose(self, ranges: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The kept samples of each range start..stop-1, one range after the other: index int64[k], weight float32[k].
+    def choose(
+        self, lows: NDArray[np.int64], highs: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The kept samples of the ranges low..high-1, one range after the other: index int64[k], weight float32[k].
 
-        One call for many short ranges (shards) costs far less than a call for each.
+        lows, highs: int64[r], r at least 1. One call for many short ranges (shards) costs far less than one for each.
         """
-        parts = [self._choose(group) for group in _groups(ranges)]
+        ends = np.cumsum(highs - lows)
+        cuts = [0, *(np.flatnonzero(np.diff(ends // _GROUP)) + 1).tolist(), ends.size]
+        parts = [self._choose(lows[start:stop], highs[start:stop]) for start, stop in pairwise(cuts)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([index for index, _ in parts]), np.concatenate([weight for _, weight in parts])
 
-    def _choose(self, ranges: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        index = np.concatenate([np.arange(*span, dtype=np.int64) for span in ranges])
+    def _choose(
+        self, lows: NDArray[np.int64], highs: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        sizes = highs - lows
+        shift = np.repeat(lows - (np.cumsum(sizes) - sizes), sizes)  # from a place in this group to an index
         if self.keeps_all:
+            index = np.arange(shift.size, dtype=np.int64) + shift
             return index, np.ones(index.size, dtype=np.float32)
-        scores = np.concatenate([self._scores[slice(*span)] for span in ranges])
-        draws = np.concatenate([self._draw(*span) for span in ranges])
-        kept = np.flatnonzero(self._decide(scores, draws))
-        return index[kept], self._weigh(scores[kept])
+        ranges = list(zip(lows.tolist(), highs.tolist(), strict=True))
+        scores = np.concatenate([self._scores[low:high] for low, high in ranges])
+        kept = np.flatnonzero(self._decide(scores, np.concatenate([self._draw(*span) for span in ranges])))
+        return kept + shift[kept], self._weigh(scores[kept])
 
     def weight(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32[k]: 1 / keep probability of the kept samples ``index``, int64[k]."""
@@ -113,18 +121,6 @@ class Selection:
         units: NDArray[np.uint32] = np.rint(self._rule(np.where(new, np.float32(0), scores)) * _ONE).astype(np.uint32)
         units[new] = _ONE
         return units
-
-
-def _groups(ranges: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
-    """The ranges in runs of about `_GROUP` samples."""
-    first, samples = 0, 0
-    for number, (start, stop) in enumerate(ranges):
-        samples += stop - start
-        if samples >= _GROUP:
-            yield ranges[first : number + 1]
-            first, samples = number + 1, 0
-    if first < len(ranges):
-        yield ranges[first:]
 
 
 def _weight(keep: float) -> np.float32:

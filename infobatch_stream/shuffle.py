@@ -12,6 +12,7 @@ So the first outputs come from the first few positions (few shards), and from th
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,15 @@ from infobatch_stream.draws import Draws, Purpose
 from infobatch_stream.recent import Recent
 
 __all__ = ["WindowShuffle"]
+
+
+class _Chunk(NamedTuple):
+    """The places, within a chunk, of its early entries and of its late ones, and their keys within their bucket."""
+
+    early: NDArray[np.int64]
+    early_keys: NDArray[np.uint16]
+    late: NDArray[np.int64]
+    late_keys: NDArray[np.uint16]
 
 
 class WindowShuffle:
@@ -32,36 +42,34 @@ class WindowShuffle:
         self._size = size
         self._window = window
         self._draws = Draws(seed, epoch, Purpose.WINDOW, lane)
-        self._chunks = Recent[int, tuple[NDArray[np.uint16], NDArray[np.bool_]]](3)
+        self._chunks = Recent[int, _Chunk](2)
 
     def first(self, bucket: int) -> int:
         """The number of the first output of a bucket: as many are before it as positions, less the late ones."""
-        if bucket == 0:
-            return 0
-        late = int(np.count_nonzero(self._chunks.get(bucket - 1, self._chunk_of)[1]))
-        return min(bucket * self._window, self._size) - late
+        return min(bucket * self._window, self._size) - self._chunks.get(bucket - 1, self._chunk_of).late.size
 
-    def bucket(self, bucket: int) -> NDArray[np.int64]:
-        """The positions that a bucket holds, in their output order (equal keys: the lower position first)."""
-        keys, late = self._chunks.get(bucket, self._chunk_of)
-        here = np.flatnonzero(~late)
-        positions, keys = here + bucket * self._window, keys[here]
-        if bucket:
-            keys_before, late_before = self._chunks.get(bucket - 1, self._chunk_of)
-            moved = np.flatnonzero(late_before)
-            positions = np.concatenate([moved + (bucket - 1) * self._window, positions])
-            keys = np.concatenate([keys_before[moved], keys])
-        return positions[np.argsort(keys, kind="stable")]  # of 16 bits: a radix sort, in linear time on any processor
+    def bucket(self, bucket: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """What a bucket holds: places within the chunk before, places within its own chunk, and the order of both.
 
-    def _chunk_of(self, chunk: int) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-        """Keys of a chunk's positions within their bucket, in units of W / 2^16; which are late."""
+        Of equal keys the lower position comes first.
+        """
+        before, own = (self._chunks.get(chunk, self._chunk_of) for chunk in (bucket - 1, bucket))
+        keys = np.concatenate([before.late_keys, own.early_keys])
+        # Of 16 bits: a radix sort, in linear time on any processor.
+        return before.late, own.early, np.argsort(keys, kind="stable")
+
+    def _chunk_of(self, chunk: int) -> _Chunk:
         start = chunk * self._window
-        stop = max(start, min(start + self._window, self._size))
-        if start == stop:
-            return np.empty(0, dtype=np.uint16), np.empty(0, dtype=np.bool_)
+        stop = min(start + self._window, self._size)
+        if chunk < 0 or start >= stop:
+            places, keys = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint16)
+            return _Chunk(places, keys, places, keys)
         uniform = self._draws.of32(start, stop)
-        keys = uniform + _ramp(self._window, min(self._window, self._size))[: stop - start]
-        return (keys >> np.uint32(16)).astype(np.uint16), keys < uniform  # the sum went over the bucket's end
+        sums = uniform + _ramp(self._window, min(self._window, self._size))[: stop - start]
+        wrapped = sums < uniform  # over the bucket's end
+        keys = (sums >> np.uint32(16)).astype(np.uint16)  # in units of W / 2^16
+        early, late = np.flatnonzero(~wrapped), np.flatnonzero(wrapped)
+        return _Chunk(early, keys[early], late, keys[late])
 
 
 @lru_cache(2)

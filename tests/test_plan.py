@@ -390,7 +390,9 @@ def order_of(size, window, seed=1, epoch=2, lane=0):
     order = np.empty(0, np.int64)
     for bucket in range(-(-size // window) + 1):
         assert shuffle.first(bucket) == order.size
-        order = np.concatenate([order, shuffle.bucket(bucket)])
+        late, early, both = shuffle.bucket(bucket)
+        positions = np.concatenate([late + (bucket - 1) * window, early + bucket * window])
+        order = np.concatenate([order, positions[both]])
     return order
 
 

@@ -192,10 +192,12 @@ def test_draws_of_threads_that_share_them_are_those_of_one():
 
 
 @pytest.mark.parametrize("policy", [*UNBIASED, DROPPING], ids=repr)
-@pytest.mark.parametrize("ranges", [[(0, 3000)], [(2990, 3000), (0, 0), (17, 400), (5, 17)]])
+@pytest.mark.parametrize(
+    "ranges", [[(0, 3000)], [(2990, 3000), (0, 0), (17, 400), (5, 17)], [(k, 2500 + k) for k in range(0, 400, 20)]]
+)
 def test_samples_chosen_from_ranges_are_those_that_are_kept_there(policy, ranges):
     selection = select(losses(3000, unseen=0.2), policy)
-    index, weight = selection.choose(ranges)
+    index, weight = selection.choose(*np.array(ranges).T)
     np.testing.assert_array_equal(
         index, np.concatenate([start + np.flatnonzero(selection.keep(start, stop)) for start, stop in ranges])
     )
