@@ -1,4 +1,4 @@
-"""What a commit costs a sample: on one node, in memory and on disk, and what it sends between two nodes."""
+"""What a commit costs a sample: on one node, in memory and on disk, and what it sends between nodes."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,18 +25,17 @@ from infobatch_stream.shared_store import SharedStore
 from infobatch_stream.store import ScoreStore
 from infobatch_stream.sync import Ranks
 
-__all__ = ["TITLE", "run"]
+__all__ = ["TITLE", "exchanged", "run"]
 
 TITLE = "The commit of an epoch's losses"
 
 _SHARES = {"all": 1.0, "60 %": 0.6, "none": 0.0}
 _BLOCK = 1 << 22
 _MEMORY = Path("/dev/shm")
-_NODES = 2
 
 
 def run(tiny: bool) -> list[Figure]:
-    """Commit 1e8 losses, of which all, some or none were seen; then merge and commit on two nodes."""
+    """Commit 1e8 losses, of which all, some or none were seen; then merge and commit on several nodes."""
     samples, rounds = (300_000, 1) if tiny else (100_000_000, 3)
     figures: list[Figure] = []
     for medium, parent in (("tmpfs", _MEMORY), ("disk", None)):
@@ -45,7 +44,9 @@ def run(tiny: bool) -> list[Figure]:
             continue
         with tempfile.TemporaryDirectory(prefix="infobatch-benchmark-", dir=parent) as folder:
             figures += _one_node(medium, Path(folder), samples, rounds)
-    return [*figures, *_between_nodes(300_000 if tiny else 20_000_000)]
+    for nodes in (2, 4):
+        figures += _between_nodes(300_000 if tiny else 20_000_000, nodes)
+    return figures
 
 
 # ---- one node
@@ -105,39 +106,56 @@ def _cost(act: Any) -> tuple[float, float]:
     return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-# ---- two nodes
+# ---- several nodes
 
 
-def _between_nodes(samples: int) -> Iterator[Figure]:
-    """Two processes, each with a store of its own, in a network of their own: all that crosses it is theirs."""
+def _between_nodes(samples: int, nodes: int) -> Iterator[Figure]:
+    found = exchanged(samples, nodes)
+    if found is None:
+        return
+    yield Figure(
+        7, f"{nodes} nodes: sent by each at a commit of {samples:.0e} samples", Spread.of([found.sent]), "bytes/sample",
+        "4 bytes of a float32, plus 5 %", bound=4.2, at="most",
+        note="all were seen; as the interface lo counts in a network namespace of their own, with all headers and "
+        "acknowledgements",
+    )  # fmt: skip
+    yield Figure(0, f"{nodes} nodes: commit with the exchange", Spread.of([found.seconds]), "ns/sample",
+                 "wall-clock over loopback, all nodes on this machine")  # fmt: skip
+
+
+class Exchanged(NamedTuple):
+    """Of a commit, per sample: bytes that each node sent, and nanoseconds."""
+
+    sent: float
+    seconds: float
+
+
+def exchanged(samples: int, nodes: int) -> Exchanged | None:
+    """Commit on as many processes, each with a store of its own, in a network of their own: all in it is theirs.
+
+    None, with a line on stderr, where no such network can be made.
+    """
     root = [] if os.geteuid() == 0 else ["--map-root-user"]
     here = [sys.executable, "-m", "benchmarks.commit"]
     with tempfile.TemporaryDirectory(prefix="infobatch-benchmark-") as folder:
         command = ["unshare", *root, "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *here]
+        command += [folder, str(samples), str(nodes)]
         try:
-            done = subprocess.run([*command, folder, str(samples)], capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
-            print(f"commit: no two nodes: {error}", file=sys.stderr)
-            return
+            print(f"commit: no network of their own for {nodes} nodes: {error}", file=sys.stderr)
+            return None
         if done.returncode:
-            print(f"commit: no two nodes: {done.stderr}", file=sys.stderr)
-            return
+            print(f"commit: no network of their own for {nodes} nodes: {done.stderr}", file=sys.stderr)
+            return None
         found = json.loads(Path(folder, "found.json").read_text())
-    sent = found["bytes"] / _NODES / samples
-    yield Figure(
-        7, f"2 nodes: sent by each at a commit of {samples:.0e} samples", Spread.of([sent]), "bytes/sample",
-        "4 bytes of a float32, plus 5 %", bound=4.2, at="most",
-        note="as the interface lo counts in a network namespace of their own, with all headers and "
-        "acknowledgements; n nodes send 8 (n - 1) / n bytes a sample in gloo's ring",
-    )  # fmt: skip
-    yield Figure(0, "2 nodes: commit with the exchange", Spread.of([1e9 * found["seconds"] / samples]), "ns/sample",
-                 "wall-clock over loopback, both nodes on this machine")  # fmt: skip
+    return Exchanged(found["bytes"] / nodes / samples, 1e9 * found["seconds"] / samples)
 
 
-def _network(folder: Path, samples: int) -> None:
-    """Runs two nodes; nothing else is in this network."""
+def _network(folder: Path, samples: int, count: int) -> None:
+    """Runs the nodes; nothing else is in this network."""
     context = multiprocessing.get_context("spawn")
-    nodes = [context.Process(target=_node, args=(node, folder, samples)) for node in range(_NODES)]
+    nodes = [context.Process(target=_node, args=(node, folder, samples, count)) for node in range(count)]
     for node in nodes:
         node.start()
     for node in nodes:
@@ -146,13 +164,13 @@ def _network(folder: Path, samples: int) -> None:
             sys.exit(f"a node ended with {node.exitcode}")
 
 
-def _node(node: int, folder: Path, samples: int) -> None:
+def _node(node: int, folder: Path, samples: int, count: int) -> None:
     torch.set_num_threads(1)
     address = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", address, timeout=timedelta(seconds=300), rank=node, world_size=_NODES)
+    dist.init_process_group("gloo", address, timeout=timedelta(seconds=300), rank=node, world_size=count)
     with _store(folder / f"node{node}", samples) as shared:
-        half = range(node, samples, _NODES)  # a sample has its loss on one node
-        shared.store.record(np.array(half), np.random.default_rng(node).random(len(half)))
+        own = range(node, samples, count)  # a sample has its loss on one node
+        shared.store.record(np.array(own), np.random.default_rng(node).random(len(own)))
         dist.barrier()
         before, start = _carried(), time.perf_counter()
         shared.commit(0)
@@ -178,4 +196,4 @@ def _carried() -> int:
 
 
 if __name__ == "__main__":
-    _network(Path(sys.argv[1]), int(sys.argv[2]))
+    _network(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from ddp_scripts.cases import train
+from ddp_scripts.faults import MERGED_SHARES, MERGED_SIZES, losses_of
 from ddp_scripts.network import nodes_of
 from ddp_scripts.nodes import EPOCHS, N, make
 
-from infobatch_stream import ScoreStore, node, sync
-from infobatch_stream.shared_store import SharedStore
+from infobatch_stream import node, sync
 
 ddp = pytest.mark.ddp
 
@@ -263,18 +263,14 @@ def test_ranks_that_want_different_things_of_a_store_all_raise(on_loopback):
     check_refused(found, "existing='continue'", kinds=("StoreError", "OutOfStepError"))
 
 
-def test_the_exchange_keeps_losses_of_every_size_and_what_was_not_seen(tmp_path):
-    """A merge says -inf for "not seen" and back; alone, a node ends where it began."""
-
-    class Alone(sync.Groups):
-        count = 2
-
-        def maximum(self, values):
-            assert not np.isnan(values).any()
-            return values
-
-    largest, least = np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal
-    pending = np.array([np.nan, 0, 1.5, -2.5, largest, -largest, least, -least], dtype=np.float32)
-    store = ScoreStore.create(tmp_path / "scores.zarr", pending.size, pending=pending)
-    SharedStore(sync.Ranks(), Alone([[0]], 0), store, owner=None).merge()
-    assert np.array_equal(store.pending.view(np.uint32), pending.view(np.uint32))  # NaN is the same NaN everywhere
+@ddp
+@pytest.mark.parametrize("nodes_count", [2, 3])
+def test_a_merge_gives_all_the_largest_loss_of_each_sample_to_the_bit(on_loopback, nodes_count):
+    nodes, folder = on_loopback
+    found = nodes.run("merged", folder / f"merged {nodes_count}", ranks=(1,) * nodes_count)
+    cases = [(size, share) for size in MERGED_SIZES for share in MERGED_SHARES]
+    for number, (size, share) in enumerate(cases):
+        wanted = np.fmax.reduce([losses_of(group, size, share) for group in range(nodes_count)])
+        wanted[np.isnan(wanted)] = np.nan  # the same NaN on every node, for files are compared by their bytes
+        for rank in range(nodes_count):
+            np.testing.assert_array_equal(found[rank][number].view(np.uint32), wanted.view(np.uint32))

@@ -56,7 +56,7 @@ class Calls:
         return call
 
 
-MERGE = [(Groups, "maximum")]
+MERGE = [(Groups, "merge")]
 COPY = [(Groups, "from_group")]
 COLUMNS = [(dist, "new_group")]
 ALL = [(Ranks, "gather"), *MERGE, *COPY, *COLUMNS]
@@ -119,7 +119,7 @@ def absent(out, here, rank):
     groups = Ranks().grouped([[0], [1]])
     found = None
     if rank == 0:
-        found = error_of(lambda: groups.maximum(np.zeros(3, np.float32)))
+        found = error_of(lambda: groups.merge(np.zeros(3, np.float32)))
         (out / "given-up").touch()
     wait_for([out / "given-up"])
     os._exit(0) if rank else None
@@ -132,6 +132,26 @@ def exchanged(out, here, rank, name):
     with nodes.small_blocks(CHUNK) as sent:
         epochs = train_noting(make(here, name, batch_size=2, canonical_nodes=None))
     return [epoch["scores"] for epoch in epochs], [epoch["note"] for epoch in epochs], sent
+
+
+MERGED_SIZES = (1, 31, 32, 33, 1000, 4097)
+MERGED_SHARES = (0.0, 0.3, 1.0)
+
+
+def losses_of(group, size, share):
+    """What a group has seen: a ``share`` of losses of every size, at random; NaN elsewhere."""
+    rng = np.random.default_rng([group, size])
+    limits = np.finfo(np.float32)
+    special = np.array([0, limits.max, -limits.max, limits.smallest_subnormal, -1.5], np.float32)
+    losses = np.where(rng.random(size) < 0.2, rng.choice(special, size), rng.normal(size=size).astype(np.float32))
+    losses[rng.random(size) >= share] = -np.float32(np.nan)  # of either sign: not seen
+    return losses
+
+
+def merged(out, here, rank):
+    """What a merge gives this rank, for each size and share."""
+    groups = Ranks().grouped([[number] for number in range(dist.get_world_size())])
+    return [groups.merge(losses_of(rank, size, share)) for size in MERGED_SIZES for share in MERGED_SHARES]
 
 
 # ---- what must be refused
@@ -223,6 +243,7 @@ CASES = {
     "foreign": nodes.foreign,
     "absent": absent,
     "exchanged": exchanged,
+    "merged": merged,
     "on_machines": on_machines,
     "private_map": private_map,
     "one_store_by_two_paths": one_store_by_two_paths,

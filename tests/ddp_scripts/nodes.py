@@ -61,19 +61,19 @@ def train_noting(loader):
 @contextmanager
 def small_blocks(size):
     """Exchange ``size`` scores at once; gives the number of entries of each exchange of this rank."""
-    sent, maximum = [], Groups.maximum
+    sent, merge = [], Groups.merge
 
     def note(groups, values):
         sent.append(len(values))
-        return maximum(groups, values)
+        return merge(groups, values)
 
     opening.BLOCK = shared_store.BLOCK = size
-    Groups.maximum = note
+    Groups.merge = note
     try:
         yield sent
     finally:
         opening.BLOCK = shared_store.BLOCK = 1 << 22
-        Groups.maximum = maximum
+        Groups.merge = merge
 
 
 # ---- whole runs
