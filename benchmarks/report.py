@@ -75,9 +75,9 @@ def page(results: dict[str, tuple[str, list[Figure]]], titles: dict[str, str], p
     """RESULTS.md. results: machine and figures by benchmark. titles: of the benchmarks. plots: their files."""
     parts = [
         "# Results\n",
-        "Written by `python -m benchmarks`; do not edit. Each figure is the median of several runs, with the lowest and\n"
-        "the highest where there were some. Ratios compare contenders that ran in turn on one machine. The machine is\n"
-        "shared, so absolute times vary more than ratios do.\n",
+        "Written by `python -m benchmarks`; do not edit. Each figure is the median of several runs, with the lowest\n"
+        "and the highest where there were some. Ratios compare contenders that ran in turn on one machine. The machine\n"
+        "is shared, so absolute times vary more than ratios do.\n",
     ]
     bounded = [figure for _, figures in results.values() for figure in figures if figure.bound is not None]
     missed = [figure for figure in bounded if not figure.reached]
