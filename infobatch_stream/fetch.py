@@ -86,7 +86,7 @@ class Fetcher(Dataset[Any]):
         self._source = source
         self._collate = collate
         self._on_error = on_error
-        self._draws = source.draws or collate is not default_collate  # code of the user's runs, which may draw
+        self._draws = source.draws or collate not in (default_collate, list)  # whether code of the user's runs
 
     def __getitems__(self, request: Request) -> tuple[Any, Picks]:
         """The batch of ``request``; the same bits in whichever process, and whatever was fetched before."""

@@ -23,7 +23,7 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.util import clean_stale_shared_memory
 
 from infobatch_stream import DataError, InfoBatchLoader
-from infobatch_stream.sources import mds_reading, open_source
+from infobatch_stream.sources import mds_reading, open_source, shard_file
 from infobatch_stream.sources.shard_file import MOST_OPEN
 
 pytestmark = pytest.mark.filterwarnings(
@@ -425,5 +425,90 @@ def test_a_damaged_table_is_named(own, bounds):
     data = bytearray(file.read_bytes())
     data[4 + 4 * 2 : 4 + 4 * 4] = b"".join(number.to_bytes(4, "little") for number in bounds)
     file.write_bytes(data)
-    with pytest.raises(DataError, match=r"shard\.00001\.mds is damaged.* sample 2 "):
+    with pytest.raises(DataError, match=r"shard\.00001\.mds is damaged.*sample 2 has"):
         open_source(StreamingDataset(local=str(own))).read_many([14])
+
+
+@pytest.mark.parametrize("size", [0, 2**31, 63, 65])
+def test_a_damaged_sample_is_named(own, size):
+    file = own / "shard.00001.mds"
+    data = bytearray(file.read_bytes())
+    begin = int.from_bytes(data[4 + 4 * 2 : 8 + 4 * 2], "little")
+    data[begin : begin + 4] = size.to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"shard\.00001\.mds is damaged.* has values of"):
+        open_source(StreamingDataset(local=str(own))).read_many([14])
+
+
+def test_a_sample_that_is_too_short_for_its_sizes_is_named(own):
+    file = own / "shard.00001.mds"
+    data = bytearray(file.read_bytes())
+    begin = int.from_bytes(data[4 + 4 * 2 : 8 + 4 * 2], "little")
+    data[4 + 4 * 3 : 8 + 4 * 3] = (begin + 2).to_bytes(4, "little")
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"shard\.00001\.mds is damaged.* 1 columns has 2 bytes"):
+        open_source(StreamingDataset(local=str(own))).read_many([14])
+
+
+# ---- large samples, which are copied from a map
+
+
+LARGE = 100_000
+
+
+@pytest.fixture
+def large(tmp_path):
+    with MDSWriter(
+        out=str(tmp_path / "large"), columns={"i": "int", "x": "bytes", "y": "str"}, size_limit=2**20
+    ) as out:
+        for i in range(20):
+            out.write({"i": i, "x": bytes([i]) * (LARGE + i), "y": str(i)})
+    return tmp_path / "large"
+
+
+@pytest.mark.parametrize("cached", ["in memory", "not in memory", "not told", "no maps"])
+def test_large_samples_are_streamings_however_they_are_read(large, monkeypatch, cached):
+    if cached == "not in memory":
+        monkeypatch.setattr(os, "preadv", raising(BlockingIOError()))
+    elif cached == "not told":
+        monkeypatch.setattr(shard_file, "_NOWAIT", 0)
+    elif cached == "no maps":
+        monkeypatch.setattr(shard_file, "mmap", raising(OSError(19, "no such device")))
+    dataset = StreamingDataset(local=str(large))
+    source = open_source(dataset)
+    for _ in range(2):
+        assert source.read_many(list(range(20))) == [dataset[i] for i in range(20)]
+    maps = sum(".mds" in line for line in Path("/proc/self/maps").read_text().splitlines() if str(large) in line)
+    assert maps == (dataset.num_shards if cached == "in memory" else 0)
+
+
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+def test_a_large_shard_that_is_cut_short_in_the_middle_of_a_batch_is_named(large):
+    class Cutting(StreamingDataset):
+        def __getitem__(self, index):
+            if index == 5:
+                os.truncate(large / "shard.00000.mds", 5 * LARGE)
+            return super().__getitem__(index)
+
+    source = open_source(Cutting(local=str(large)))
+    with pytest.raises(DataError, match=r"shard\.00000\.mds has 500,000 bytes.*truncated"):
+        source.read_many([3, 4, 5])
+
+
+def test_a_reader_that_decodes_large_samples_in_its_own_way_gets_their_bytes(large):
+    class Mine(MDSReader):
+        def decode_sample(self, data):
+            assert type(data) is bytes
+            return super().decode_sample(data)
+
+    dataset = StreamingDataset(local=str(large))
+    expected = dataset[7]
+    for shard in dataset.shards:
+        shard.__class__ = Mine
+    assert open_source(dataset).read(7) == expected

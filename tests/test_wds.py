@@ -710,3 +710,35 @@ def test_the_fingerprint_knows_shards_and_sizes_but_no_folder(tmp_path):
     assert WdsSource(IndexedWebDataset(paths[:2])).fingerprint != mark
     write_shards(tmp_path / "a", samples=3)
     assert WdsSource(IndexedWebDataset(paths)).fingerprint != mark
+
+
+# ---- large members, which are copied from a map
+
+
+def write_large(path):
+    with tarfile.open(path, "w") as tar:
+        for i in range(4):
+            for name, data in ((f"{i}.bin", bytes([i]) * 100_000), (f"{i}.cls", b"%d" % i)):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def test_large_members_are_read(tmp_path):
+    write_large(tmp_path / "s.tar")
+    dataset = IndexedWebDataset(tmp_path / "s.tar")
+    for _ in range(2):
+        assert [(sample["bin"], sample["cls"]) for sample in dataset] == [
+            (bytes([i]) * 100_000, b"%d" % i) for i in range(4)
+        ]
+    assert all(type(sample["bin"]) is bytes for sample in dataset)
+
+
+def test_a_shard_of_large_members_that_is_cut_short_is_named(tmp_path):
+    write_large(tmp_path / "s.tar")
+    dataset = IndexedWebDataset(tmp_path / "s.tar")
+    assert dataset[3]["cls"] == b"3"
+    os.truncate(tmp_path / "s.tar", 250_000)
+    assert dataset[1]["cls"] == b"1"
+    with pytest.raises(DataError, match=r"s\.tar was cut short after it was indexed"):
+        dataset[2]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from struct import Struct
+from struct import Struct, unpack_from
 from time import time_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +22,7 @@ class MdsFiles:
     """Which shards of ``dataset`` can be read from open files, and those that are open in this process.
 
     A shard whose reader is not streaming's own MDSReader in all that finds the bytes of a sample goes the old way;
-    and so does the whole of a dataset that has a ``get_item`` of its own. (Decoding is the reader's in any case.)
+    and so does the whole of a dataset that has a ``get_item`` of its own. If it decodes in its own way, it does so.
 
     direct: whether ``dataset[index]`` is nothing but its ``get_item``. only_streamings: whether it runs no code but
     streaming's.
@@ -31,10 +31,13 @@ class MdsFiles:
     def __init__(self, dataset: "StreamingDataset") -> None:
         from streaming import StreamingDataset
         from streaming.base.array import Array
+        from streaming.base.format.mds.encodings import mds_decode
         from streaming.base.format.mds.reader import MDSReader
 
         ours = type(dataset).get_item is StreamingDataset.get_item and "get_item" not in vars(dataset)
         self.shards = [ours and _is(reader, MDSReader) for reader in dataset.shards]
+        self._usual = MDSReader.decode_sample
+        self._decode_value = mds_decode
         self.direct = ours and type(dataset).__getitem__ is Array.__getitem__
         self.only_streamings = self.direct and all(
             type(reader) is MDSReader and "pkl" not in reader.column_encodings for reader in dataset.shards
@@ -42,6 +45,26 @@ class MdsFiles:
         # An evicted shard takes room on the disk as long as it is open. So under a limit none is open between batches.
         self.keep = not dataset.cache_limit
         self._open_none()
+
+    def decode(self, reader: Any, file: ShardFile, begin: int, end: int) -> Any:
+        """The sample in the bytes begin..end-1 of ``file``, which ``reader`` reads."""
+        source, at = file.view(begin, end - begin)
+        if type(reader).decode_sample is not self._usual:
+            return reader.decode_sample(source[at : at + end - begin])
+        # As MDSReader.decode_sample, which would need a copy of the sample to copy its values from.
+        variable = sum(not size for size in reader.column_sizes)  # their sizes stand before the values
+        if 4 * variable > end - begin:
+            raise _damaged(file, f"a sample of {variable} columns has {end - begin:,} bytes")
+        found = iter(unpack_from(f"<{variable}I", source, at))
+        sizes = [size or next(found) for size in reader.column_sizes]
+        if 4 * variable + sum(sizes) != end - begin:
+            raise _damaged(file, f"a sample of {end - begin:,} bytes has values of {sum(sizes):,}")
+        at += 4 * variable
+        sample = {}
+        for name, encoding, size in zip(reader.column_names, reader.column_encodings, sizes, strict=True):
+            sample[name] = self._decode_value(encoding, source[at : at + size])
+            at += size
+        return sample
 
     def _open_none(self) -> None:
         self.open = lru_cache(MOST_OPEN)(ShardFile)
@@ -75,7 +98,7 @@ class MdsReading:
     def __init__(self, dataset: "StreamingDataset", files: MdsFiles) -> None:
         self._dataset = dataset
         self._files = files
-        self._turned: tuple[int, int, ShardFile, Callable[[bytes], Any]] | None = None
+        self._turned: tuple[int, int, ShardFile, Any] | None = None
 
     def __enter__(self) -> Self:
         """Nothing is open yet."""
@@ -108,18 +131,23 @@ class MdsReading:
         dataset = self._dataset
         dataset._shard_access_times[shard] = time_ns()  # or it would be the first to be evicted
         low = int(dataset.sample_offset_per_shard[shard])
-        self._turned = low, low + dataset.shards[shard].samples, file, dataset.shards[shard].decode_sample
+        reader = dataset.shards[shard]
+        self._turned = low, low + reader.samples, file, reader
 
     def get_item(self, sample_id: int, retry: int = 7) -> Any:
         """What ``StreamingDataset.get_item`` gives. Raises DataError if the shard is cut short or damaged."""
         turned = self._turned  # once, for a thread may come here while another turns
         if turned is None or not turned[0] <= sample_id < turned[1]:
             return type(self._dataset).get_item(self._dataset, sample_id, retry)
-        low, _, file, decode = turned
+        low, _, file, reader = turned
         begin, end = _BOUNDS.unpack(file.read(4 + 4 * (sample_id - low), 8))
         if not begin < end <= file.size:
-            raise DataError(
-                f"Shard {file.path} is damaged: it says that its sample {sample_id - low} has the bytes {begin:,} to "
-                f"{end:,}. Delete the file to have it downloaded again, or convert the data anew."
-            )
-        return decode(file.read(begin, end - begin))
+            raise _damaged(file, f"sample {sample_id - low} has the bytes {begin:,} to {end:,}")
+        return self._files.decode(reader, file, begin, end)
+
+
+def _damaged(file: ShardFile, what: str) -> DataError:
+    return DataError(
+        f"Shard {file.path} is damaged: it says that {what}. Delete the file to have it downloaded again, or convert "
+        "the data anew."
+    )

@@ -68,9 +68,7 @@ class TarShards:
         size = last + length - start
         block = file.read(start, size) if size <= _BLOCK else None
         for extension, offset, length in members:
-            if block is None:
-                sample[extension] = file.read(offset, length)
-            else:
-                sample[extension] = block[offset - start : offset - start + length]
+            source, at = file.view(offset, length) if block is None else (block, offset - start)
+            sample[extension] = source[at : at + length]
             sample["__local_path__"] = path  # webdataset has it behind the first field
         return sample
