@@ -76,7 +76,7 @@ def page(results: dict[str, tuple[str, list[Figure]]], titles: dict[str, str], p
     parts = [
         "# Results\n",
         "Written by `python -m benchmarks`; do not edit. Each figure is the median of several runs, with the lowest\n"
-        "and the highest where there were some. Ratios compare contenders that ran in turn on one machine. The machine\n"
+        "and the highest where there were some. Ratios compare contenders that ran in turn on one machine. It\n"
         "is shared, so absolute times vary more than ratios do.\n",
     ]
     bounded = [figure for _, figures in results.values() for figure in figures if figure.bound is not None]

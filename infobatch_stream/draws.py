@@ -19,6 +19,7 @@ __all__ = ["Draws", "Purpose", "bijection", "permutation"]
 
 _WORD: Final = (1 << 64) - 1
 _COUNTERS: Final = 1 << 256
+_LITTLE: Final = np.dtype("<u8").isnative  # the draws are the bytes of the words, the lowest first
 _ROUNDS: Final = 3  # of each half: as in a balanced network of six
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
 
@@ -52,11 +53,11 @@ class Draws:
         first = start // 32
         return self._blocks(first, -(-stop // 32)).view(np.uint8)[start - 32 * first : stop - 32 * first]
 
-    def of32(self, start: int, stop: int) -> NDArray[np.uint32]:
-        """uint32[stop - start]: the draws of the positions start..stop-1."""
-        first = start // 8
-        words = self._blocks(first, -(-stop // 8)).view("<u4")[start - 8 * first : stop - 8 * first]
-        return words.astype(np.uint32, copy=False)
+    def of16(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """uint16[stop - start]: the draws of the positions start..stop-1."""
+        first = start // 16
+        drawn = self._blocks(first, -(-stop // 16)).view(np.uint16)[start - 16 * first : stop - 16 * first]
+        return drawn if _LITTLE else drawn.byteswap()
 
     def _blocks(self, first: int, last: int) -> NDArray[np.uint64]:
         """The words of the counter values first..last-1, four each, little-endian."""
@@ -64,8 +65,8 @@ class Draws:
             if first != self._block:
                 self._philox.advance((first - self._block) % _COUNTERS)  # goes round, so backwards too
             self._block = last
-            words = self._philox.random_raw(4 * (last - first))
-        return words.astype("<u8", copy=False)
+            words: NDArray[np.uint64] = self._philox.random_raw(4 * (last - first))
+        return words if _LITTLE else words.byteswap()
 
 
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """The order within a lane: shuffled within a window, computed lazily from any point.
 
 The entry at position p of its lane gets the key p + W * u, u uniform in [0, 1); entries come out in the order of
-their keys, compared to W / 2^16. Positions fall into chunks of W, keys into buckets of W: bucket c holds the late
+their keys, in units of W / 2^16. Positions fall into chunks of W, keys into buckets of W: bucket c holds the late
 entries of chunk c-1 (whose key passed the chunk's end) and the early ones of chunk c.
 
     positions  | chunk 0        | chunk 1        | chunk 2  |
@@ -64,15 +64,14 @@ class WindowShuffle:
         if chunk < 0 or start >= stop:
             places, keys = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint16)
             return _Chunk(places, keys, places, keys)
-        uniform = self._draws.of32(start, stop)
-        sums = uniform + _ramp(self._window, min(self._window, self._size))[: stop - start]
-        wrapped = sums < uniform  # over the bucket's end
-        keys = (sums >> np.uint32(16)).astype(np.uint16)  # in units of W / 2^16
+        uniform = self._draws.of16(start, stop)
+        keys = uniform + _ramp(self._window, min(self._window, self._size))[: stop - start]
+        wrapped = keys < uniform  # over the bucket's end
         early, late = np.flatnonzero(~wrapped), np.flatnonzero(wrapped)
         return _Chunk(early, keys[early], late, keys[late])
 
 
 @lru_cache(2)
-def _ramp(window: int, length: int) -> NDArray[np.uint32]:
-    """uint32[length]: position / window in units of 2^-32, rounded down."""
-    return ((np.arange(length, dtype=np.uint64) << np.uint64(32)) // np.uint64(window)).astype(np.uint32)
+def _ramp(window: int, length: int) -> NDArray[np.uint16]:
+    """uint16[length]: places within a chunk in units of window / 2^16, rounded down."""
+    return ((np.arange(length, dtype=np.uint64) << np.uint64(16)) // np.uint64(window)).astype(np.uint16)

@@ -174,7 +174,7 @@ def test_the_kept_share_of_a_band_is_its_probability(keep):
 @given(
     ranges=st.lists(st.tuples(st.integers(0, 2**50), st.integers(0, 80)), min_size=1, max_size=8),
     lane=st.integers(0, 99),
-    width=st.sampled_from(["of8", "of32"]),
+    width=st.sampled_from(["of8", "of16"]),
 )
 def test_the_draw_of_a_position_depends_on_nothing_that_was_drawn_before(ranges, lane, width):
     shared = getattr(Draws(3, 4, Purpose.WINDOW, lane), width)
@@ -222,7 +222,7 @@ def test_any_rule_is_drawn_against_and_weighed_alike():
     np.testing.assert_array_equal(selection.weight(np.flatnonzero(kept)), (2**16 / units[kept]).astype(np.float32))
 
 
-@pytest.mark.parametrize("width", ["of8", "of32"])
+@pytest.mark.parametrize("width", ["of8", "of16"])
 def test_draws_are_uniform(width):
     drawn = getattr(Draws(11, 3, Purpose.WINDOW, 7), width)(5, 5 + 256_000)
     top = drawn.view(np.uint8).reshape(-1, drawn.itemsize)
