@@ -3,13 +3,14 @@
 Every draw is a pure function of (seed, epoch, purpose, position). Nothing here has state, so any rank, worker or
 later run gets the draw of position i without making those before it.
 
-The generator is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as NumPy
-has it: a counter value gives four 64-bit words.
+Where few draws are needed the generator is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+3", SC 2011) as NumPy has it. Where there is one for each sample it is SplitMix64 (Steele, Lea and Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014), whose n-th word is a function of n, begun at a word of Philox.
+NumPy computes it for any set of n at once; to move a Philox to another place takes as long as thousands of draws.
 """
 
 import math
 from enum import IntEnum
-from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 __all__ = ["Draws", "Purpose", "bijection", "permutation"]
 
 _WORD: Final = (1 << 64) - 1
-_COUNTERS: Final = 1 << 256
 _LITTLE: Final = np.dtype("<u8").isnative  # the draws are the bytes of the words, the lowest first
 _ROUNDS: Final = 3  # of each half: as in a balanced network of six
-_ODD: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
+_MIX: Final = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of Stafford's variant 13
 
 
 class Purpose(IntEnum):
@@ -40,32 +41,45 @@ def _philox(seed: int, epoch: int, purpose: Purpose, lane: int = 0) -> np.random
 
 
 class Draws:
-    """Uniform draws for the positions 0, 1, 2, ... of one (seed, epoch, purpose, lane), any range of them alone."""
+    """Uniform draws for the positions 0, 1, 2, ... of one (seed, epoch, purpose, lane), any of them alone."""
 
     def __init__(self, seed: int, epoch: int, purpose: Purpose, lane: int = 0) -> None:
-        # One generator that is moved about: to make another costs as much as 10,000 draws.
-        self._philox = _philox(seed, epoch, purpose, lane)
-        self._block = 0
-        self._lock = Lock()
+        self._start = np.uint64(_philox(seed, epoch, purpose, lane).random_raw())
 
     def of8(self, start: int, stop: int) -> NDArray[np.uint8]:
         """uint8[stop - start]: the draws of the positions start..stop-1."""
-        first = start // 32
-        return self._blocks(first, -(-stop // 32)).view(np.uint8)[start - 32 * first : stop - 32 * first]
+        first = start // 8
+        words = self._words(np.arange(first, -(-stop // 8), dtype=np.uint64))
+        return words.view(np.uint8)[start - 8 * first : stop - 8 * first]
+
+    def of8_in(self, lows: NDArray[np.int64], highs: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The draws of the ranges low..high-1 (int64[r] each, r at least 1), one range after the other: uint8[k]."""
+        firsts = lows // 8
+        counts = -(-highs // 8) - firsts
+        before = np.cumsum(counts) - counts  # words of the ranges before
+        numbers = np.arange(counts.sum()) + np.repeat(firsts - before, counts)
+        drawn = self._words(numbers.astype(np.uint64)).view(np.uint8)
+        starts = 8 * (before - firsts) + lows
+        ranges = zip(starts.tolist(), (starts + highs - lows).tolist(), strict=True)
+        return np.concatenate([drawn[start:stop] for start, stop in ranges])
 
     def of16(self, start: int, stop: int) -> NDArray[np.uint16]:
         """uint16[stop - start]: the draws of the positions start..stop-1."""
-        first = start // 16
-        drawn = self._blocks(first, -(-stop // 16)).view(np.uint16)[start - 16 * first : stop - 16 * first]
+        first = start // 4
+        words = self._words(np.arange(first, -(-stop // 4), dtype=np.uint64))
+        drawn = words.view(np.uint16)[start - 4 * first : stop - 4 * first]
         return drawn if _LITTLE else drawn.byteswap()
 
-    def _blocks(self, first: int, last: int) -> NDArray[np.uint64]:
-        """The words of the counter values first..last-1, four each, little-endian."""
-        with self._lock:
-            if first != self._block:
-                self._philox.advance((first - self._block) % _COUNTERS)  # goes round, so backwards too
-            self._block = last
-            words: NDArray[np.uint64] = self._philox.random_raw(4 * (last - first))
+    def _words(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The words with these ``numbers``, in their place; uint64 arrays wrap silently."""
+        words = numbers
+        words *= _GOLDEN
+        words += self._start
+        words ^= words >> np.uint64(30)
+        words *= _MIX[0]
+        words ^= words >> np.uint64(27)
+        words *= _MIX[1]
+        words ^= words >> np.uint64(31)
         return words if _LITTLE else words.byteswap()
 
 
@@ -103,9 +117,9 @@ def _feistel(
 
 def _shifted(digit: NDArray[np.uint64], base: np.uint64, by: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """(digit + hash of ``by``) modulo ``base``. uint64 arrays wrap silently."""
-    mixed = by * _ODD  # the high bits of a product depend on all bits of its factors
+    mixed = by * _GOLDEN  # the high bits of a product depend on all bits of its factors
     mixed ^= mixed >> np.uint64(29)
-    mixed *= _ODD
+    mixed *= _GOLDEN
     mixed >>= np.uint64(33)
     mixed *= base  # 31 bits, brought to 0..base-1
     mixed >>= np.uint64(31)

@@ -21,7 +21,7 @@ __all__ = ["Selection"]
 _ONE: Final = 1 << 16
 # Samples decided at once: arrays of a few 100 KB are used again and again by the allocator, larger ones are fetched
 # from the system each time, which takes longer than filling them.
-_GROUP: Final = 1 << 14
+_GROUP: Final = 1 << 15
 
 
 class Selection:
@@ -47,7 +47,10 @@ class Selection:
         """bool[stop - start]: which of the samples start..stop-1 are kept."""
         if self.keeps_all:
             return np.ones(stop - start, dtype=np.bool_)
-        return self._decide(self._scores[start:stop], self._draw(start, stop))
+        draws: NDArray[Any] = self._upper.of8(start, stop)
+        if self._bits == 16:
+            draws = _joined(draws, self._lower.of8(start, stop))
+        return self._decide(self._scores[start:stop], draws)
 
     def choose(
         self, lows: NDArray[np.int64], highs: NDArray[np.int64]
@@ -71,9 +74,12 @@ class Selection:
         if self.keeps_all:
             index = np.arange(shift.size, dtype=np.int64) + shift
             return index, np.ones(index.size, dtype=np.float32)
-        ranges = list(zip(lows.tolist(), highs.tolist(), strict=True))
+        ranges = zip(lows.tolist(), highs.tolist(), strict=True)
         scores = np.concatenate([self._scores[low:high] for low, high in ranges])
-        kept = np.flatnonzero(self._decide(scores, np.concatenate([self._draw(*span) for span in ranges])))
+        draws: NDArray[Any] = self._upper.of8_in(lows, highs)
+        if self._bits == 16:
+            draws = _joined(draws, self._lower.of8_in(lows, highs))
+        kept = np.flatnonzero(self._decide(scores, draws))
         return kept + shift[kept], self._weigh(scores[kept])
 
     def weight(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -81,11 +87,6 @@ class Selection:
         if self.keeps_all:
             return np.ones(index.size, dtype=np.float32)
         return self._weigh(self._scores[index])
-
-    def _draw(self, start: int, stop: int) -> NDArray[Any]:
-        """The uniforms of the samples start..stop-1, or their upper bytes where those decide: uint16 or uint8[k]."""
-        upper = self._upper.of8(start, stop)
-        return upper if self._bits == 8 else upper.astype(np.uint16) << 8 | self._lower.of8(start, stop)
 
     def _decide(self, scores: NDArray[np.float32], draws: NDArray[Any]) -> NDArray[np.bool_]:
         if not isinstance(self._rule, StepRule):
@@ -121,6 +122,14 @@ class Selection:
         units: NDArray[np.uint32] = np.rint(self._rule(np.where(new, np.float32(0), scores)) * _ONE).astype(np.uint32)
         units[new] = _ONE
         return units
+
+
+def _joined(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """uint16[k] of their upper and lower bytes."""
+    joined = upper.astype(np.uint16)
+    joined <<= 8
+    joined |= lower
+    return joined
 
 
 def _weight(keep: float) -> np.float32:

@@ -102,7 +102,7 @@ def test_a_weight_is_one_over_the_probability_that_was_drawn_against(policy):
 
 def test_a_draw_that_equals_the_probability_drops_the_sample():
     """Else every probability were 2^-16 too large, and samples of probability 0 were kept with an infinite weight."""
-    scores = np.arange(400_000, dtype=np.float32)
+    scores = np.arange(4_000_000, dtype=np.float32)
     units = np.rint(chances(scores, DROPPING) * 2**16).astype(np.int64)
     drawn = uniforms(1, 2, scores.size)
     kept = select(scores, DROPPING).keep(0, scores.size)
