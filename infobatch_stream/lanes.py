@@ -38,14 +38,18 @@ class WindowLane:
         self._window = window
         self._shuffle = WindowShuffle(self.size, window, *order)
         self._chunks, self._buckets = Recent[int, Entries](2), Recent[int, tuple[int, Entries]](2)
+        self._latest = 0, Entries.join([])
 
     def entries(self, start: int, stop: int) -> Entries:
         """Entries number start..stop-1 of the reading order."""
+        first, entries = self._latest  # which has most steps whole
+        if first <= start and stop <= first + entries.index.size:
+            return entries.take(slice(start - first, stop - first))
         parts = []
         # The first output of bucket c is number c * W - (late entries of chunk c-1): at most a bucket back.
         bucket = start // self._window
         while start < stop:
-            first, entries = self._buckets.get(bucket, self._bucket_of)
+            self._latest = first, entries = self._buckets.get(bucket, self._bucket_of)
             end = min(stop, first + entries.index.size)
             if start < end:
                 parts.append(entries.take(slice(start - first, end - first)))
