@@ -27,7 +27,7 @@ from infobatch_stream.shared_store import SharedStore
 from infobatch_stream.sources import open_source
 from infobatch_stream.store import ScoreStore
 from infobatch_stream.sync import Ranks
-from infobatch_stream.workers import advise, lost_worker
+from infobatch_stream.workers import advise, lost_worker, widen
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -239,6 +239,7 @@ class InfoBatchLoader:
         self._iterating = mine = object()
         try:
             batches = iter(self.dataloader)
+            widen(batches)
         except _FAILURES as error:
             self._look_after_workers(error, self.dataloader._iterator)
             raise
