@@ -34,7 +34,7 @@ def lost_worker(error: BaseException, batches: object) -> bool:
 def widen(batches: object) -> None:
     """Give the pipe from the workers to ``batches``, the iterator of a DataLoader, more room, if the system lets it.
 
-    Each time that it is full a worker waits, and so does this process: batches of large samples pass half as fast again.
+    Each time that it is full a worker waits, and this process next: batches of large samples pass half as fast again.
     """
     reader = getattr(getattr(batches, "_worker_result_queue", None), "_reader", None)
     if reader is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
