@@ -64,7 +64,7 @@ class Source(Protocol):
         """
 
     def read_many(self, indices: list[int]) -> list[Any]:
-        """The samples ``indices``, in that order; the first that cannot be read raises."""
+        """The samples, in the order of ``indices``, read in any order; one that cannot be read raises."""
 
 
 def fingerprint(kind: str, parts: Iterable[object]) -> str:

@@ -13,6 +13,7 @@ MOST_OPEN = (
 )
 _LARGE = 2**15  # bytes, from which on a map is quicker than a read, if they are in memory
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+_ANYWHERE = [bytearray(1)]  # for a byte that nobody looks at
 
 
 class ShardFile:
@@ -66,7 +67,7 @@ class ShardFile:
 
     def _is_in_memory(self, offset: int) -> bool:
         try:
-            return bool(_NOWAIT) and os.preadv(self._fd, [bytearray(1)], offset, _NOWAIT) == 1
+            return bool(_NOWAIT) and os.preadv(self._fd, _ANYWHERE, offset, _NOWAIT) == 1
         except OSError:  # it is not, or the file system does not tell
             return False
 

@@ -211,5 +211,8 @@ class WdsSource:
         return self.dataset[index]
 
     def read_many(self, indices: list[int]) -> list[Any]:
-        """The samples ``indices``, in that order; the first that cannot be read raises."""
-        return [self.dataset[index] for index in indices]
+        """The samples, in the order of ``indices``, read in the order of the shards; one that cannot be read raises."""
+        samples: list[Any] = [None] * len(indices)
+        for place in np.argsort(indices).tolist():
+            samples[place] = self.dataset[indices[place]]
+        return samples
