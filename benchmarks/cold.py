@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from benchmarks.contender import Contender, Epochs, named, others, pruning, trained
+from benchmarks.contender import Contender, Epochs, epochs_of, named, others, pruning
 from benchmarks.measure import Spread, disk_bytes_read, drop_cache, in_turn, ratio
 from benchmarks.report import Figure
 from benchmarks.shards import LARGE, SMALL, TINY, Load, workspace, write
@@ -214,7 +214,7 @@ def _ours(format: str, folder: Path, load: Load, share: float) -> Epochs:
     store.record(np.arange(load.count), np.random.default_rng(0).random(load.count, dtype=np.float32))
     store.commit()
     loader = InfoBatchLoader(dataset, path, policy=pruning(share), existing="continue", **options)
-    return trained(loader, place)
+    return epochs_of(loader, place)
 
 
 def plot(file: Path, figures: list[Figure]) -> None:

@@ -26,6 +26,7 @@ from infobatch_stream import FullData, InfoBatchLoader, QuantilePruning
 __all__ = [
     "Contender",
     "Epochs",
+    "epochs_of",
     "infobatch",
     "named",
     "others",
@@ -34,7 +35,6 @@ __all__ = [
     "rate",
     "rate_figures",
     "rates",
-    "trained",
 ]
 
 Epochs = Callable[[], Iterable[Any]]
@@ -60,7 +60,12 @@ def pruning(share: float) -> FullData | QuantilePruning:
 
 
 def infobatch(
-    dataset: Any, batch: int, workers: int = 0, share: float = 1.0, collate: Callable[..., Any] = list
+    dataset: Any,
+    batch: int,
+    workers: int = 0,
+    share: float = 1.0,
+    collate: Callable[..., Any] = list,
+    update: bool = True,
 ) -> Epochs:
     """Epochs of InfoBatchLoader that keep ``share`` of the samples, but for the first, which knows no scores yet."""
     folder = tempfile.TemporaryDirectory(prefix="infobatch-benchmark-")
@@ -69,27 +74,29 @@ def infobatch(
         drop_last=True, collate_fn=collate, num_workers=workers,
     )  # fmt: skip
 
-    return trained(loader, folder)
+    return epochs_of(loader, folder, update)
 
 
-def trained(loader: InfoBatchLoader, folder: tempfile.TemporaryDirectory[str]) -> Epochs:
+def epochs_of(loader: InfoBatchLoader, folder: tempfile.TemporaryDirectory[str], update: bool = True) -> Epochs:
     """Epochs of ``loader``, whose store is in ``folder``."""
 
     def epoch() -> Iterator[Any]:
         assert folder.name  # it lives as long as this does
         for data, picks in loader:
-            loader.update(torch.rand(len(picks)), picks)
+            if update:
+                loader.update(torch.rand(len(picks)), picks)
             yield data
 
     return epoch
 
 
-def others(loader: Iterable[Any], batch: int) -> Epochs:
+def others(loader: Iterable[Any], batch: int, losses: bool = True) -> Epochs:
     """Epochs of any other loader."""
 
     def epoch() -> Iterator[Any]:
         for data in loader:
-            torch.rand(batch).mean()
+            if losses:
+                torch.rand(batch).mean()
             yield data
 
     return epoch

@@ -173,10 +173,14 @@ def _random_state_kept() -> Iterator[None]:
 def _normal_in_waiting() -> dict[str, Any]:
     """The normal number that NumPy may keep for the next call, which is lost with a change of the bit generator.
 
-    No function gives that alone; the rest of the state, which takes the time, is left out.
+    No function gives that alone. So it is asked for with a bit generator in place whose state costs nothing; or, in a
+    NumPy that has no such place, with all the rest.
     """
-    numpys: Any = np.random.mtrand._rand
-    generator = numpys._bit_generator
+    numpys: Any = getattr(np.random.mtrand, "_rand", None)
+    generator = getattr(numpys, "_bit_generator", None)
+    if generator is None:
+        state = np.random.get_state(legacy=False)  # noqa: NPY002 - as above
+        return {"has_gauss": state["has_gauss"], "gauss": state["gauss"]}
     numpys._bit_generator = SimpleNamespace(state={"bit_generator": "MT19937"})
     try:
         state = numpys.get_state(legacy=False)

@@ -1,6 +1,7 @@
 """Random state while a batch is made: set where code of the user's runs, and put back in the main process."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +42,17 @@ def test_a_normal_number_that_numpy_keeps_for_later_is_kept(make, normals):
     ours = np.random.randn(3).tolist()
     np.random.seed(3)
     assert np.random.randn(normals + 3).tolist()[normals:] == ours
+
+
+def test_a_numpy_that_does_not_tell_of_it_alone_is_asked_for_all(make, monkeypatch):
+    np.random.seed(3)
+    np.random.randn()
+    before = state_of_rngs()
+    with monkeypatch.context() as patch:
+        patch.setattr(np.random, "mtrand", SimpleNamespace())
+        wanted = make(Noisy(16)).peek()[0][1]
+    assert state_of_rngs() == before
+    assert torch.equal(make(Noisy(16)).peek()[0][1], wanted)
 
 
 def test_another_bit_generator_of_the_users_is_kept(make):
