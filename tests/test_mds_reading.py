@@ -24,7 +24,7 @@ from streaming.base.util import clean_stale_shared_memory
 
 from infobatch_stream import DataError, InfoBatchLoader
 from infobatch_stream.sources import mds_reading, open_source, shard_file
-from infobatch_stream.sources.shard_file import MOST_OPEN
+from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
 
 pytestmark = pytest.mark.filterwarnings(
     # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
@@ -512,3 +512,49 @@ def test_a_reader_that_decodes_large_samples_in_its_own_way_gets_their_bytes(lar
     for shard in dataset.shards:
         shard.__class__ = Mine
     assert open_source(dataset).read(7) == expected
+
+
+def forget(file):
+    """Have the system forget the pages of ``file``; whether it did (some file systems keep all in memory)."""
+    handle = os.open(file, os.O_RDONLY)
+    os.fsync(handle)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)
+    return not ShardFile(str(file), stamp_of(file))._is_in_memory(0, 1)  # which brings in the page that it looks at
+
+
+def stamp_of(file):
+    return file.stat().st_size, file.stat().st_mtime_ns
+
+
+def test_samples_on_the_disk_are_asked_for_before_the_first_is_read_and_others_not_at_all(large, monkeypatch):
+    forgotten = [forget(file) for file in large.glob("*.mds")]
+    if not all(forgotten):
+        pytest.skip("this file system has no other place than memory")
+    asked, read = [], []
+    advise, view = os.posix_fadvise, ShardFile.view
+    willneed = os.POSIX_FADV_WILLNEED
+    monkeypatch.setattr(os, "posix_fadvise", lambda *at: (at[3] == willneed and asked.append(at[1:3]), advise(*at)))
+    monkeypatch.setattr(ShardFile, "view", lambda *at: (read.append((len(asked), at[1:])), view(*at))[1])
+    dataset = StreamingDataset(local=str(large))
+    source = open_source(dataset)
+    wanted = [3, 17, 11, 4]
+    samples = source.read_many(wanted)
+    assert sorted(asked) == sorted(at for _, at in read)
+    assert {count for count, _ in read} == {len(wanted)}
+    assert samples == [dataset[i] for i in wanted]
+    asked.clear()
+    assert source.read_many(wanted) == samples
+    assert not asked
+
+
+def test_what_the_neighbours_of_a_sample_brought_to_memory_is_not_taken_for_it(large):
+    """Pages at both ends are shared with them: a map would then fetch the rest page by page."""
+    file = large / "shard.00000.mds"
+    if not forget(file):
+        pytest.skip("this file system has no other place than memory")
+    opened = ShardFile(str(file), stamp_of(file))
+    opened.read(LARGE - 4096, 8192)
+    opened.read(2 * LARGE - 4096, 8192)
+    assert opened.view(LARGE, LARGE)[1] == 0  # read, not mapped
+    assert opened.view(LARGE, LARGE)[1] == LARGE

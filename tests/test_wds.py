@@ -742,3 +742,25 @@ def test_a_shard_of_large_members_that_is_cut_short_is_named(tmp_path):
     assert dataset[1]["cls"] == b"1"
     with pytest.raises(DataError, match=r"s\.tar was cut short after it was indexed"):
         dataset[2]
+
+
+def test_members_on_the_disk_are_asked_for_before_the_first_is_read(tmp_path, monkeypatch):
+    write_large(tmp_path / "s.tar")
+    source = WdsSource(IndexedWebDataset(tmp_path / "s.tar"))
+    expected = source.read_many([2, 0])
+    handle = os.open(tmp_path / "s.tar", os.O_RDONLY)
+    os.fsync(handle)
+    asked, advise = [], os.posix_fadvise
+    del source  # its map would keep the pages
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda *at: (at[3] == os.POSIX_FADV_WILLNEED and asked.append(at[1:3]), advise(*at))
+    )
+    source = WdsSource(IndexedWebDataset(tmp_path / "s.tar"))
+    if source.dataset._shards._find(0)[2]._is_in_memory(0, 1):
+        pytest.skip("this file system has no other place than memory")
+    assert source.read_many([2, 0]) == expected
+    assert len(asked) == 2
+    assert source.read_many([2, 0]) == expected
+    assert len(asked) == 2

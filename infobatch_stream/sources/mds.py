@@ -92,8 +92,12 @@ class MdsSource:
                 self._bring(shard)
         samples: list[Any] = [None] * len(indices)
         with MdsReading(self._dataset, self._open) as reading:
-            for shard, places in groupby(np.argsort(numbers).tolist(), key=shards.__getitem__):
-                reading.turn_to(shard, str(self._files[shard][0][0]), self._bring(shard))
+            groups = [
+                (shard, list(places)) for shard, places in groupby(np.argsort(numbers).tolist(), key=shards.__getitem__)
+            ]
+            self._announce(reading, [(shard, [indices[place] for place in places]) for shard, places in groups])
+            for shard, places in groups:
+                reading.turn_to(shard, self._path(shard), self._bring(shard))
                 try:
                     for place in places:
                         samples[place] = reading.get(indices[place])
@@ -104,6 +108,19 @@ class MdsSource:
                     self._give_back(shard)
                     raise self._missing(shard, error) from error
         return samples
+
+    def _announce(self, reading: MdsReading, wanted: list[tuple[int, list[int]]]) -> None:
+        """Have the system fetch samples (indices by shard) at once, unless it has the first of them in memory."""
+        missing = False
+        for shard, indices in wanted:
+            reading.turn_to(shard, self._path(shard), self._bring(shard))
+            for index in indices:
+                missing = reading.announce(index) or missing
+                if not missing:
+                    return
+
+    def _path(self, shard: int) -> str:
+        return str(self._files[shard][0][0])
 
     def _bring(self, shard: int) -> tuple[int, int]:
         """Return when the files of ``shard`` are here, whole: size and modification time of the last."""

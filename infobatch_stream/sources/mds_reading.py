@@ -139,11 +139,24 @@ class MdsReading:
         turned = self._turned  # once, for a thread may come here while another turns
         if turned is None or not turned[0] <= sample_id < turned[1]:
             return type(self._dataset).get_item(self._dataset, sample_id, retry)
-        low, _, file, reader = turned
+        begin, end = self._bounds(sample_id, turned)
+        return self._files.decode(turned[3], turned[2], begin, end)
+
+    def announce(self, sample_id: int) -> bool:
+        """Have the system begin to fetch a sample of the shard that was turned to; False when it has it already."""
+        turned = self._turned
+        if turned is None:
+            return False
+        begin, end = self._bounds(sample_id, turned)
+        return turned[2].announce(begin, end - begin)
+
+    @staticmethod
+    def _bounds(sample_id: int, turned: tuple[int, int, ShardFile, Any]) -> tuple[int, int]:
+        low, _, file, _ = turned
         begin, end = _BOUNDS.unpack(file.read(4 + 4 * (sample_id - low), 8))
         if not begin < end <= file.size:
             raise _damaged(file, f"sample {sample_id - low} has the bytes {begin:,} to {end:,}")
-        return self._files.decode(reader, file, begin, end)
+        return begin, end
 
 
 def _damaged(file: ShardFile, what: str) -> DataError:

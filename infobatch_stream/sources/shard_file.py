@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import Callable
-from mmap import PROT_READ, mmap
+from mmap import MADV_RANDOM, PROT_READ, mmap
 
 from infobatch_stream.errors import DataError
 
 __all__ = ["MOST_OPEN", "ShardFile"]
 
-MOST_OPEN = (
-    128  # files that a source keeps open per process; the usual limit of open files is 1024, and a map takes one
-)
+# Files that a source keeps open per process. The usual limit of open files is 1024, and a map takes one too.
+MOST_OPEN = 128
 _LARGE = 2**15  # bytes, from which on a map is quicker than a read, if they are in memory
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _ANYWHERE = [bytearray(1)]  # for a byte that nobody looks at
@@ -56,18 +55,34 @@ class ShardFile:
 
         Raises DataError as `read` does.
         """
-        if length >= _LARGE and self._is_in_memory(offset + length - 1):
+        if length >= _LARGE and self._is_in_memory(offset, length):
             try:
-                self._map = self._map or mmap(self._fd, self.size, prot=PROT_READ)
+                return self._mapped(), offset
             except OSError:  # a file system without maps, or too many of them
                 pass
-            else:
-                return self._map, offset
         return self.read(offset, length), 0
 
-    def _is_in_memory(self, offset: int) -> bool:
+    def announce(self, offset: int, length: int) -> bool:
+        """Have the system begin to fetch the bytes offset..offset+length-1; False when it has them already."""
+        if self._is_in_memory(offset, length):
+            return False
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+        return True
+
+    def _mapped(self) -> mmap:
+        if self._map is None:
+            self._map = mmap(self._fd, self.size, prot=PROT_READ)
+            self._map.madvise(MADV_RANDOM)
+        return self._map
+
+    def _is_in_memory(self, offset: int, length: int) -> bool:
+        """Whether the middle and the end are: of the pages at either end the neighbours have a part."""
         try:
-            return bool(_NOWAIT) and os.preadv(self._fd, _ANYWHERE, offset, _NOWAIT) == 1
+            return bool(_NOWAIT) and all(
+                os.preadv(self._fd, _ANYWHERE, place, _NOWAIT) == 1
+                for place in (offset + length // 2, offset + length - 1)
+            )
         except OSError:  # it is not, or the file system does not tell
             return False
 

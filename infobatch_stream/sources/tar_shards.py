@@ -1,6 +1,7 @@
 """The raw samples of a list of tars, read by index."""
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -51,24 +52,39 @@ class TarShards:
         vars(self).update(state)
         self._open_caches()
 
+    def announce(self, numbers: Iterable[int]) -> None:
+        """Have the system fetch the samples ``numbers`` at once, unless it has the first of them in memory."""
+        for place, number in enumerate(numbers):
+            _, _, file, members = self._find(number)
+            if members and not file.announce(*_span(members)) and place == 0:
+                return
+
     def read(self, number: int) -> dict[str, Any]:
         """Sample ``number``, 0 <= number < N, as webdataset yields it before any stage."""
+        key, url, file, members = self._find(number)
+        sample: dict[str, Any] = {"__key__": key, "__url__": url}
+        if not members:
+            return sample
+        start, size = _span(members)
+        block = file.read(start, size) if size <= _BLOCK else None
+        for extension, offset, length in members:
+            source, at = file.view(offset, length) if block is None else (block, offset - start)
+            sample[extension] = source[at : at + length]
+            sample["__local_path__"] = file.path  # webdataset has it behind the first field
+        return sample
+
+    def _find(self, number: int) -> tuple[str, str, ShardFile, list[tuple[str, int, int]]]:
+        """Key and url of sample ``number``, the file that has it, and its members there."""
         shard = bisect_right(self.ends, number)
         path, stamp = self.paths[shard], self._stamps[shard]
         index: TarIndex = self._index(path)
         if index.stamp != stamp:
             raise changed(path)
-        file = self._file(path, stamp)
         row = number - (self.ends[shard - 1] if shard else 0)
-        sample: dict[str, Any] = {"__key__": index.key(row), "__url__": self.urls[shard]}
-        members = index.members(row)
-        if not members:
-            return sample
-        start, (_, last, length) = members[0][1], members[-1]
-        size = last + length - start
-        block = file.read(start, size) if size <= _BLOCK else None
-        for extension, offset, length in members:
-            source, at = file.view(offset, length) if block is None else (block, offset - start)
-            sample[extension] = source[at : at + length]
-            sample["__local_path__"] = path  # webdataset has it behind the first field
-        return sample
+        return index.key(row), self.urls[shard], self._file(path, stamp), index.members(row)
+
+
+def _span(members: list[tuple[str, int, int]]) -> tuple[int, int]:
+    """Where the members of a sample begin, and how many bytes there are to the end of the last."""
+    start, (_, last, length) = members[0][1], members[-1]
+    return start, last + length - start

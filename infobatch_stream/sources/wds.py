@@ -101,6 +101,10 @@ class IndexedWebDataset(Dataset[Any]):
             "passed over an exception. Every index needs a sample: return a stand-in, or let the exception pass."
         )
 
+    def announce(self, indices: Iterable[int]) -> None:
+        """Tell that the samples ``indices`` (0..N-1) are read next, so that those on the disk are fetched at once."""
+        self._shards.announce(indices)
+
     def decode(self, *args: Any, **kwargs: Any) -> Self:
         """As webdataset's `decode`: decode fields by extension.
 
@@ -213,6 +217,8 @@ class WdsSource:
     def read_many(self, indices: list[int]) -> list[Any]:
         """The samples, in the order of ``indices``, read in the order of the shards; one that cannot be read raises."""
         samples: list[Any] = [None] * len(indices)
-        for place in np.argsort(indices).tolist():
+        places = np.argsort(indices).tolist()
+        self.dataset.announce(indices[place] for place in places)
+        for place in places:
             samples[place] = self.dataset[indices[place]]
         return samples
