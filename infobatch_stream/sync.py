@@ -174,36 +174,35 @@ class Groups:
         """float32[k]: of each entry the largest loss that a process of this column has, NaN where none has one.
 
         Collective among them. Each gathers a piece: the others send it what they have seen there, so that a loss which
-        one process has crosses once; then the pieces go round. That is 4 bytes and a bit for each entry that a process
-        sends, however many there are, where an all-reduce in a ring sends up to 8::
+        one process has crosses once; then the pieces go round. Of each entry a process so sends little more than 4
+        bytes, however many processes there are; in an all-reduce in a ring it would be up to 8::
 
-            process 0 has 1 . . 4   sends ". 4" and gets ". 2" for the piece ". ."   1 2 | 3 4 for both
-            process 1 has . 2 3 .   sends ". 2" and gets ". 4" for the piece "3 ."
+            process 0 has 1 . . 4, and gathers the first half: 1 2
+            process 1 has . 2 3 ., and gathers the second:         3 4
         """
         size = -(-losses.size // (32 * self.count)) * 32  # of a piece: whole words of bits
         pieces = np.full((self.count, size), np.nan, dtype=np.float32)
         pieces.reshape(-1)[: losses.size] = losses
+        own = pieces[self.mine].copy()
+        own[np.isnan(own)] = np.nan  # the same NaN on all, so that files are equal to the bit
+        pieces[self.mine] = np.nan  # nothing of it is sent
         with _reaching_others():
-            own = pieces[self.mine]
-            own[np.isnan(own)] = np.nan  # the same NaN on all, so that files are equal to the bit
             for parcel in self._swap([_parcel(piece) for piece in pieces]):
-                seen = np.unpackbits(parcel[: size // 32].view(np.uint8), count=size).view(np.bool_)
+                seen = np.flatnonzero(np.unpackbits(parcel[: size // 32].view(np.uint8), count=size).view(np.bool_))
                 own[seen] = np.fmax(own[seen], parcel[size // 32 :].view(np.float32))
             everyones = torch.empty((self.count, size), dtype=torch.float32, device=_device())
             dist.all_gather(list(everyones), torch.from_numpy(own).to(everyones.device), group=self._peers)
         return everyones.cpu().numpy().reshape(-1)[: losses.size]
 
     def _swap(self, parcels: list[NDArray[np.int32]]) -> Iterator[NDArray[np.int32]]:
-        """Send parcel number j to the process of group j; -> what those of the other groups send here."""
+        """Send parcel number j to the process of group j; -> what those of all groups send here."""
         sizes = torch.tensor([parcel.size for parcel in parcels], device=_device())
         theirs = torch.empty_like(sizes)
         dist.all_to_all_single(theirs, sizes, group=self._peers)
         found = torch.empty(int(theirs.sum()), dtype=torch.int32, device=sizes.device)
         sent = torch.from_numpy(np.concatenate(parcels)).to(sizes.device)
         dist.all_to_all_single(found, sent, theirs.tolist(), sizes.tolist(), group=self._peers)
-        for group, parcel in enumerate(np.split(found.cpu().numpy(), np.cumsum(theirs.tolist())[:-1])):
-            if group != self.mine:
-                yield parcel
+        yield from np.split(found.cpu().numpy(), np.cumsum(theirs.tolist())[:-1])
 
     def from_group(self, group: int, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """``values`` (float32[k]) of the leader of ``group``. Collective among the leaders."""
@@ -216,7 +215,8 @@ class Groups:
 def _parcel(losses: NDArray[np.float32]) -> NDArray[np.int32]:
     """A bit for each of ``losses`` (float32[32 k]) that says whether it is not NaN; then those that are not."""
     seen = ~np.isnan(losses)
-    return np.concatenate([np.packbits(seen).view(np.int32), losses[seen].view(np.int32)])
+    values: NDArray[np.int32] = losses[np.flatnonzero(seen)].view(np.int32)
+    return np.concatenate([np.packbits(seen).view(np.int32), values])
 
 
 def _initialised() -> bool:
