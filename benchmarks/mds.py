@@ -52,7 +52,7 @@ def _compare(full: Load, root: Path, tiny: bool) -> Iterator[Figure]:
         what=f"MDS, {load.name}, 2 workers: share of what two processes can pass on",
         value=ratio(found["InfoBatchLoader, 2 workers"], found["bytes from memory, 2 workers"]),
         unit="x",
-        limit=f"{named('torch')}: DataLoader whose workers read nothing and hand out as many bytes objects, through a pipe as wide",
+        limit=f"{named('torch')}: DataLoader whose workers hand out as many bytes objects, unread, by a pipe as wide",
         note="how far from the limit: with workers, passing the bytes on is what a batch costs most.",
     )
     yield from rate_figures(found, load.name)

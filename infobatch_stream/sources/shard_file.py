@@ -21,7 +21,7 @@ class ShardFile:
     Of the files' position nothing is shared, since `pread` is told where to read: so a file that is open at a fork
     serves both processes, and several threads. Unlike a memory map it gives an error and no SIGBUS when the file is
     cut short or the disk fails, and does not wait page by page. But for large samples that the system has in memory it
-    takes twice as long; those are copied from a map, after a look at whether their end is there.
+    takes twice as long; those are copied from a map, after a look at whether they are there.
 
     path, and stamp: size in bytes and modification time in ns that the file must have. Raises DataError when it has
     others, or cannot be read.
@@ -77,12 +77,11 @@ class ShardFile:
         return self._map
 
     def _is_in_memory(self, offset: int, length: int) -> bool:
-        """Whether the middle and the end are: of the pages at either end the neighbours have a part."""
+        """Whether the middle is, and the end not cut off. (The pages at both ends are the neighbours' too.)"""
+        if not _NOWAIT or os.lseek(self._fd, 0, os.SEEK_END) < offset + length:  # nobody reads from the position
+            return False
         try:
-            return bool(_NOWAIT) and all(
-                os.preadv(self._fd, _ANYWHERE, place, _NOWAIT) == 1
-                for place in (offset + length // 2, offset + length - 1)
-            )
+            return os.preadv(self._fd, _ANYWHERE, offset + length // 2, _NOWAIT) == 1
         except OSError:  # it is not, or the file system does not tell
             return False
 
