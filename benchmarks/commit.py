@@ -124,10 +124,11 @@ def _between_nodes(samples: int, nodes: int) -> Iterator[Figure]:
 
 
 class Exchanged(NamedTuple):
-    """Of a commit, per sample: bytes that each node sent, and nanoseconds."""
+    """Of a commit, per sample: bytes that each node sent, nanoseconds, and those of a node's processor."""
 
     sent: float
     seconds: float
+    processor: float
 
 
 def exchanged(samples: int, nodes: int) -> Exchanged | None:
@@ -149,7 +150,8 @@ def exchanged(samples: int, nodes: int) -> Exchanged | None:
             print(f"commit: no network of their own for {nodes} nodes: {done.stderr}", file=sys.stderr)
             return None
         found = json.loads(Path(folder, "found.json").read_text())
-    return Exchanged(found["bytes"] / nodes / samples, 1e9 * found["seconds"] / samples)
+    times = (1e9 * found[clock] / samples for clock in ("seconds", "processor"))
+    return Exchanged(found["bytes"] / nodes / samples, *times)
 
 
 def _network(folder: Path, samples: int, count: int) -> None:
@@ -172,10 +174,11 @@ def _node(node: int, folder: Path, samples: int, count: int) -> None:
         own = range(node, samples, count)  # a sample has its loss on one node
         shared.store.record(np.array(own), np.random.default_rng(node).random(len(own)))
         dist.barrier()
-        before, start = _carried(), time.perf_counter()
+        before, start, worked = _carried(), time.perf_counter(), time.process_time()
         shared.commit(0)
+        worked = time.process_time() - worked
         dist.barrier()
-        found = {"bytes": _carried() - before, "seconds": time.perf_counter() - start}
+        found = {"bytes": _carried() - before, "seconds": time.perf_counter() - start, "processor": worked}
         assert not np.isnan(shared.store.scores).any()
         if node == 0:
             (folder / "found.json").write_text(json.dumps(found))
