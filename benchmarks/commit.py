@@ -78,7 +78,8 @@ def _one_node(medium: str, folder: Path, samples: int, rounds: int) -> Iterator[
         else:
             yield Figure(7, f"disk: {what}: processor", processor, "ns/sample", "user and system time, with flushing",
                          bound=2, at="most",
-                         note="1.5 to 2.4 in several runs with losses seen: the system, writing pages out, takes most")  # fmt: skip
+                         note="1.5 to 2.4 in several runs with losses seen: the system, writing pages out,"
+                         " takes most")  # fmt: skip
             yield Figure(0, f"disk: {what}", clock, "ns/sample", copied,
                          note="wall-clock; up to three arrays are flushed, one after the other")  # fmt: skip
 

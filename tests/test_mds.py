@@ -1,13 +1,10 @@
 """MDS shards, through StreamingDataset."""
 
-import gc
-import shutil
 import signal
 import threading
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,14 +13,14 @@ from ddp_scripts.data import loss_of, write_mds
 from ddp_scripts.mds import Augmented
 from streaming import Stream, StreamingDataset
 from streaming.base.dataset import _ShardState
-from streaming.base.util import clean_stale_shared_memory
 
 from infobatch_stream import ConfigError, DataError, InfoBatchLoader, ScoreStore, SoftPruning
 
-pytestmark = pytest.mark.filterwarnings(
+pytestmark = [
+    pytest.mark.usefixtures("no_stale_shared_memory", "few_open_files"),
     # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning",
-)
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 N = 48
 FORK = {"num_workers": 2, "multiprocessing_context": "fork"}
 SPAWN = {"num_workers": 1, "multiprocessing_context": "spawn"}
@@ -31,37 +28,6 @@ SPAWN = {"num_workers": 1, "multiprocessing_context": "spawn"}
 leaves_files_open = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_stale_shared_memory():
-    clean_stale_shared_memory()
-    yield
-    clean_stale_shared_memory()
-
-
-@pytest.fixture(autouse=True)
-def _few_open_files(monkeypatch):
-    """End shared memory with its test: streaming does so at exit, and each dataset opens that of all before it."""
-    ends = []
-    monkeypatch.setattr("streaming.base.shared.memory.atexit", SimpleNamespace(register=ends.append))
-    yield
-    gc.collect()
-    for end in ends:
-        with suppress(BufferError):
-            end()
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """A folder of 4 shards of 12 samples; not to be changed."""
-    return write_mds(tmp_path_factory.mktemp("mds") / "shards")
-
-
-@pytest.fixture
-def own(shards, tmp_path):
-    """A copy of it that may be damaged."""
-    return Path(shutil.copytree(shards, tmp_path / "own"))
 
 
 @pytest.fixture

@@ -4,12 +4,9 @@ import copy
 import gc
 import os
 import pickle
-import shutil
-from contextlib import suppress
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,51 +17,22 @@ from streaming import MDSWriter, StreamingDataset
 from streaming.base.array import Array
 from streaming.base.format.mds.encodings import get_mds_encodings
 from streaming.base.format.mds.reader import MDSReader
-from streaming.base.util import clean_stale_shared_memory
 
 from infobatch_stream import DataError, InfoBatchLoader
 from infobatch_stream.sources import mds_reading, open_source, shard_file
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
 
-pytestmark = pytest.mark.filterwarnings(
-    # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
-    "ignore:.*multi-threaded, use of fork:DeprecationWarning",
-    # streaming leaves the compressed shard that it reads open
-    "ignore::ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-)
+pytestmark = [
+    pytest.mark.usefixtures("no_stale_shared_memory", "few_open_files"),
+    pytest.mark.filterwarnings(
+        # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
+        "ignore:.*multi-threaded, use of fork:DeprecationWarning",
+        # streaming leaves the compressed shard that it reads open
+        "ignore::ResourceWarning",
+        "ignore::pytest.PytestUnraisableExceptionWarning",
+    ),
+]
 N = 48
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_stale_shared_memory():
-    clean_stale_shared_memory()
-    yield
-    clean_stale_shared_memory()
-
-
-@pytest.fixture(autouse=True)
-def _few_open_files(monkeypatch):
-    """End shared memory with its test: streaming does so at exit, and each dataset opens that of all before it."""
-    ends = []
-    monkeypatch.setattr("streaming.base.shared.memory.atexit", SimpleNamespace(register=ends.append))
-    yield
-    gc.collect()
-    for end in ends:
-        with suppress(BufferError):
-            end()
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """A folder of 4 shards of 12 samples; not to be changed."""
-    return write_mds(tmp_path_factory.mktemp("mds") / "shards")
-
-
-@pytest.fixture
-def own(shards, tmp_path):
-    """A copy of it that may be damaged."""
-    return Path(shutil.copytree(shards, tmp_path / "own"))
 
 
 @pytest.fixture
