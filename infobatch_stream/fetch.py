@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ bytearray(31 << 20)
 
 _SEED = Struct("<4Q")
 _GENERATOR = np.random.MT19937(0)  # that NumPy draws from while a batch is made in the main process
+_LENT = RLock()  # held meanwhile: of two threads that lent it, the second would put it back for the user's
 
 
 @dataclass(frozen=True)
@@ -157,17 +159,18 @@ def _random_state_kept() -> Iterator[None]:
 
     NumPy takes 40 us to give its state and as much to take it. So within, it draws from another bit generator.
     """
-    numbers, torchs = random.getstate(), torch.get_rng_state()
-    generator, normal = np.random.get_bit_generator(), _normal_in_waiting()
-    np.random.set_bit_generator(_GENERATOR if generator is not _GENERATOR else np.random.MT19937(0))  # nested
-    try:
-        yield
-    finally:
-        np.random.set_bit_generator(generator)
-        if normal["has_gauss"]:
-            np.random.set_state({**generator.state, **normal})  # noqa: NPY002 - users' code uses it
-        random.setstate(numbers)
-        torch.set_rng_state(torchs)
+    with _LENT:
+        numbers, torchs = random.getstate(), torch.get_rng_state()
+        generator, normal = np.random.get_bit_generator(), _normal_in_waiting()
+        np.random.set_bit_generator(_GENERATOR if generator is not _GENERATOR else np.random.MT19937(0))  # nested
+        try:
+            yield
+        finally:
+            np.random.set_bit_generator(generator)
+            if normal["has_gauss"]:
+                np.random.set_state({**generator.state, **normal})  # noqa: NPY002 - users' code uses it
+            random.setstate(numbers)
+            torch.set_rng_state(torchs)
 
 
 def _normal_in_waiting() -> dict[str, Any]:

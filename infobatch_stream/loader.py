@@ -315,7 +315,7 @@ class InfoBatchLoader:
         if weight.device != losses.device:
             if losses.is_cuda and weight.is_cpu:
                 weight = weight.pin_memory()  # a copy from other memory may wait for the device
-            weight = weight.to(losses.device, non_blocking=True)
+            weight = weight.to(losses.device, non_blocking=losses.is_cuda)
         return (losses * weight).mean()
 
     def _warn_of_losses(self) -> None:

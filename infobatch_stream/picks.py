@@ -36,8 +36,11 @@ class Picks:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as arrays. From a worker, a tensor would take a shared memory file and a connection of its own."""
-        arrays = (self.index.numpy(), self.weight.numpy(force=True), self._record.numpy())
-        return _of_arrays, (type(self), arrays, self._epoch, self._step, self._replaced)
+        rest = (self._epoch, self._step, self._replaced)
+        if self.weight.device.type != "cpu":  # copied within a process; workers have none such
+            return type(self), (self.index, self.weight, self._record, *rest)
+        arrays = (self.index.numpy(), self.weight.numpy(), self._record.numpy())
+        return _of_arrays, (type(self), arrays, *rest)
 
     def _with_weight(self, weight: Tensor) -> Self:
         return type(self)(self.index, weight, self._record, self._epoch, self._step, self._replaced)

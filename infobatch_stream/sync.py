@@ -180,12 +180,13 @@ class Groups:
             process 0 has 1 . . 4, and gathers the first half: 1 2
             process 1 has . 2 3 ., and gathers the second:         3 4
         """
+        place = dist.get_rank(self._peers)  # not always that of the group: torch sorts the processes
         size = -(-losses.size // (32 * self.count)) * 32  # of a piece: whole words of bits
         pieces = np.full((self.count, size), np.nan, dtype=np.float32)
         pieces.reshape(-1)[: losses.size] = losses
-        own = pieces[self.mine].copy()
+        own = pieces[place].copy()
         own[np.isnan(own)] = np.nan  # the same NaN on all, so that files are equal to the bit
-        pieces[self.mine] = np.nan  # nothing of it is sent
+        pieces[place] = np.nan  # nothing of it is sent
         with _reaching_others():
             for parcel in self._swap([_parcel(piece) for piece in pieces]):
                 seen = np.flatnonzero(np.unpackbits(parcel[: size // 32].view(np.uint8), count=size).view(np.bool_))
@@ -195,7 +196,7 @@ class Groups:
         return everyones.cpu().numpy().reshape(-1)[: losses.size]
 
     def _swap(self, parcels: list[NDArray[np.int32]]) -> Iterator[NDArray[np.int32]]:
-        """Send parcel number j to the process of group j; -> what those of all groups send here."""
+        """Send parcel number j to the j-th process of this column; -> what each sends here."""
         sizes = torch.tensor([parcel.size for parcel in parcels], device=_device())
         theirs = torch.empty_like(sizes)
         dist.all_to_all_single(theirs, sizes, group=self._peers)

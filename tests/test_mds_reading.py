@@ -526,3 +526,32 @@ def test_what_the_neighbours_of_a_sample_brought_to_memory_is_not_taken_for_it(l
     opened.read(2 * LARGE - 4096, 8192)
     assert opened.view(LARGE, LARGE)[1] == 0  # read, not mapped
     assert opened.view(LARGE, LARGE)[1] == LARGE
+
+
+def test_a_users_own_getitem_may_stand_in_for_a_damaged_sample(own):
+    class Tolerant(StreamingDataset):
+        def __getitem__(self, index):
+            try:
+                return super().__getitem__(index)
+            except DataError:
+                return None
+
+    file = own / "shard.00001.mds"
+    data = bytearray(file.read_bytes())
+    data[4 + 4 * 2 : 4 + 4 * 3] = (2**31).to_bytes(4, "little")
+    file.write_bytes(data)
+    source = open_source(Tolerant(local=str(own)))
+    assert source.read_many([14, 15])[0] is None
+    assert source.read_many([15])[0] is not None
+
+
+def test_equal_indices_of_a_batch_are_read_in_their_order(own):
+    read = []
+
+    class Noting(StreamingDataset):
+        def __getitem__(self, index):
+            read.append(index)
+            return len(read)
+
+    samples = open_source(Noting(local=str(own))).read_many([3] * 40 + [1] * 40)
+    assert samples == [*range(41, 81), *range(1, 41)]

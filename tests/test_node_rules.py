@@ -264,13 +264,15 @@ def test_ranks_that_want_different_things_of_a_store_all_raise(on_loopback):
 
 
 @ddp
-@pytest.mark.parametrize("nodes_count", [2, 3])
-def test_a_merge_gives_all_the_largest_loss_of_each_sample_to_the_bit(on_loopback, nodes_count):
+@pytest.mark.parametrize("groups", [[[0], [1]], [[0], [1], [2]], [[0, 3], [1, 2]]], ids=["two", "three", "in no order"])
+def test_a_merge_gives_all_the_largest_loss_of_each_sample_to_the_bit(on_loopback, groups):
     nodes, folder = on_loopback
-    found = nodes.run("merged", folder / f"merged {nodes_count}", ranks=(1,) * nodes_count)
-    cases = [(size, share) for size in MERGED_SIZES for share in MERGED_SHARES]
-    for number, (size, share) in enumerate(cases):
-        wanted = np.fmax.reduce([losses_of(group, size, share) for group in range(nodes_count)])
-        wanted[np.isnan(wanted)] = np.nan  # the same NaN on every node, for files are compared by their bytes
-        for rank in range(nodes_count):
-            np.testing.assert_array_equal(found[rank][number].view(np.uint32), wanted.view(np.uint32))
+    ranks = sum(map(len, groups))
+    found = nodes.run("merged", folder / f"merged {groups}", ranks=(1,) * ranks, groups=groups)
+    columns = list(zip(*groups, strict=True))
+    for number, (size, share) in enumerate((size, share) for size in MERGED_SIZES for share in MERGED_SHARES):
+        for column in columns:
+            wanted = np.fmax.reduce([losses_of(rank, size, share) for rank in column])
+            wanted[np.isnan(wanted)] = np.nan  # the same NaN on every node, for files are compared by their bytes
+            for rank in column:
+                np.testing.assert_array_equal(found[rank][number].view(np.uint32), wanted.view(np.uint32))

@@ -764,3 +764,28 @@ def test_members_on_the_disk_are_asked_for_before_the_first_is_read(tmp_path, mo
     assert len(asked) == 2
     assert source.read_many([2, 0]) == expected
     assert len(asked) == 2
+
+
+def test_a_subclass_may_stand_in_for_a_shard_that_is_gone(tmp_path):
+    class Tolerant(IndexedWebDataset):
+        def __getitem__(self, index):
+            try:
+                return super().__getitem__(index)
+            except DataError:
+                return None
+
+    write_large(tmp_path / "a.tar")
+    write_large(tmp_path / "b.tar")
+    source = WdsSource(Tolerant(tmp_path))
+    (tmp_path / "a.tar").unlink()
+    gone, found = source.read_many([0, 5])
+    assert gone is None
+    assert found["cls"] == b"1"
+
+
+def test_what_is_left_of_a_shard_that_was_cut_can_be_read_before_it_was_mapped(tmp_path):
+    write_large(tmp_path / "s.tar")
+    dataset = IndexedWebDataset(tmp_path / "s.tar")
+    assert dataset._shards._find(0)[2].size > 250_000
+    os.truncate(tmp_path / "s.tar", 250_000)
+    assert dataset[1]["cls"] == b"1"

@@ -93,7 +93,8 @@ class MdsSource:
         samples: list[Any] = [None] * len(indices)
         with MdsReading(self._dataset, self._open) as reading:
             groups = [
-                (shard, list(places)) for shard, places in groupby(np.argsort(numbers).tolist(), key=shards.__getitem__)
+                (shard, list(places))
+                for shard, places in groupby(np.argsort(numbers, kind="stable").tolist(), key=shards.__getitem__)
             ]
             self._announce(reading, [(shard, [indices[place] for place in places]) for shard, places in groups])
             for shard, places in groups:

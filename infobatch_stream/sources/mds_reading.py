@@ -147,7 +147,10 @@ class MdsReading:
         turned = self._turned
         if turned is None:
             return False
-        begin, end = self._bounds(sample_id, turned)
+        try:
+            begin, end = self._bounds(sample_id, turned)
+        except DataError:  # raised again where it is read
+            return False
         return turned[2].announce(begin, end - begin)
 
     @staticmethod

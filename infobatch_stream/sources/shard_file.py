@@ -58,13 +58,13 @@ class ShardFile:
         if length >= _LARGE and self._is_in_memory(offset, length):
             try:
                 return self._mapped(), offset
-            except OSError:  # a file system without maps, or too many of them
+            except (OSError, ValueError):  # no maps here, or too many; or the file was cut elsewhere
                 pass
         return self.read(offset, length), 0
 
     def announce(self, offset: int, length: int) -> bool:
         """Have the system begin to fetch the bytes offset..offset+length-1; False when it has them already."""
-        if self._is_in_memory(offset, length):
+        if not length or self._is_in_memory(offset, length):
             return False
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)

@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -217,8 +218,9 @@ class WdsSource:
     def read_many(self, indices: list[int]) -> list[Any]:
         """The samples, in the order of ``indices``, read in the order of the shards; one that cannot be read raises."""
         samples: list[Any] = [None] * len(indices)
-        places = np.argsort(indices).tolist()
-        self.dataset.announce(indices[place] for place in places)
+        places = np.argsort(indices, kind="stable").tolist()
+        with suppress(DataError):  # raised again where it is read, if the user lets it
+            self.dataset.announce(indices[place] for place in places)
         for place in places:
             samples[place] = self.dataset[indices[place]]
         return samples

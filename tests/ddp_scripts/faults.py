@@ -148,10 +148,10 @@ def losses_of(group, size, share):
     return losses
 
 
-def merged(out, here, rank):
-    """What a merge gives this rank, for each size and share."""
-    groups = Ranks().grouped([[number] for number in range(dist.get_world_size())])
-    return [groups.merge(losses_of(rank, size, share)) for size in MERGED_SIZES for share in MERGED_SHARES]
+def merged(out, here, rank, groups):
+    """What a merge among the processes of these groups gives this rank, for each size and share."""
+    merge = Ranks().grouped(groups).merge
+    return [merge(losses_of(rank, size, share)) for size in MERGED_SIZES for share in MERGED_SHARES]
 
 
 # ---- what must be refused
