@@ -150,6 +150,8 @@ def _loops(scale: Scale, folder: Path, who: str) -> Iterator[Figure]:
     }
     found = in_turn({name: partial(contender, nullcontext()) for name, contender in contenders.items()}, scale.rounds)
     note = f"{scale.workers} workers decode {scale.samples:,} JPEG files of 500x375 ({source()}) in tar shards"
+    if scale.device != "cuda":
+        note += "; NO CUDA DEVICE was at hand: what the target asks for, a ResNet-50 on one, is not measured"
     yield Figure(9, f"{who}: loader and update", ratio(found["loader"], found["preloaded"]), "x",
                  "samples per second of the same loop with tensors on the device", note=note)  # fmt: skip
     yield Figure(9, f"{who}: update alone", ratio(found["update"], found["preloaded"]), "x", "as above")
