@@ -3,7 +3,9 @@
 The only module that imports torch.distributed. Ranks talk at the ends of epochs, never at a step.
 """
 
+import atexit
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -58,6 +60,8 @@ class Ranks:
                     "train on all the data. Call torch.distributed.init_process_group before making the loader."
                 )
             return
+        atexit.unregister(_rest)  # once only
+        atexit.register(_rest)
         self.process, self.processes = dist.get_rank(), dist.get_world_size()
         self.rank, self.world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if self.rank < 0:
@@ -218,6 +222,15 @@ def _parcel(losses: NDArray[np.float32]) -> NDArray[np.int32]:
     seen = ~np.isnan(losses)
     values: NDArray[np.int32] = losses[np.flatnonzero(seen)].view(np.int32)
     return np.concatenate([np.packbits(seen).view(np.int32), values])
+
+
+def _rest() -> None:
+    """Give the threads of the process groups the time to let go of the last tensors, before Python ends.
+
+    A thread of gloo that still has to is stopped for want of Python when that ends, and torch then ends the process by
+    SIGABRT ("terminate called without an active exception"): seen with torch 2.14 in 2 of 12 runs on one busy core.
+    """
+    time.sleep(0.1)
 
 
 def _initialised() -> bool:
