@@ -29,7 +29,7 @@ from infobatch_stream.tools.__main__ import main
 from infobatch_stream.tools.cli import app, parse_size
 from infobatch_stream.tools.convert import Conversion, convert, write_shards
 from infobatch_stream.tools.readers import ImageTree, read_idx
-from infobatch_stream.tools.writers import Column, EncodedImage
+from infobatch_stream.tools.samples import Column, EncodedImage
 
 FORMATS = ("mds", "wds")
 FILES = [

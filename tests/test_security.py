@@ -20,7 +20,7 @@ from infobatch_stream import ConfigError, DataError, IndexedWebDataset
 from infobatch_stream.sources.mds import MdsSource
 from infobatch_stream.tools import readers
 from infobatch_stream.tools.convert import convert, write_shards
-from infobatch_stream.tools.writers import Column, EncodedImage
+from infobatch_stream.tools.samples import Column, EncodedImage
 
 ROOT = Path(infobatch_stream.__file__).parent.parent
 FILES = sorted(file for folder in ("infobatch_stream", "tools", "examples") for file in (ROOT / folder).rglob("*.py"))

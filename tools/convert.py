@@ -15,8 +15,9 @@ import numpy as np
 
 from infobatch_stream.errors import ConfigError, DataError
 
-from .readers import SampleSet, read_source
-from .writers import Column, MdsShards, Sample, ShardFormat, Shards, WdsShards, column_of
+from .readers import read_source
+from .samples import Column, Sample, SampleSet, column_of
+from .writers import MdsShards, ShardFormat, Shards, WdsShards
 
 __all__ = ["SHARD_BYTES", "Conversion", "ShardSummary", "Track", "convert", "staged_folder", "write_shards"]
 
@@ -84,7 +85,7 @@ def convert(
                 columns=one.columns, classes=one.classes, shard_bytes=shard_bytes,
             )  # fmt: skip
             parts.append(replace(summary, path=Path(dst) / one.name))
-    return Conversion(tuple(parts), tuple(sets[0].classes), sum(one.skipped for one in sets))
+    return Conversion(tuple(parts), tuple(sets[0].classes or ()), sum(one.skipped for one in sets))
 
 
 def _ordered(samples: SampleSet, seed: int | None) -> Iterator[Sample]:

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -15,13 +14,12 @@ import numpy as np
 
 from infobatch_stream.errors import ConfigError, MissingExtraError
 
-__all__ = ["Column", "EncodedImage", "MdsShards", "Sample", "ShardFormat", "Shards", "WdsShards", "column_of"]
+from .samples import Column, EncodedImage, Sample
+
+__all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards"]
 
 _TAR_BLOCK, _TAR_RECORD = 512, 10240
 _EXTENSION = re.compile(r"\w+([.-]\w+)*")
-
-Sample = Mapping[str, Any]
-"""One sample: column name -> EncodedImage, numpy array, int, str or bytes."""
 
 
 class ShardFormat(StrEnum):
@@ -29,47 +27,6 @@ class ShardFormat(StrEnum):
 
     MDS = "mds"
     WDS = "wds"
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """The bytes of an image file, which are stored unchanged, and its extension (lower-case, no dot)."""
-
-    data: bytes
-    extension: str
-
-
-@dataclass(frozen=True)
-class Column:
-    """How one field of a sample is stored: ``mds`` is an MDS encoding, ``wds`` the extension of a tar member.
-
-    The extension of an EncodedImage goes before ``wds``, so that one tar may hold jpg and png.
-    """
-
-    mds: str
-    wds: str
-
-
-def column_of(name: str, value: object) -> Column:
-    """The column for a field like ``value``; an array's shape and dtype become part of the MDS encoding.
-
-    Raises ConfigError for a type that has no column of its own.
-    """
-    match value:
-        case EncodedImage():
-            return Column("png" if value.extension == "png" else "jpeg", value.extension)
-        case np.ndarray() if value.ndim and value.size and value.dtype.kind in "uif" and value.itemsize <= 8:
-            return Column(f"ndarray:{value.dtype.name}:{','.join(map(str, value.shape))}", "npy")
-        case int() | np.integer():
-            return Column("int", "cls")
-        case str():
-            return Column("str", "txt")
-        case bytes():
-            return Column("bytes", "bin")
-    raise ConfigError(
-        f"the field {name!r} is a {type(value).__name__}; a sample may hold EncodedImage, numpy arrays of "
-        "numbers (at least one dimension, not empty), int, str and bytes."
-    )
 
 
 class Shards(Protocol):

@@ -9,16 +9,15 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_ISREG
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError
 
-from .writers import Column, EncodedImage, Sample
+from ..samples import Column, EncodedImage, Sample, SampleSet
 
-__all__ = ["IMAGE_EXTENSIONS", "IdxPair", "ImageTree", "SampleSet", "read_idx", "read_source"]
+__all__ = ["IMAGE_EXTENSIONS", "IdxPair", "ImageTree", "read_idx", "read_source"]
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "gif", "ppm", "tif", "tiff"})
 _EXPECTED = (
@@ -31,27 +30,6 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", 
 _IDX_NAME = re.compile(r"(?P<split>\w[\w.-]*)-(?P<part>images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
 _LARGEST = (1 << 32) - 1  # bytes of an image; the limit of an MDS shard
 _DEFLATE_RATIO = 1032  # the most that a byte of deflate can stand for
-
-
-class SampleSet(Protocol):
-    """Samples that are written into one folder, read by position.
-
-    name: subfolder of the destination, "" for the destination itself.
-    classes: names of the classes; label i is ``classes[i]``.
-    columns: how each field of a sample is stored.
-    skipped: files that were seen and are no samples.
-    """
-
-    name: str
-    classes: list[str]
-    columns: dict[str, Column]
-    skipped: int
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def __getitem__(self, position: int) -> Sample:
-        """The sample at ``position`` (0..len-1) of the sorted order; raises DataError or OSError."""
 
 
 class ImageTree:
