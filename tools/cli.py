@@ -2,29 +2,18 @@
 
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from infobatch_stream.errors import ConfigError, DataError, InfoBatchError
+from infobatch_stream.errors import ConfigError, DataError
 
+from .console import progress, reported
 from .writers import ShardFormat
 
 __all__ = ["app"]
@@ -93,12 +82,12 @@ def convert_command(
 ) -> None:
     """Convert images into shards. Image files are copied byte for byte, in one global, seeded shuffle."""
     start = time.monotonic()
-    with _reported(), _progress("samples") as progress:
+    with reported(), progress("samples") as bar:
         from .convert import convert
 
         done = convert(
             src, dst, format, seed=seed, shuffle=not no_shuffle, shard_bytes=shard_size, overwrite=overwrite,
-            track=lambda samples, total, title: progress.track(samples, total, description=title),
+            track=lambda samples, total, title: bar.track(samples, total, description=title),
         )  # fmt: skip
     seconds = time.monotonic() - start
     for part in done.parts:
@@ -121,12 +110,12 @@ def index_command(
     """Build the index of each tar, <shard>.index.npz, where there is none or the tar has changed since."""
     built = fresh = samples = 0
     failures: list[str] = []
-    with _reported(), _progress("shards") as progress:
+    with reported(), progress("shards") as bar:
         from infobatch_stream.sources.tar_index import is_fresh, load_index
         from infobatch_stream.sources.urls import expand_shards
 
         paths = list(dict.fromkeys(expand_shards(shards)))
-        for path in progress.track(paths, description="indexing"):
+        for path in bar.track(paths, description="indexing"):
             try:
                 was_fresh = is_fresh(path)
                 samples += len(load_index(path))
@@ -164,41 +153,7 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("infobatch-demo.png"),
 ) -> None:
     """Train a small CNN on real images, in full and with InfoBatch, over MDS and WebDataset shards."""
-    with _reported():
+    with reported():
         from .demo import demo
 
         demo(data, nproc=nproc, epochs=epochs, seeds=seeds, optimizer=optimizer.value, out=out, console=Console())
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Turn what users can mend into one line on stderr and exit code 1."""
-    try:
-        yield
-    except (InfoBatchError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
-
-
-class _Rate(ProgressColumn):
-    """Items per second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f} {self._unit}/s")
-
-
-def _progress(unit: str) -> Progress:
-    """A progress bar on stderr; nothing where that is no terminal, since logs keep every line."""
-    console = Console(stderr=True)
-    columns: list[Any] = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(unit),
-        TimeRemainingColumn(),
-    ]
-    return Progress(*columns, console=console, disable=not console.is_terminal)

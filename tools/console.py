@@ -1,0 +1,57 @@
+"""What the commands show on a terminal: progress, and errors that a user can mend."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from infobatch_stream.errors import InfoBatchError
+
+__all__ = ["progress", "reported"]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what users can mend into one line on stderr (and a line for each note), and exit code 1."""
+    try:
+        yield
+    except (InfoBatchError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            typer.echo(note, err=True)
+        raise typer.Exit(1) from None
+
+
+class _Rates(ProgressColumn):
+    """Items per second, and bytes per second where a task counts them in its field ``bytes``."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        text = f"{task.finished_speed or task.speed or 0:,.0f} {self._unit}/s"
+        if done := task.fields.get("bytes"):
+            text += f"  {decimal(int(done / (task.finished_time or task.elapsed or 1)))}/s"
+        return Text(text)
+
+
+def progress(unit: str) -> Progress:
+    """A progress bar on stderr; nothing where that is no terminal, since logs keep every line.
+
+    ``update(task, advance=..., bytes=...)``: bytes are all that were done so far.
+    """
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rates(unit),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
