@@ -73,14 +73,14 @@ def ordered_map(
 
 
 def _start_server(function: Callable[..., object]) -> None:
-    """Start the process from which workers fork, with the module of ``function``, imported once for all of them.
+    """Start the process from which workers fork, with what they need imported once for all of them.
 
     (Not this process: one with threads cannot be forked safely.) Ctrl-C goes to all processes of a terminal. Workers
     are ended by this one, so they come to life with the signal blocked, instead of each printing its traceback.
     """
     while isinstance(function, partial):
         function = function.func
-    forkserver.set_forkserver_preload([function.__module__])
+    forkserver.set_forkserver_preload([__name__, function.__module__])
     resource_tracker.ensure_running()  # a part of the next, but one that unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -96,7 +96,6 @@ def _begin(until: Connection, function: Callable[[Any], Any]) -> None:
     """
     _functions[:] = [function]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server may be older, and not ours
-    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_watch, args=(until,), daemon=True).start()
 
 
@@ -114,7 +113,10 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _work(item: Any) -> Any:
+    signal.signal(signal.SIGTERM, _end)
     try:
         return _functions[0](item)
     except SystemExit:  # the executor would take it for the item's result
         os._exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to remove while it waits
