@@ -7,6 +7,7 @@ names, and stay there; without one, into a temporary folder that is removed.
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from benchmarks.measure import in_child
-from tools.convert import staged_folder, write_shards
+from tools.convert import write_shards
 
 __all__ = ["LARGE", "SMALL", "TINY", "Files", "Load", "find_wids", "has_litdata", "wids_index", "workspace", "write"]
 
@@ -77,17 +78,27 @@ def write(format: str, load: Load, root: Path) -> Path:
         case "mds" | "wds":
             write_shards(({"data": sample} for sample in load), folder, format, shard_bytes=load.shard)
         case "files":
-            with staged_folder(folder) as staged:
+            with _staged(folder) as staged:
                 for index, sample in enumerate(load):
                     file = _file(staged, index)
                     file.parent.mkdir(exist_ok=True)
                     file.write_bytes(sample)
         case "litdata":
-            with staged_folder(folder) as staged:
+            with _staged(folder) as staged:
                 in_child(_optimize, load, staged)  # it sets up much that is to die with its process
         case _:
             raise ValueError(format)
     return folder
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A new folder that becomes ``folder`` once it is complete."""
+    staged = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    yield staged
+    staged.rename(folder)
 
 
 def _optimize(load: Load, folder: Path) -> None:

@@ -26,7 +26,7 @@ from infobatch_stream import FullData, IndexedWebDataset, InfoBatchLoader, SoftP
 from infobatch_stream.picks import Picks
 from infobatch_stream.policies import Policy
 from tools.convert import write_shards
-from tools.writers import EncodedImage
+from tools.samples import EncodedImage
 
 __all__ = ["TITLE", "run"]
 

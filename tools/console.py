@@ -21,9 +21,16 @@ def reported() -> Iterator[None]:
         yield
     except (InfoBatchError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
-        for note in getattr(error, "__notes__", ()):
-            typer.echo(note, err=True)
+        _echo_notes(error)
         raise typer.Exit(1) from None
+    except (KeyboardInterrupt, SystemExit) as error:
+        _echo_notes(error)
+        raise
+
+
+def _echo_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        typer.echo(note, err=True)
 
 
 class _Rates(ProgressColumn):

@@ -1,110 +1,130 @@
 """A conversion: samples are read, shuffled and written as shards; the result appears whole or not at all."""
 
-import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from fnmatch import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError
 
+from .bucket import is_url, url_destination
+from .cuts import tasks_of
+from .destination import Destination, local_destination
+from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
+from .on_ray import write_on_ray
+from .pool import ordered_map
 from .readers import read_source
-from .samples import Column, Sample, SampleSet, column_of
-from .writers import MdsShards, ShardFormat, Shards, WdsShards
+from .reencode import Reencoder
+from .samples import Column, Encoded, Sample, SampleSet, column_of
+from .task import Job, Target, Written, add, write_task
+from .writers import ShardFormat, stored_sizes
 
-__all__ = ["SHARD_BYTES", "Conversion", "ShardSummary", "Track", "convert", "staged_folder", "write_shards"]
+__all__ = ["SHARD_BYTES", "Conversion", "ShardSummary", "convert", "write_shards"]
 
 SHARD_BYTES = 1 << 26
 _LEAST_SHARD = 1 << 14  # a tar is never smaller than 10 KiB
 _MOST_SHARD = (1 << 32) - 1  # offsets within an MDS shard are uint32
-_OURS = ("classes.json", "index.json", "shard*.mds", "*.tar", "*.tar.index.npz")
-
-Track = Callable[[Iterable[Sample], int, str], Iterable[Sample]]
-"""Shows progress: (samples, how many there are, a title) -> the same samples."""
-
-
-@dataclass(frozen=True)
-class ShardSummary:
-    """What was written into the folder ``path``: numbers of samples and shards, the shards' size in bytes."""
-
-    path: Path
-    samples: int
-    shards: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A finished conversion: its folders, the classes they share, and how many files were no samples."""
-
-    parts: tuple[ShardSummary, ...]
-    classes: tuple[str, ...]
-    skipped: int
+_TRIED = 64  # images that are encoded to learn how large they become
+_TAR_END = 10240
 
 
 def convert(
-    src: Path,
-    dst: Path,
+    src: Path | str,
+    dst: Path | str,
     format: ShardFormat | str,
     *,
+    columns: Mapping[str, str] | None = None,
+    encodings: Mapping[str, str] | None = None,
+    extensions: Mapping[str, str] | None = None,
     seed: int = 0,
-    shuffle: bool = True,
+    shuffle: bool | None = None,
     shard_bytes: int = SHARD_BYTES,
+    shard_samples: int | None = None,
+    compression: str | None = None,
+    hashes: Sequence[str] = ("xxh64",),
+    resize: int | None = None,
+    quality: int | None = None,
+    check: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
-    track: Track | None = None,
+    resume: bool = False,
+    workers: int = 1,
+    ray: str | None = None,
+    watch: Watch | None = None,
 ) -> Conversion:
-    """Convert the image tree or the idx files in ``src`` into shards in ``dst``; see `read_source`.
+    """Convert ``src`` (images, idx files, shards, tables; see `read_source`) into shards in ``dst``, a folder or URL.
 
-    An image tree is written into ``dst``; of idx files each split into its own subfolder (train, test). With
-    ``shuffle`` the samples of a folder are in the order of ``numpy.random.default_rng(seed).permutation``,
-    else sorted by class and path (idx: as they are). Every folder has a ``classes.json``. The same arguments
-    give the same bytes. ``track`` wraps the samples of each folder, to show progress.
-    Raises ConfigError, DataError, MissingExtraError or OSError; ``dst`` is then as it was before.
+    A source of several splits gets a subfolder for each. The same arguments give the same bytes, whatever the number
+    of processes.
+
+    columns, encodings, extensions: which fields are taken, and how they are stored; see `read_source`.
+    shuffle: the samples of a folder in the order of ``numpy.random.default_rng(seed).permutation``; by default
+        unless ``src`` holds shards, which keep their order, as images without a shuffle are sorted by class and path.
+    shard_bytes, shard_samples: no shard holds more; 16 KiB to 4 GiB - 1 (before compression).
+    compression, hashes: of MDS shards, as MDSWriter takes them ("zstd:3"; "sha1", "xxh64").
+    resize, quality, check: see `Reencoder`; ``check`` decodes images without changing them. Else bytes are copied.
+    on_error: "skip" passes over samples that cannot be read, and lists them in the result.
+    overwrite: replace shards in ``dst``. resume: go on with a conversion that was broken off; the shards that were
+        in the making are made again.
+    workers: processes. ray: address of a Ray cluster that does the work instead. watch: is told of the progress.
+
+    Raises ConfigError, DataError, MissingExtraError or OSError. ``dst`` is then as it was before; beside it, shards
+    that are done may be kept for `resume`, which a note at the error tells.
     """
-    here, there = Path(src).resolve(), Path(dst).resolve()
-    if there.is_relative_to(here) or here.is_relative_to(there):
-        raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")
+    target = _target(format, shard_bytes, compression, hashes)
+    reencoder = Reencoder(resize, quality) if check or resize is not None or quality is not None else None
+    if not is_url(dst) and Path(src).exists():
+        here, there = Path(src).resolve(), Path(dst).resolve()
+        if there.is_relative_to(here) or here.is_relative_to(there):
+            raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")
     if seed < 0:
         raise ConfigError(f"seed is {seed}; give 0 or more.")
-    with staged_folder(there, overwrite=overwrite) as folder:
-        sets = read_source(Path(src))
-        parts = []
-        for one in sets:
-            samples: Iterable[Sample] = _ordered(one, seed if shuffle else None)
-            if track is not None:
-                samples = track(samples, len(one), one.name or there.name)
-            summary = write_shards(
-                samples, folder / one.name, format,
-                columns=one.columns, classes=one.classes, shard_bytes=shard_bytes,
-            )  # fmt: skip
-            parts.append(replace(summary, path=Path(dst) / one.name))
-    return Conversion(tuple(parts), tuple(sets[0].classes or ()), sum(one.skipped for one in sets))
-
-
-def _ordered(samples: SampleSet, seed: int | None) -> Iterator[Sample]:
-    count = len(samples)
-    for position in np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count):
-        yield samples[int(position)]
+    if shard_samples is not None and shard_samples < 1:
+        raise ConfigError(f"shard_samples is {shard_samples}; give 1 or more.")
+    sets = read_source(src, columns=columns, encodings=encodings, extensions=extensions)
+    job = Job(sets, target, reencoder, on_error == "skip")
+    shuffled = not sets[0].is_shards if shuffle is None else shuffle
+    recipe = {
+        "format": target.format.value, "shard_bytes": shard_bytes, "shard_samples": shard_samples,
+        "compression": compression, "hashes": sorted(hashes), "seed": seed if shuffled else None,
+        "resize": resize, "quality": quality, "check": check, "on_error": on_error,
+        "columns": [{name: [column.mds, column.wds] for name, column in one.columns.items()} for one in sets],
+        "source": [[one.name, len(one), one.fingerprint] for one in sets], "version": version("infobatch-stream"),
+    }  # fmt: skip
+    tasks = list(tasks_of([_sizes(job, one) for one in sets], recipe["seed"], _room(target), shard_samples))  # type: ignore[arg-type]
+    with _destination(dst, overwrite=overwrite, recipe=recipe, resume=resume) as out:
+        ledger = Ledger([Layout(one.columns, one.classes, one.name, len(one)) for one in sets], out, target, watch)
+        todo = tasks[len(out.done) :]
+        done: Iterator[Written]
+        if ray is not None:
+            done = write_on_ray(job, out.scratch, todo, ray)
+        else:
+            done = ordered_map(partial(write_task, job, out.scratch), todo, min(workers, len(todo)))
+        for task, written in zip(todo, done, strict=True):
+            ledger.take(task.part, written)
+        ledger.finish()
+    return ledger.summary(dst, sum(one.skipped for one in sets))
 
 
 def write_shards(
     samples: Iterable[Sample],
-    dst: Path,
+    dst: Path | str,
     format: ShardFormat | str,
     *,
     columns: Mapping[str, Column] | None = None,
     classes: Sequence[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    compression: str | None = None,
+    hashes: Sequence[str] = ("xxh64",),
     overwrite: bool = False,
 ) -> ShardSummary:
-    """Write ``samples``, in their order, as shards into the folder ``dst``, which appears only when complete.
+    """Write ``samples``, in their order, as shards into ``dst``, a folder (which appears only when complete) or URL.
 
     samples: dicts with the same keys, e.g. ``{"image": uint8[28, 28], "label": int}``; read once, one by one.
     format: "mds" writes ``shard.00000.mds`` ... and ``index.json``. "wds" writes ``shard-000000.tar`` ... with
@@ -112,121 +132,81 @@ def write_shards(
     columns: how each field is stored; by default `column_of` the first sample, so that an array must have the
         same shape and dtype in all samples ("mds").
     classes: written to ``classes.json`` where given: names of label 0, 1, ...
-    shard_bytes: no shard file is larger; 16 KiB to 4 GiB - 1.
+    shard_bytes: no shard file is larger; 16 KiB to 4 GiB - 1. compression, hashes: as of `convert`.
     overwrite: replace a ``dst`` that holds shards, and nothing but shards, once the new one is complete.
 
     The same samples give the same bytes. Raises ConfigError (arguments, no samples, a sample larger than a
     shard), DataError (a sample unlike its columns), MissingExtraError, OSError, and what ``samples`` raises;
     ``dst`` is then as it was before.
     """
+    target = _target(format, shard_bytes, compression, hashes)
+    rest = iter(samples)
+    with _destination(dst, overwrite=overwrite) as out:
+        first = next(rest, None)
+        if first is None:
+            raise ConfigError(f"there are no samples to write to {dst}.")
+        if columns is None:
+            columns = {name: column_of(name, value) for name, value in first.items()}
+        source = Layout(dict(columns), None if classes is None else list(classes))
+        ledger = Ledger([source], out, target)
+        folder = out.scratch / "all"
+        folder.mkdir()
+        writer = target.open(folder, columns)
+        taken = 0
+        try:
+            for number, sample in enumerate(chain([first], rest)):
+                add(writer, columns, sample, f"sample {number}")
+                if len(writer.finished) > taken:
+                    taken = ledger.take_finished(writer.finished, taken, folder)
+            writer.close()
+        except BaseException:
+            writer.abort()
+            raise
+        ledger.take_finished(writer.finished, taken, folder)
+        ledger.finish()
+    return ledger.summary(dst, 0).parts[0]
+
+
+def _target(format: ShardFormat | str, shard_bytes: int, compression: str | None, hashes: Sequence[str]) -> Target:
     try:
         format = ShardFormat(format)
     except ValueError:
         raise ConfigError(f"format is {format!r}; 'mds' and 'wds' can be written.") from None
     if not _LEAST_SHARD <= shard_bytes <= _MOST_SHARD:
         raise ConfigError(f"shards of {shard_bytes:,} bytes; {_LEAST_SHARD:,} to {_MOST_SHARD:,} are possible.")
-    rest = iter(samples)
-    with staged_folder(dst, overwrite=overwrite) as folder:
-        first = next(rest, None)
-        if first is None:
-            raise ConfigError(f"there are no samples to write to {dst}.")
-        if columns is None:
-            columns = {name: column_of(name, value) for name, value in first.items()}
-        writer: Shards
-        if format is ShardFormat.MDS:
-            writer = MdsShards(folder, columns, shard_bytes)
-        else:
-            writer = WdsShards(folder, columns, shard_bytes)
-        count = _write_all(writer, set(columns), chain([first], rest))
-        shards = sorted(folder.glob("*.mds" if format is ShardFormat.MDS else "*.tar"))
-        if classes is not None:
-            (folder / "classes.json").write_text(json.dumps(list(classes), ensure_ascii=False), encoding="utf-8")
-        if format is ShardFormat.WDS:
-            from infobatch_stream.sources.tar_index import load_index
-
-            for shard in shards:  # a rename keeps size and mtime, so the indexes stay fresh
-                load_index(shard, cache_dir=folder)  # the user's cache knows shards by their path, which will change
-        size = sum(shard.stat().st_size for shard in shards)
-    return ShardSummary(Path(dst), count, len(shards), size)
+    if compression and format is ShardFormat.WDS:
+        raise ConfigError(f"compression is {compression!r}: only MDS shards are compressed, tars are read by index.")
+    return Target(format, shard_bytes, compression, tuple(hashes))
 
 
-def _write_all(writer: Shards, names: set[str], samples: Iterable[Sample]) -> int:
-    """Write ``samples``, whose fields are ``names``, and close the writer; the number of samples."""
-    count = 0
-    try:
-        for sample in samples:
-            if sample.keys() != names:
-                raise DataError(f"sample {count} has the fields {sorted(sample)}; the columns are {sorted(names)}.")
+def _destination(
+    dst: Path | str, *, overwrite: bool, recipe: Mapping[str, Any] | None = None, resume: bool = False
+) -> AbstractContextManager[Destination]:
+    if is_url(dst):
+        return url_destination(str(dst), overwrite=overwrite, recipe=recipe, resume=resume)
+    return local_destination(Path(dst), overwrite=overwrite, recipe=recipe, resume=resume)
+
+
+def _room(target: Target) -> int:
+    """Bytes of a shard that are there for samples."""
+    return target.shard_bytes - (_TAR_END if target.format is ShardFormat.WDS else 1024)
+
+
+def _sizes(job: Job, source: SampleSet) -> NDArray[np.int64]:
+    """int64[n]: what each sample takes in a shard; of images that are encoded again, as some of them say."""
+    payload, reencoder = source.sizes(), job.reencoder
+    if reencoder is not None and (reencoder.resize, reencoder.quality) != (None, None):
+        before = after = 1
+        for position in np.unique(np.linspace(0, len(source) - 1, _TRIED, dtype=np.int64)).tolist():
             try:
-                writer.write(sample)
-            except ConfigError as error:
-                raise ConfigError(f"sample {count} {error}") from None
-            except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-                raise DataError(f"sample {count} does not fit the columns: {error}") from error
-            count += 1
-        writer.close()
-    except BaseException:
-        writer.abort()
-        raise
-    return count
+                sample = source[position]
+                after += _payload(reencoder(sample, source.columns))
+            except (DataError, OSError):
+                continue  # it is met again, and told of, where it is converted
+            before += _payload(sample)
+        payload = np.ceil(payload * (after / before)).astype(np.int64)
+    return stored_sizes(job.target.format, payload, len(source.columns))
 
 
-@contextmanager
-def staged_folder(dst: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A new folder beside ``dst`` to write to: renamed to ``dst`` at the end, removed if anything is raised.
-
-    Raises ConfigError where ``dst`` cannot be made: it holds something (with ``overwrite``: something else
-    than shards), is a file or a mount point, or its parent cannot be written to.
-    """
-    dst = Path(dst).resolve()
-    _check_free(dst, overwrite)
-    made = [folder for folder in dst.parents if not folder.exists()]
-    staged = dst.with_name(f"{dst.name}.partial-{secrets.token_hex(4)}")
-    try:
-        try:
-            staged.mkdir(parents=True)
-        except OSError as error:
-            raise ConfigError(f"{dst} cannot be made ({error}); give a folder that can be written to.") from error
-        yield staged
-        _check_free(dst, overwrite)  # somebody else may have written there in the meantime
-        if dst.exists() and any(dst.iterdir()):
-            _replace(dst, staged)
-        else:
-            staged.rename(dst)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def _replace(dst: Path, staged: Path) -> None:
-    """Put ``staged`` in the place of the folder ``dst``, which is kept until that has happened."""
-    old = dst.with_name(f"{dst.name}.old-{secrets.token_hex(4)}")
-    dst.rename(old)
-    try:
-        staged.rename(dst)
-    except BaseException:
-        old.rename(dst)
-        raise
-    shutil.rmtree(old)
-
-
-def _check_free(dst: Path, overwrite: bool) -> None:
-    """Raise ConfigError where ``dst`` (absolute) may not be written; see `staged_folder`."""
-    if not dst.exists():
-        return
-    if not dst.is_dir():
-        raise ConfigError(f"{dst} is a file; give a folder that does not exist yet.")
-    if os.path.ismount(dst):
-        raise ConfigError(f"{dst} is a mount point, which cannot be replaced as a whole; give a folder inside it.")
-    if not overwrite and any(dst.iterdir()):
-        raise ConfigError(f"{dst} is not empty; give another folder, or replace this one with --overwrite.")
-    # Asked for by mistake, on a home directory say, the replacement would be the end of it.
-    for path in dst.rglob("*"):
-        if not path.is_dir() and not any(fnmatch(path.name, ours) for ours in _OURS):
-            raise ConfigError(
-                f"{dst} holds {path.relative_to(dst)}, which is no part of a set of shards, so it is not "
-                "replaced; remove the folder yourself, or give another."
-            )
+def _payload(sample: Sample) -> int:
+    return sum(len(value.data) if isinstance(value, Encoded) else 8 for value in sample.values())

@@ -1,24 +1,28 @@
 """Writers of shards, MDS and WebDataset tars, that take the same samples."""
 
 import io
+import json
 import math
 import re
-import sys
-from collections.abc import Mapping
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, MissingExtraError
 
-from .samples import Column, EncodedImage, Sample
+from .samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 
-__all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards"]
+__all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards", "WrittenShard", "stored_sizes"]
 
 _TAR_BLOCK, _TAR_RECORD = 512, 10240
+_LONG_NAME = 4 * _TAR_BLOCK  # what a name takes that does not fit a header
 _EXTENSION = re.compile(r"\w+([.-]\w+)*")
 
 
@@ -29,12 +33,24 @@ class ShardFormat(StrEnum):
     WDS = "wds"
 
 
+@dataclass(frozen=True)
+class WrittenShard:
+    """A complete shard. file: its name in the writer's folder. entry: what an MDS index.json says of it."""
+
+    file: str
+    samples: int
+    bytes: int
+    entry: dict[str, Any] | None = None
+
+
 class Shards(Protocol):
-    """A writer of one format, into a folder that is there and empty.
+    """A writer of one format, into a folder that is there and empty; ``finished``: its shards that are complete.
 
     ``write`` raises ConfigError for a sample larger than a shard, and ValueError, TypeError, AttributeError,
     KeyError or OverflowError for one that does not fit the columns; both and ``close`` raise OSError.
     """
+
+    finished: list[WrittenShard]
 
     def write(self, sample: Sample) -> None:
         """Add one sample, whose keys are those of the columns."""
@@ -46,6 +62,13 @@ class Shards(Protocol):
         """Let go of files and threads without completing anything; never raises."""
 
 
+def stored_sizes(format: ShardFormat, payload: NDArray[np.int64], fields: int) -> NDArray[np.int64]:
+    """int64[n]: the most bytes that samples of ``payload`` bytes in ``fields`` fields take in a shard."""
+    if format is ShardFormat.MDS:
+        return payload + 4 * (fields + 1)
+    return payload + fields * (2 * _TAR_BLOCK - 1)
+
+
 def _too_large(size: int, limit: int) -> ConfigError:
     return ConfigError(f"needs a shard of {size:,} bytes, {limit:,} are allowed; allow more (--shard-size).")
 
@@ -53,101 +76,167 @@ def _too_large(size: int, limit: int) -> ConfigError:
 class MdsShards:
     """MDS shards by mosaicml-streaming's own writer, which keeps a shard in memory until it is full."""
 
-    def __init__(self, folder: Path, columns: Mapping[str, Column], shard_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        columns: Mapping[str, Column],
+        shard_bytes: int,
+        compression: str | None = None,
+        hashes: Sequence[str] = ("xxh64",),
+    ) -> None:
         """Raises MissingExtraError, and ConfigError for an encoding unknown to MDS or an import that fails."""
-        try:
-            from streaming import MDSWriter
-        except ImportError as error:
-            raise MissingExtraError.of("mosaicml-streaming", "mds") from error
-        except RuntimeError as error:  # e.g. "operator torchvision::nms does not exist"
-            raise ConfigError(
-                f"mosaicml-streaming could not be imported ({error}). It imports torchvision, which fits one build "
-                "of torch only: install the two together, from the same index."
-            ) from error
         encodings = {name: column.mds for name, column in columns.items()}
         try:
             # One thread: it only uploads, and here there is nowhere to upload to.
-            self._writer = MDSWriter(
-                columns=encodings, out=str(folder), size_limit=shard_bytes, max_workers=1, hashes=["xxh64"]
-            )
+            self._writer = _mds_writer()(
+                columns=encodings, out=str(folder), size_limit=shard_bytes, max_workers=1,
+                compression=compression, hashes=sorted(hashes),
+            )  # fmt: skip
         except (TypeError, ValueError, KeyError, AssertionError) as error:
             raise ConfigError(f"MDS cannot store the columns {encodings}: {error}") from error
         self._limit = shard_bytes
+        self.finished: list[WrittenShard] = []
 
     def write(self, sample: Sample) -> None:
         """See `Shards`."""
-        self._writer.write({name: _mds_value(value) for name, value in sample.items()})
+        self._writer.write(sample)
         # The writer gives such a sample a shard of its own, behind an empty one.
         if self._writer.new_shard_size > self._limit:
             raise _too_large(self._writer.new_shard_size, self._limit)
+        self._collect()
 
     def close(self) -> None:
         """See `Shards`."""
         self._writer.finish()
+        self._collect()
 
     def abort(self) -> None:
         """See `Shards`."""
         # Not finish(), which would write what it holds, and may wait for its thread.
         self._writer.cancel_future_jobs()
 
+    def _collect(self) -> None:
+        for entry in self._writer.shards[len(self.finished) :]:
+            file = entry["zip_data"] or entry["raw_data"]
+            self.finished.append(WrittenShard(file["basename"], entry["samples"], file["bytes"], entry))
+
+
+def _mds_writer() -> Any:
+    """Streaming's writer, in a form that takes what is encoded already, too."""
+    try:
+        from streaming import MDSWriter
+        from streaming.base.format.mds.encodings import mds_encode
+    except ImportError as error:
+        raise MissingExtraError.of("mosaicml-streaming", "mds") from error
+    except RuntimeError as error:  # e.g. "operator torchvision::nms does not exist"
+        raise ConfigError(
+            f"mosaicml-streaming could not be imported ({error}). It imports torchvision, which fits one build "
+            "of torch only: install the two together, from the same index."
+        ) from error
+
+    class Writer(MDSWriter):
+        def encode_sample(self, sample: Sample) -> bytes:
+            sizes, data = [], []
+            for name, encoding, size in zip(self.column_names, self.column_encodings, self.column_sizes, strict=True):
+                value = sample[name]
+                datum = value.data if isinstance(value, Encoded) else mds_encode(encoding, _mds_value(value))
+                if size is None:
+                    sizes.append(len(datum))
+                elif size != len(datum):
+                    raise ValueError(f"{name} has {len(datum):,} bytes, and not {size:,} as {encoding} does")
+                data.append(datum)
+            return np.array(sizes, np.uint32).tobytes() + b"".join(data)
+
+    return Writer
+
 
 class WdsShards:
-    """Tars by webdataset's own ShardWriter, with fixed times, cut by the size of the file."""
+    """Tars, cut by the size of the file. Members are in the order of the fields, with fixed times.
 
-    def __init__(self, folder: Path, columns: Mapping[str, Column], shard_bytes: int) -> None:
-        """Raises MissingExtraError."""
-        try:
-            from webdataset.writer import ShardWriter
-        except ImportError as error:
-            raise MissingExtraError.of("webdataset", "wds") from error
+    Not by webdataset's ShardWriter, which sorts the members of a sample: so they could not come back as they were.
+    """
+
+    def __init__(self, folder: Path, columns: Mapping[str, Column], shard_bytes: int, first: int = 0) -> None:
+        """``first``: the number of the first sample, for the names of those that have no key."""
         self._folder, self._columns, self._limit = folder, columns, shard_bytes
+        self._tar: tarfile.TarFile | None = None
         self._file: IO[bytes] | None = None
-        self._count = self._size = 0
-        # The opener keeps paths from webdataset's own, which formats them and looks for schemes and pipes.
-        self._writer = ShardWriter(
-            "shard-%06d.tar", maxcount=sys.maxsize, maxsize=math.inf, verbose=0,
-            opener=self._open, post=self._shut, encoder=False, compress=False, mtime=0,
-        )  # fmt: skip
+        self._number = first
+        self._samples = self._size = 0
+        self.finished: list[WrittenShard] = []
 
     def write(self, sample: Sample) -> None:
         """See `Shards`."""
-        members: dict[str, bytes] = {}
-        for name, value in sample.items():
-            extension = value.extension if isinstance(value, EncodedImage) else self._columns[name].wds
-            if not _EXTENSION.fullmatch(extension):  # part of a file's name, for those who unpack the tar
-                raise ValueError(f"{extension!r} is no extension; letters, digits, and dots or dashes between them are")
-            if extension in members:
-                raise ValueError(f"two columns have the extension {extension!r}; give columns= with different ones")
-            members[extension] = _wds_bytes(value)
-        size = sum(_TAR_BLOCK + math.ceil(len(data) / _TAR_BLOCK) * _TAR_BLOCK for data in members.values())
+        members = self._members(sample)
+        key = _checked(sample.get(KEY, f"{self._number:09d}"), members, foreign=KEY in sample)
+        size = sum(_member_bytes(f"{key}.{extension}", len(data)) for extension, data in members.items())
         if _tar_bytes(size) > self._limit:
             raise _too_large(_tar_bytes(size), self._limit)
-        if _tar_bytes(self._size + size) > self._limit:
-            self._writer.next_stream()
-            self._size = 0
-        self._writer.write({"__key__": f"{self._count:09d}", **members})
-        self._count += 1
-        self._size += size
+        if self._tar is None or _tar_bytes(self._size + size) > self._limit:
+            self.close()
+            self._file = (self._folder / f"{len(self.finished):06d}.tar").open("wb")
+            self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        for extension, data in members.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size, info.mode = len(data), 0o444
+            self._tar.addfile(info, io.BytesIO(data))
+        self._number += 1
+        self._samples += 1
+        self._size = self._tar.offset
 
     def close(self) -> None:
         """See `Shards`."""
-        self._writer.close()
+        if self._tar is None or self._file is None:
+            return
+        self._tar.close()
+        self._file.close()
+        path = Path(self._file.name)
+        self.finished.append(WrittenShard(path.name, self._samples, path.stat().st_size))
+        self._tar = self._file = None
+        self._samples = self._size = 0
 
     def abort(self) -> None:
         """See `Shards`."""
-        with suppress(Exception):  # the file may be what failed
-            self._writer.close()
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
 
-    def _open(self, name: str) -> IO[bytes]:
-        self._file = (self._folder / name).open("wb")
-        return self._file
+    def _members(self, sample: Sample) -> dict[str, bytes]:
+        """Extension -> content, in the order of the members."""
+        members: dict[str, bytes] = {}
+        for name, value in sample.items():
+            if name in (KEY, MEMBERS):
+                continue
+            if isinstance(value, float | np.floating) and not self._columns[name].mds.startswith("float"):
+                raise TypeError(f"{name} is {value}, and its column is one of {self._columns[name].mds}")
+            extension = value.extension if isinstance(value, EncodedImage) else self._columns[name].wds
+            if extension in members:
+                if MEMBERS in sample and isinstance(value, Encoded) and not value.data:
+                    continue
+                raise ValueError(f"two columns have the extension {extension!r}; give columns= with different ones")
+            members[extension] = _wds_bytes(value)
+        if MEMBERS in sample:
+            members = {extension: members[extension] for extension in json.loads(sample[MEMBERS])}
+        return members
 
-    def _shut(self, name: str) -> None:
-        assert self._file is not None, name
-        self._file.close()
+
+def _checked(key: str, extensions: Iterable[str], foreign: bool) -> str:
+    """``key``. Raises ValueError where a member's name would lead elsewhere for those who unpack the tar.
+
+    foreign: the names come from another tar, where more is possible.
+    """
+    if key.startswith("/") or ".." in key.split("/"):
+        raise ValueError(f"the key {key!r} leads out of the folder that the tar is unpacked in")
+    for extension in extensions:
+        if "/" in extension or not (foreign or _EXTENSION.fullmatch(extension)):
+            raise ValueError(f"{extension!r} is no extension; letters, digits, and dots or dashes between them are")
+    return key
+
+
+def _member_bytes(name: str, size: int) -> int:
+    """The most bytes that a member takes in a tar."""
+    long = 0 if len(name) <= tarfile.LENGTH_NAME and name.isascii() else _LONG_NAME + len(name.encode(errors="replace"))
+    return _TAR_BLOCK + math.ceil(long / _TAR_BLOCK) * _TAR_BLOCK + math.ceil(size / _TAR_BLOCK) * _TAR_BLOCK
 
 
 def _tar_bytes(content: int) -> int:
@@ -158,8 +247,6 @@ def _tar_bytes(content: int) -> int:
 def _mds_value(value: Any) -> Any:
     """``value`` in the type that MDS encodes."""
     match value:
-        case EncodedImage():
-            return value.data
         case np.ndarray():  # its bytes are stored as they lie, in C order already
             return value.astype(value.dtype.newbyteorder("="), copy=False)
         case np.integer():
@@ -170,7 +257,7 @@ def _mds_value(value: Any) -> Any:
 def _wds_bytes(value: Any) -> bytes:
     """``value`` as the content of a tar member."""
     match value:
-        case EncodedImage():
+        case Encoded():
             return value.data
         case bytes():
             return value
@@ -179,7 +266,13 @@ def _wds_bytes(value: Any) -> bytes:
             np.save(stream, value, allow_pickle=False)
             return stream.getvalue()
         case str():
-            return value.encode()
+            text = value
         case int() | np.integer():
-            return str(int(value)).encode()
-    raise TypeError(f"a {type(value).__name__} has no form in a tar")
+            text = str(int(value))
+        case float() | np.floating():
+            text = repr(float(value))
+        case dict() | list():
+            text = json.dumps(value)
+        case _:
+            raise TypeError(f"a {type(value).__name__} has no form in a tar")
+    return text.encode()

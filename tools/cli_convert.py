@@ -1,0 +1,139 @@
+"""The command ``infobatch-stream convert``."""
+
+import dataclasses
+import json
+import re
+import time
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.filesize import decimal
+from rich.progress import TaskID
+
+from .console import progress, reported
+from .ledger import Conversion, Progress
+from .writers import ShardFormat
+
+__all__ = ["convert_command", "parse_size"]
+
+_UNITS = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+
+
+def parse_size(text: str) -> int:
+    """``64MB`` -> bytes; units KB, MB, GB (powers of 1024, as in mosaicml-streaming) or none."""
+    match = re.fullmatch(r"(\d+)\s*([KMG]B|)", text.strip().upper())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no size; write it as 64MB, 512KB, 1GB or a number of bytes.")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+_SHOWN = 10  # problems; --json has all
+
+
+class OnError(StrEnum):
+    """What to do with a sample that cannot be read."""
+
+    RAISE = "raise"
+    SKIP = "skip"
+
+
+def parse_pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
+    """``["image=jpg;png", "label"]`` -> a dict; a name alone stands for itself."""
+    pairs = {text.partition("=")[0].strip(): text.partition("=")[2].strip() or text.strip() for text in texts or ()}
+    if any(not name or value.startswith("=") for name, value in pairs.items()):
+        raise typer.BadParameter(f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint=option)
+    return pairs or None
+
+
+def convert_command(
+    src: Annotated[
+        str,
+        typer.Argument(
+            help="Images, SRC/<class>/**/<image>; idx files (MNIST); tars; MDS; Parquet or CSV; a Hugging Face dataset "
+            "saved on disk: a folder, a file, or a pattern as 'data/*.parquet'."
+        ),
+    ],
+    dst: Annotated[str, typer.Argument(help="Folder for the shards, which appears when complete; or s3://, gs:// ...")],
+    *,
+    format: Annotated[ShardFormat, typer.Option(help="mds: mosaicml-streaming. wds: WebDataset tars.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SOURCE", help="A field to take, e.g. 'image=jpg;png'; repeat it.  [default: all]"),
+    ] = None,
+    encoding: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=ENCODING", help="MDS encoding, where not as inferred; repeat it.")
+    ] = None,
+    extension: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=EXTENSION", help="Extension in tars, likewise; repeat it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle; the same seed gives the same bytes.")] = 0,
+    shuffle: Annotated[
+        bool | None,
+        typer.Option("--shuffle/--no-shuffle", help="One global shuffle.  [default: unless SRC are shards]"),
+    ] = None,
+    shard_size: Annotated[
+        int,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="The largest size of a shard: KB, MB, GB are powers of 1024.",
+        ),
+    ] = "64MB",  # type: ignore[assignment]  # typer parses a default as it does an argument
+    shard_samples: Annotated[int | None, typer.Option(min=1, help="The most samples of a shard.")] = None,
+    compression: Annotated[str | None, typer.Option(help="Of MDS shards, e.g. zstd:3.")] = None,
+    hashes: Annotated[str, typer.Option(help="Of MDS shards, e.g. sha1,xxh64; '' for none.")] = "xxh64",
+    resize: Annotated[int | None, typer.Option(min=1, help="Pixels of an image's shorter side, at most.")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=95, help="JPEG quality of images encoded again.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Decode each image, to find those that are damaged.")] = False,
+    on_error: Annotated[OnError, typer.Option(help="What to do with a sample that cannot be read.")] = OnError.RAISE,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the shards in DST, once the new ones are complete.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a conversion that was broken off.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on this Ray cluster: auto, local, or host:port.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Convert data into shards. Bytes are copied, not encoded again; the same arguments give the same shards."""
+    start = time.monotonic()
+    with reported(), progress("samples") as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def watch(now: Progress) -> None:
+            if now.title not in tasks:
+                tasks[now.title] = bar.add_task(now.title or "converting", total=now.total, bytes=0)
+            bar.update(tasks[now.title], completed=now.samples, bytes=now.bytes)
+
+        from .convert import convert
+
+        done = convert(
+            src, dst, format,
+            columns=parse_pairs("--column", column), encodings=parse_pairs("--encoding", encoding),
+            extensions=parse_pairs("--extension", extension), seed=seed, shuffle=shuffle,
+            shard_bytes=shard_size, shard_samples=shard_samples, compression=compression,
+            hashes=[name.strip() for name in hashes.split(",") if name.strip()],
+            resize=resize, quality=quality, check=check, on_error=on_error.value,
+            overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=watch,
+        )  # fmt: skip
+    seconds = time.monotonic() - start
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(done), "seconds": round(seconds, 3)}, default=str))
+    else:
+        _print(done, seconds)
+
+
+def _print(done: Conversion, seconds: float) -> None:
+    for part in done.parts:
+        shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
+        classes = f" of {len(done.classes):,} classes" if done.classes else ""
+        typer.echo(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
+    total, size = sum(part.samples for part in done.parts), sum(part.bytes for part in done.parts)
+    skipped = f"; skipped {done.skipped:,} files that are no images in class folders" if done.skipped else ""
+    typer.echo(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s{skipped}")
+    for problem in done.problems[:_SHOWN]:
+        typer.echo(f"skipped: {problem}", err=True)
+    if len(done.problems) > _SHOWN:
+        typer.echo(f"skipped: {len(done.problems) - _SHOWN:,} more; --json lists all", err=True)

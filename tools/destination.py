@@ -1,0 +1,220 @@
+"""Where shards go: a folder, which appears when it is complete, or a URL, where what names the shards comes last."""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Protocol
+
+from infobatch_stream.errors import ConfigError
+
+__all__ = [
+    "STATE",
+    "Destination",
+    "Record",
+    "broken_off",
+    "check_recipe",
+    "is_ours",
+    "local_destination",
+    "refuse_foreign",
+]
+
+STATE = ".conversion"
+"""Folder in an unfinished destination: the recipe of the conversion, and what is done of it."""
+
+_OURS = ("classes.json", "columns.json", "index.json", "shard*.mds", "shard*.mds.*", "*.tar", "*.tar.index.npz")
+
+Record = dict[str, Any]
+"""What is known of a finished task, as plain values. Its ``files``: names in the destination -> sizes in bytes."""
+
+
+class Destination(Protocol):
+    """Takes shards while a conversion runs.
+
+    scratch: a local folder for shards in the making. done: the records of the tasks 0..k-1, done before it was resumed.
+    """
+
+    scratch: Path
+    done: list[Record]
+
+    def publish(self, record: Record, files: Mapping[str, Path]) -> None:
+        """Take the next task's ``files`` (name in the destination -> where it lies in scratch), then its record."""
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file; those come when all shards are there."""
+
+
+@contextmanager
+def local_destination(
+    dst: Path, *, overwrite: bool = False, recipe: Mapping[str, Any] | None = None, resume: bool = False
+) -> Iterator[Destination]:
+    """A new folder beside ``dst``, renamed to ``dst`` at the end.
+
+    If anything is raised it is removed, or kept for `resume` with a note at the error, if there is a ``recipe`` (what
+    makes the shards, as plain values) and some shards are done. A kill leaves it. Raises ConfigError where ``dst``
+    cannot be made: it holds something (with ``overwrite``: something else than shards), is a file or a mount point, or
+    its parent cannot be written to; where a conversion was broken off, or is running; and for another recipe.
+    """
+    dst = Path(dst).resolve()
+    _check_free(dst, overwrite)
+    made = [folder for folder in dst.parents if not folder.exists()]
+    staged = dst.with_name(f"{dst.name}.partial" + ("" if recipe is not None else f"-{secrets.token_hex(4)}"))
+    if staged.exists() and not resume:
+        raise broken_off(staged, dst)
+    lock = None
+    try:
+        try:
+            (staged / STATE).mkdir(parents=True, exist_ok=resume)
+            lock = _locked(staged, dst)
+            folder = _Folder(staged, recipe)
+        except OSError as error:
+            raise ConfigError(f"{dst} cannot be made ({error}); give a folder that can be written to.") from error
+        yield folder
+        _check_free(dst, overwrite)  # somebody else may have written there in the meantime
+        shutil.rmtree(staged / STATE)
+        if dst.exists() and any(dst.iterdir()):
+            _replace(dst, staged)
+        else:
+            staged.rename(dst)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            error.filename = str(dst)  # a full disk is told of without saying which
+        if lock is None and staged.exists():  # another conversion's
+            raise
+        if recipe is not None and any((staged / STATE / "done").glob("*.json")):
+            shutil.rmtree(staged / STATE / "scratch", ignore_errors=True)
+            error.add_note(f"The shards that are done are kept in {staged}: go on with --resume, or remove it.")
+            raise
+        shutil.rmtree(staged, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def broken_off(staged: object, dst: object) -> ConfigError:
+    """The error for a destination whose conversion was broken off."""
+    return ConfigError(
+        f"{staged} holds a part of a conversion to {dst} that was broken off, or is running; go on with it (--resume), "
+        "or remove it to begin anew."
+    )
+
+
+def _locked(staged: Path, dst: Path) -> int:
+    """A descriptor that holds the lock of ``staged`` until it is closed, or this process ends."""
+    descriptor = os.open(staged / STATE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(f"another process is converting to {dst}; wait for it, or give another folder.") from None
+    return descriptor
+
+
+class _Folder:
+    """A `Destination` on a local disk."""
+
+    def __init__(self, root: Path, recipe: Mapping[str, Any] | None) -> None:
+        self._root, self._state = root, root / STATE
+        self.scratch = self._state / "scratch"
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir()
+        (self._state / "done").mkdir(exist_ok=True)
+        known = self._state / "recipe.json"
+        if recipe is not None and known.exists():
+            check_recipe(root, known.read_bytes(), recipe)
+        self._write(known, json.dumps(recipe))
+        self.done: list[Record] = []
+        while (record := self._record(len(self.done))) is not None:
+            self.done.append(record)
+        self._next = len(self.done)
+
+    def _record(self, number: int) -> Record | None:
+        """The record of a task whose files are all here."""
+        try:
+            record: Record = json.loads((self._state / "done" / f"{number:06d}.json").read_bytes())
+            whole = all((self._root / name).stat().st_size == size for name, size in record["files"].items())
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # after a power failure, of any form
+            return None
+        return record if whole else None
+
+    def publish(self, record: Record, files: Mapping[str, Path]) -> None:
+        for name, path in files.items():
+            (self._root / name).parent.mkdir(exist_ok=True)
+            path.replace(self._root / name)
+        self._write(self._state / "done" / f"{self._next:06d}.json", json.dumps(record))
+        self._next += 1
+
+    def write(self, name: str, text: str) -> None:
+        (self._root / name).parent.mkdir(exist_ok=True)
+        self._write(self._root / name, text)
+
+    def _write(self, path: Path, text: str) -> None:
+        temporary = self.scratch / "text"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def check_recipe(where: object, known: bytes, recipe: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the recipe that a conversion began with, as JSON, is ``recipe``."""
+    try:
+        before = json.loads(known)
+        others = sorted(name for name in {*before, *recipe} if before.get(name) != recipe.get(name))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"the state of the conversion in {where} is damaged ({error}); remove it.") from error
+    if others:
+        raise ConfigError(
+            f"the conversion in {where} was begun with another {', '.join(others)}; resume it with the same arguments "
+            "and source, or remove it."
+        )
+
+
+def _replace(dst: Path, staged: Path) -> None:
+    """Put ``staged`` in the place of the folder ``dst``, which is kept until that has happened."""
+    old = dst.with_name(f"{dst.name}.old-{secrets.token_hex(4)}")
+    dst.rename(old)
+    try:
+        staged.rename(dst)
+    except BaseException:
+        old.rename(dst)
+        raise
+    shutil.rmtree(old)
+
+
+def _check_free(dst: Path, overwrite: bool) -> None:
+    """Raise ConfigError where ``dst`` (absolute) may not be written; see `local_destination`."""
+    if not dst.exists():
+        return
+    if not dst.is_dir():
+        raise ConfigError(f"{dst} is a file; give a folder that does not exist yet.")
+    if os.path.ismount(dst):
+        raise ConfigError(f"{dst} is a mount point, which cannot be replaced as a whole; give a folder inside it.")
+    if not overwrite and any(dst.iterdir()):
+        raise ConfigError(f"{dst} is not empty; give another folder, or replace this one with --overwrite.")
+    refuse_foreign(dst, [str(path.relative_to(dst)) for path in dst.rglob("*") if not path.is_dir()])
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name (or path) is a part of a set of shards."""
+    return any(fnmatch(name.rpartition("/")[2], ours) for ours in _OURS)
+
+
+def refuse_foreign(dst: object, names: Sequence[str]) -> None:
+    """Raise ConfigError if ``dst`` holds files (paths in it) that are no part of a set of shards.
+
+    Asked for by mistake, on a home directory say, the replacement would be the end of it.
+    """
+    for name in names:
+        if not is_ours(name):
+            raise ConfigError(
+                f"{dst} holds {name}, which is no part of a set of shards, so it is not replaced; remove it yourself, "
+                "or give another."
+            )

@@ -1,0 +1,74 @@
+"""Tasks of a conversion on a Ray cluster."""
+
+import logging
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from infobatch_stream.errors import ConfigError, MissingExtraError
+
+from .cuts import Task
+from .task import Job, Written, write_task
+
+__all__ = ["write_on_ray"]
+
+_AHEAD = 2  # tasks per processor that are under way
+
+
+def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -> Iterator[Written]:
+    """As `write_task` of each of ``tasks``, in their order, by the cluster at ``address`` ("auto", "local", host:port).
+
+    The nodes read the source at the same path; what they write comes back to this process, so they need not share the
+    destination. Raises what `write_task` raises, and ConfigError when the cluster cannot be reached.
+    """
+    try:
+        ray: Any = import_module("ray")
+    except ImportError as error:
+        raise MissingExtraError.of("ray", "ray") from error
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"no Ray cluster can be reached at {address} ({error}); start one with: ray start") from error
+    try:
+        work = ray.remote(max_retries=2)(_write)
+        shared = ray.put(job)
+        at_once = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        waiting: deque[Any] = deque()
+        for task in tasks:
+            waiting.append(work.remote(shared, task))
+            if len(waiting) >= at_once:
+                yield _fetch(ray, waiting.popleft(), scratch)
+        while waiting:
+            yield _fetch(ray, waiting.popleft(), scratch)
+    finally:
+        ray.shutdown()
+
+
+def _write(job: Job, task: Task) -> tuple[Written, dict[str, tuple[bytes, int]]]:
+    """On a node: the task's shards with their files, each with its time of modification, which an index holds."""
+    with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as scratch:
+        written = write_task(job, Path(scratch), task)
+        names = {shard.file for shard in written.shards}
+        files = {
+            path.name: (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in Path(scratch, written.folder).iterdir()
+            if path.name.removesuffix(".index.npz") in names
+        }
+    return written, files
+
+
+def _fetch(ray: Any, reference: Any, scratch: Path) -> Written:
+    try:
+        written, files = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    folder = scratch / written.folder
+    folder.mkdir()
+    for name, (data, time) in files.items():
+        (folder / name).write_bytes(data)
+        os.utime(folder / name, ns=(time, time))
+    return written  # type: ignore[no-any-return]

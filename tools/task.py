@@ -1,0 +1,119 @@
+"""One task of a conversion: some samples become a shard, in a folder of its own. This runs in worker processes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from infobatch_stream.errors import ConfigError, DataError
+
+from .cuts import Task
+from .reencode import Reencoder
+from .samples import KEY, Column, Sample, SampleSet
+from .writers import MdsShards, ShardFormat, Shards, WdsShards, WrittenShard
+
+__all__ = ["Job", "Target", "Written", "add", "write_task"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The shards that are wanted. compression, hashes: of MDS, as MDSWriter takes them."""
+
+    format: ShardFormat
+    shard_bytes: int
+    compression: str | None = None
+    hashes: Sequence[str] = ("xxh64",)
+
+    def open(self, folder: Path, columns: Mapping[str, Column], first: int = 0) -> Shards:
+        """A writer into the empty ``folder``; ``first``: the number of its first sample."""
+        if self.format is ShardFormat.MDS:
+            return MdsShards(folder, columns, self.shard_bytes, self.compression, self.hashes)
+        return WdsShards(folder, columns, self.shard_bytes, first)
+
+    def index(self, shard: Path) -> None:
+        """Make the index of a complete ``shard`` beside it, if it is a tar."""
+        if self.format is ShardFormat.WDS:
+            from infobatch_stream.sources.tar_index import load_index
+
+            load_index(shard, cache_dir=shard.parent)  # the user's cache knows shards by paths, and this one changes
+
+    def companions(self, shard: Path) -> list[Path]:
+        """The files that go with ``shard``."""
+        if self.format is ShardFormat.MDS:
+            return []
+        return [shard.with_name(f"{shard.name}.index.npz")]  # a rename keeps size and mtime, so it stays fresh
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a conversion share. skip: pass over samples that cannot be read, instead of raising."""
+
+    sets: Sequence[SampleSet]
+    target: Target
+    reencoder: Reencoder | None
+    skip: bool
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished task: its shards, which lie in the folder ``folder`` of scratch, and why samples were passed over."""
+
+    folder: str
+    shards: list[WrittenShard]
+    problems: list[str]
+
+
+def write_task(job: Job, scratch: Path, task: Task) -> Written:
+    """Write the shards of ``task`` into a new folder below ``scratch``.
+
+    Raises DataError (of a sample, unless those are passed over), ConfigError (a sample larger than a shard), OSError.
+    """
+    folder = scratch / f"task-{task.number:06d}"
+    folder.mkdir()
+    source = job.sets[task.part]
+    writer = job.target.open(folder, source.columns, task.first)
+    problems: list[str] = []
+    try:
+        for position in task.positions.tolist():
+            try:
+                sample, place = _read(job, source, position)
+            except (DataError, OSError) as error:
+                if not job.skip:
+                    raise
+                problems.append(str(error))
+                continue
+            try:
+                add(writer, source.columns, sample, place)
+            except DataError as error:
+                if not job.skip:
+                    raise
+                problems.append(str(error))
+        writer.close()
+    except BaseException:
+        writer.abort()
+        raise
+    for shard in writer.finished:
+        job.target.index(folder / shard.file)
+    return Written(folder.name, writer.finished, problems)
+
+
+def _read(job: Job, source: SampleSet, position: int) -> tuple[Sample, str]:
+    sample = source[position]
+    place = str(sample.get("name") or sample.get(KEY) or f"sample {position:,}")
+    if job.reencoder is None:
+        return sample, place
+    try:
+        return job.reencoder(sample, source.columns), place
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def add(writer: Shards, columns: Mapping[str, Column], sample: Sample, place: str) -> None:
+    """Write a sample, found at ``place``. Raises DataError if it does not fit the columns, ConfigError if too large."""
+    if sample.keys() != columns.keys():
+        raise DataError(f"{place} has the fields {sorted(sample)}; the columns are {sorted(columns)}.")
+    try:
+        writer.write(sample)
+    except ConfigError as error:
+        raise ConfigError(f"{place} {error}") from None
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise DataError(f"{place} does not fit the columns: {error}") from error
