@@ -1,0 +1,92 @@
+"""What is wrong with shards: problems, their places, and how many there are of each severity."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["Checked", "Findings", "Problem", "Severity"]
+
+_LISTED = 20  # problems of one severity in one file; a damaged shard has as many as samples
+_SHOWN = 400  # characters of a text that holds what was found in a file
+
+
+class Severity(StrEnum):
+    """error: samples are lost, damaged or not what was asked for. warning: suspicious. note: good to know."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: the file, of a sample its row in the shard and (tars) its key, and what is wrong."""
+
+    severity: Severity
+    file: str
+    what: str
+    row: int | None = None
+    key: str | None = None
+
+    def __str__(self) -> str:
+        """One line, in which nothing that a file holds can move the cursor."""
+        places = [] if self.file in self.what else [self.file]  # an error of another module names the file itself
+        places += [] if self.row is None else [f"row {self.row}"]
+        places += [] if self.key is None else [f"key {self.key!r}"]
+        text = f"{self.severity}: {', '.join(places)}{': ' if places else ''}{self.what}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Findings:
+    """The problems of one file: all are counted, the first of each severity are kept.
+
+    counts: severity -> number.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.counts: Counter[Severity] = Counter()
+        self._problems: list[Problem] = []
+
+    def add(self, severity: Severity, what: str, row: int | None = None, key: str | None = None) -> None:
+        """One problem."""
+        self.counts[severity] += 1
+        if self.counts[severity] <= _LISTED:
+            self._problems.append(Problem(severity, self.file, what[:_SHOWN], row, key and key[:_SHOWN]))
+
+    def error(self, what: str, row: int | None = None, key: str | None = None) -> None:
+        """One error."""
+        self.add(Severity.ERROR, what, row, key)
+
+    def add_rows(self, severity: Severity, rows: Iterable[int], what: str, key: Callable[[int], str]) -> None:
+        """The same problem of several samples."""
+        for row in rows:
+            known = self.counts[severity] < _LISTED
+            self.add(severity, what, int(row), key(row) if known else None)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Those that were kept, and of each severity how many more there are."""
+        more = (
+            Problem(severity, self.file, f"{count - _LISTED:,} more {severity}s, which are not listed")
+            for severity, count in self.counts.items()
+            if count > _LISTED
+        )
+        return (*self._problems, *more)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found in one shard of so many samples, in files of so many bytes.
+
+    contents, keys: a digest of each sample's content (16 bytes) and key (8 bytes), one behind the other; b"" where
+        they were not asked for, or there are none.
+    indexed: whether it has its index, if it is a tar.
+    """
+
+    findings: Findings
+    samples: int = 0
+    size: int = 0
+    contents: bytes = b""
+    keys: bytes = b""
+    indexed: bool = True
