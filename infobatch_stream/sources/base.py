@@ -53,6 +53,21 @@ class Source(Protocol):
     def draws(self) -> bool:
         """Whether reading runs code of the user's, which may draw random numbers. If unsure, it does."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether some shard may not be on this machine yet, so that it is worth to `bring` shards ahead of use."""
+
+    @property
+    def capacity(self) -> int | None:
+        """How many shards this machine keeps at least, under a limit of the user's; None if all."""
+
+    def bring(self, shard: int) -> None:
+        """Have ``shard`` on this machine, and return when it is. Called from several threads and processes at once.
+
+        Raises DataError, naming the shard and where it would come from. Whoever reads a sample calls it first, or does
+        what it does: a call that failed, or was never made, changes nothing but the time at which the shard comes.
+        """
+
     def pool(self, epoch: int) -> Pool | None:
         """The entries of ``epoch``; None for each sample once. The same on every rank."""
 

@@ -21,6 +21,8 @@ class MapStyleSource:
     """A map-style dataset. All that can be told of it is its length, and so that is its fingerprint."""
 
     shard_sizes = None
+    is_remote = False
+    capacity = None
     mixing: dict[str, Any] = {}  # noqa: RUF012 - never written
 
     def __init__(self, dataset: MapStyle) -> None:
@@ -32,6 +34,10 @@ class MapStyleSource:
     def pool(self, epoch: int) -> Pool | None:
         """None: each sample once."""
         return None
+
+    def bring(self, shard: int) -> None:
+        """Never called: there are no shards."""
+        raise NotImplementedError
 
     def read(self, index: int) -> Any:
         """``dataset[index]``."""

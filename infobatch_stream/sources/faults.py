@@ -1,0 +1,49 @@
+"""What went wrong with a download, by the error that the client of whichever storage raised."""
+
+import errno
+from typing import Any
+
+__all__ = ["advice", "is_lasting"]
+
+_LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, ImportError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_TRY_AGAIN = (408, 425, 429)  # the only ones of 400..499 that pass by themselves
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether trying again would end in the same way: nothing is there, or this user may not have it."""
+    if isinstance(error, _LASTING) or _lacks_credentials(error) or getattr(error, "errno", None) in _FULL:
+        return True
+    if isinstance(error, ValueError) and str(error).startswith("Hash algorithm"):  # streaming's: an unknown one
+        return True
+    status = _status(error)
+    return status is not None and 400 <= status < 500 and status not in _TRY_AGAIN
+
+
+def advice(error: BaseException) -> str:
+    """What to do about it, in a sentence."""
+    status = _status(error)
+    if getattr(error, "errno", None) in _FULL:
+        return "Make room on the disk of the dataset's local folder, or set its cache_limit."
+    if _lacks_credentials(error) or status in (401, 403) or isinstance(error, PermissionError):
+        return "Check the credentials of this process, and what they permit."
+    if status == 404 or isinstance(error, FileNotFoundError):
+        return "Check the path and the remote of the StreamingDataset."
+    if "Checksum failure" in str(error) or "index.json says" in str(error):
+        return "The file at the remote is damaged, or of another dataset: upload it again, with its index.json."
+    return "Check the server and the network; a larger download_retry of the StreamingDataset waits for them longer."
+
+
+def _lacks_credentials(error: BaseException) -> bool:
+    return "Credentials" in type(error).__name__ or "credentials" in str(error)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that ``error`` carries, in the ways of botocore, google, azure, requests and others."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        places = (response, "status_code"), (error, "status_code"), (error, "status"), (error, "code")
+        found = next((value for at, name in places if isinstance(value := getattr(at, name, None), int)), None)
+    return found if isinstance(found, int) and 100 <= found < 600 else None

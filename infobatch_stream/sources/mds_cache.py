@@ -1,0 +1,354 @@
+"""The shards of a StreamingDataset on this machine: whether they are here, whole, and how the others come."""
+
+import os
+import random
+import threading
+import time
+from contextlib import nullcontext, suppress
+from copy import copy
+from functools import cache
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infobatch_stream.errors import DataError
+from infobatch_stream.sources.claim import claim_of, claimed
+from infobatch_stream.sources.faults import advice, is_lasting
+
+if TYPE_CHECKING:
+    from streaming import Stream, StreamingDataset
+
+__all__ = ["MdsCache"]
+
+_ATTEMPTS = 3  # a shard may be evicted between its download and its use, when the cache limit is tight
+_TICK = 0.01  # seconds between two looks at a shard that another process downloads
+_LONGEST_PAUSE = 30.0  # seconds between two attempts to download; the first pause is about 1
+_QUICK_HASHES = ("xxh3_64", "xxh3_128", "xxh64", "xxh128", "xxh32", "blake2b", "sha1", "md5")  # in this order
+
+
+class MdsCache:
+    """Brings shards, with the dataset's own downloader, so that nobody waits for ever and nothing bad is read.
+
+    StreamingDataset waits for ever on a shard whose download failed or was killed in any process; takes a file for
+    good that failed its checksum before; and tries again what cannot succeed. Here each download is under a claim
+    (see `claimed`), is tried again only where that helps, and leaves nothing behind when it fails.
+
+    Where ``index.json`` has checksums and the user chose none, the streams get one to validate by. Otherwise the
+    dataset stays as it is. Usable from several threads, and in each process that it is passed to.
+    """
+
+    def __init__(self, dataset: "StreamingDataset") -> None:
+        from streaming.base.dataset import _ShardState
+
+        self._remote, self._preparing, self._local = map(
+            int, (_ShardState.REMOTE, _ShardState.PREPARING, _ShardState.LOCAL)
+        )
+        self._dataset = dataset
+        self._streams = np.asarray(dataset.stream_per_shard).tolist()
+        self._fetchable = [_is_elsewhere(stream) for stream in dataset.streams]
+        self._files = [
+            [
+                (Path(dataset.streams[stream].local, dataset.streams[stream].split, raw.basename), int(raw.bytes))
+                for raw, _ in shard.file_pairs
+            ]
+            for stream, shard in zip(self._streams, dataset.shards, strict=True)
+        ]
+        for number, stream in enumerate(dataset.streams):
+            if stream.validate_hash is None and self._fetchable[number]:
+                shards = [shard for shard, of in zip(dataset.shards, self._streams, strict=True) if of == number]
+                stream.validate_hash = _checksum(shards)
+        self._trusted: set[int] = set()
+        self._downloaders: tuple[int, dict[int, Any]] = 0, {}  # of the process with this number
+        self._alone = self._lock()
+
+    def _lock(self) -> Any:
+        """Under a limit a process downloads one shard at a time: streaming counts only what has come."""
+        return threading.Lock() if self._dataset.cache_limit else nullcontext()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the lock and the connections."""
+        return {**{name: value for name, value in vars(self).items() if name != "_alone"}, "_downloaders": (0, {})}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The state, with a lock of this process."""
+        vars(self).update(state)
+        self._alone = self._lock()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some shard may have to be downloaded."""
+        if not any(self._fetchable):
+            return False
+        return bool(self._dataset.cache_limit) or bool((self._dataset._shard_states.numpy() != self._local).any())
+
+    @property
+    def capacity(self) -> int | None:
+        """How many shards fit under the dataset's cache_limit at least; None without a limit."""
+        dataset = self._dataset
+        if not dataset.cache_limit:
+            return None
+        indexes = sum(stream.get_index_size() for stream in dataset.streams)
+        return int((int(dataset.cache_limit) - indexes) // max(1, *(shard.get_max_size() for shard in dataset.shards)))
+
+    def check_local(self) -> None:
+        """Raise DataError if a shard that nobody can download is cut short."""
+        for number, stream in enumerate(self._streams):
+            if not self._dataset.streams[stream].remote:
+                self._here(number)
+
+    def is_local(self, shard: int) -> bool:
+        """Whether StreamingDataset takes ``shard`` to be here."""
+        return bool(self._state(shard) == self._local)
+
+    def path(self, shard: int) -> str:
+        """Where its first file lies, or will lie."""
+        return str(self._files[shard][0][0])
+
+    def bring(self, shard: int) -> tuple[int, int]:
+        """Return when the files of ``shard`` are here, whole: size and modification time of the last.
+
+        Raises DataError, with the url, when they cannot be had.
+        """
+        for _ in range(_ATTEMPTS):
+            if not self._fetchable[self._streams[shard]]:
+                self._wait(shard)
+                if stamp := self._here(shard):
+                    return stamp
+                self._fetch(shard)
+            elif self._is_sound(shard) and (stamp := self._here(shard)):
+                self._trusted.add(shard)
+                return stamp
+            else:
+                self._fetch_claimed(shard)
+        if stamp := self._here(shard):
+            return stamp
+        raise DataError(
+            f"{self._name(shard)} is not there, though it was downloaded {_ATTEMPTS} times: a cache_limit that is "
+            "too small evicts it before it is read. Raise the cache_limit of the StreamingDataset."
+        )
+
+    def look_after(self, shard: int, error: Exception) -> DataError | None:
+        """What to raise for ``error``, met in reading ``shard``, if StreamingDataset was downloading it again.
+
+        It does so by itself for a shard that was evicted since it was brought. None when ``error`` is not of that.
+        """
+        unsound = str(error).startswith("Checksum failure")
+        try:
+            if not unsound and self._here(shard):
+                return None
+        except DataError as failure:
+            return failure
+        theirs = isinstance(error, FileNotFoundError | RuntimeError) and not isinstance(error, DataError)
+        if not (unsound or theirs or self._state(shard) == self._preparing):
+            return None
+        if self._fetchable[self._streams[shard]]:
+            with suppress(DataError, OSError), claimed(self._files[shard][0][0]):  # no process of ours downloads it
+                self._let_go(shard)
+        else:
+            self._let_go(shard)
+        return self._failure(shard, error, 1)
+
+    def _is_sound(self, shard: int) -> bool:
+        """Whether what is here of ``shard`` can be trusted: it was not being made when a process was killed."""
+        if self._state(shard) != self._local:
+            return False
+        return shard in self._trusted or not claim_of(self._files[shard][0][0]).exists()
+
+    def _here(self, shard: int) -> tuple[int, int] | None:
+        """Size and modification time of the last file; None if one is not there (if it can be downloaded: whole).
+
+        Raises DataError for a file that is cut short and cannot be downloaded again.
+        """
+        stamp = None
+        for file, size in self._files[shard]:
+            try:
+                stat = file.stat()
+                if stat.st_size != size:
+                    if self._state(shard) == self._preparing:  # another process began to download it just now
+                        return None
+                    stat = file.stat()  # or has finished since
+            except FileNotFoundError:
+                return None
+            if stat.st_size != size:
+                if self._fetchable[self._streams[shard]]:
+                    return None
+                raise DataError(
+                    f"{self._name(shard)} has {stat.st_size:,} bytes, its index.json says {size:,}: it is truncated or "
+                    "of another dataset. Delete the file to have it downloaded again, or convert the data anew."
+                )
+            stamp = size, stat.st_mtime_ns
+        return stamp
+
+    # Downloading -------------------------------------------------------------------------------------------------
+
+    def _fetch_claimed(self, shard: int) -> None:
+        try:
+            with claimed(self._files[shard][0][0]) as broken:
+                if broken:
+                    self._let_go(shard)
+                self._wait(shard)
+                if self._state(shard) == self._local and not broken and self._here(shard):
+                    return  # another process brought it while we waited
+                self._discard(shard, broken)
+                self._fetch(shard)
+        except OSError as error:
+            raise self._failure(shard, error, 0) from error
+
+    def _fetch(self, shard: int) -> None:
+        """Download ``shard``, with pauses that double between attempts."""
+        attempts = 1 + max(0, int(self._dataset.streams[self._streams[shard]].download_retry or 0))
+        for attempt in range(1, attempts + 1):
+            try:
+                with self._alone:
+                    self._prepare(shard)
+            except Exception as error:
+                if attempt == attempts or not self._fetchable[self._streams[shard]] or is_lasting(error):
+                    raise self._failure(shard, error, attempt) from error
+            else:
+                return
+            time.sleep(min(2.0 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.75, 1.25))  # noqa: S311 - a pause
+
+    def _prepare(self, shard: int) -> None:
+        """Have StreamingDataset download and check ``shard``, once. If that fails, its files are removed."""
+        attempt = self._single(self._streams[shard])
+        try:
+            attempt.prepare_shard(shard, blocking=False)
+            self._wait(shard)  # should streaming itself have been quicker
+            if self._fetchable[self._streams[shard]]:
+                self._check_sizes(shard)
+        except BaseException:
+            lock = getattr(attempt, "_cache_filelock", None)
+            if lock is not None:
+                lock.release(force=True)  # an eviction that failed leaves it held
+            self._let_go(shard)
+            raise
+
+    def _single(self, stream: int) -> Any:
+        """The dataset as it is, but that its ``stream`` tries to download once only: to try again is up to us."""
+        dataset = self._dataset
+        single = object.__new__(_without_end(type(dataset)))
+        vars(single).update({name: value for name, value in vars(dataset).items() if name != "_cache_filelock"})
+        single.streams = list(dataset.streams)
+        single.streams[stream] = copy(dataset.streams[stream])
+        single.streams[stream].download_retry = 1  # attempts, though streaming calls them retries
+        single.streams[stream]._downloader = self._downloader(stream)
+        return single
+
+    def _downloader(self, stream: int) -> Any:
+        """The downloader of ``stream`` for this process: several that were forked would share its connections."""
+        from streaming.base.storage.download import CloudDownloader
+
+        if self._downloaders[0] != os.getpid():
+            self._downloaders = os.getpid(), {}
+        mine = self._downloaders[1]
+        if stream not in mine:
+            usual, given = (
+                CloudDownloader.get(self._dataset.streams[stream].remote),
+                self._dataset.streams[stream]._downloader,
+            )
+            mine[stream] = usual if type(usual) is type(given) else given
+        return mine[stream]
+
+    def _check_sizes(self, shard: int) -> None:
+        for file, size in self._files[shard]:
+            found = file.stat().st_size if file.exists() else size  # it may be evicted again already
+            if found != size:
+                raise ValueError(f"{file.name} came with {found:,} bytes, index.json says {size:,}")
+
+    def _let_go(self, shard: int) -> None:
+        """Nobody prepares ``shard`` any more, and nothing is left that would be taken for it."""
+        with _lock_of(self._dataset):
+            if self._state(shard) == self._preparing:
+                self._remove(shard)
+                self._dataset._shard_states[shard] = self._remote
+
+    def _discard(self, shard: int, broken: bool) -> None:
+        """Remove what is here of ``shard``: it is not whole, or nobody knows where it is from.
+
+        But a compressed shard that is yet to be decompressed stays, unless its download was ``broken`` off.
+        """
+        with _lock_of(self._dataset):
+            if self._state(shard) == self._local and (broken or any(file.exists() for file, _ in self._files[shard])):
+                self._dataset._evict_shard(shard)  # which counts as streaming counts
+            if self._state(shard) == self._remote:
+                self._remove(shard)
+
+    def _remove(self, shard: int) -> None:
+        """Remove the files of ``shard``, and unfinished ones (all have its name in front), if they can come again."""
+        if not self._fetchable[self._streams[shard]]:
+            return
+        for file, _ in self._files[shard]:
+            for found in file.parent.glob(f"{escape(file.name)}*"):
+                if found == file or (found.name.startswith(f"{file.name}.") and found != claim_of(file)):
+                    found.unlink(missing_ok=True)
+
+    def _wait(self, shard: int) -> None:
+        """Return when no process is downloading ``shard`` in StreamingDataset's own way, without a claim."""
+        if self._state(shard) != self._preparing:
+            return
+        stream = self._dataset.streams[self._streams[shard]]
+        patience = float(stream.download_timeout or 60) * (1 + int(stream.download_retry or 0)) + 10
+        deadline = time.monotonic() + patience
+        while self._state(shard) == self._preparing:
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"{self._name(shard)} is being downloaded by another process for over {patience:.0f} s, or that "
+                    "process died. Raise download_timeout, or restart after "
+                    "streaming.base.util.clean_stale_shared_memory()."
+                )
+            time.sleep(_TICK)
+
+    # Names -------------------------------------------------------------------------------------------------------
+
+    def _state(self, shard: int) -> int:
+        return self._dataset._shard_states[shard]  # type: ignore[no-any-return]
+
+    def _name(self, shard: int) -> str:
+        return f"shard {self._files[shard][0][0]}"
+
+    def _failure(self, shard: int, error: Exception, attempts: int) -> DataError:
+        stream = self._dataset.streams[self._streams[shard]]
+        if not stream.remote:
+            return DataError(
+                f"{self._name(shard)} is missing and could not be fetched (there is no remote to take it from): "
+                f"{error}. Check the path and the remote of the StreamingDataset."
+            )
+        raw, packed = self._dataset.shards[shard].file_pairs[0]
+        url = os.path.join(stream.remote, stream.split, (packed or raw).basename)  # noqa: PTH118 - of any scheme
+        tried = f" in {attempts} attempts" if attempts > 1 else ""
+        return DataError(
+            f"{self._name(shard)} is missing and could not be fetched from {url}{tried}: {type(error).__name__}: "
+            f"{error}. {advice(error)}"
+        )
+
+
+def _is_elsewhere(stream: "Stream") -> bool:
+    """Whether what ``stream`` has here is a copy of what is at its remote."""
+    if not stream.remote:
+        return False
+    return "://" in stream.remote or Path(stream.remote).resolve() != Path(stream.local).resolve()
+
+
+def _checksum(shards: list[Any]) -> str | None:
+    """The quickest checksum that ``index.json`` has for all that is downloaded; None if there is none."""
+    from streaming.base.hashing import is_hash
+
+    downloaded = [packed or raw for shard in shards for raw, packed in shard.file_pairs]
+    common = set.intersection(*(set(file.hashes) for file in downloaded))
+    names = [*(name for name in _QUICK_HASHES if name in common), *sorted(common)]
+    return next((name for name in names if is_hash(name)), None)
+
+
+def _lock_of(dataset: Any) -> Any:
+    """The lock of all processes over the states of the dataset's shards."""
+    from filelock import FileLock
+
+    return FileLock(dataset._cache_filelock_path)
+
+
+@cache
+def _without_end(kind: type[Any]) -> type[Any]:
+    """``kind``, of which an object ends without ado: the destructor of a copy would close what the first one has."""
+    return type(kind.__name__, (kind,), {"__del__": lambda self: None})
