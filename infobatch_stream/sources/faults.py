@@ -3,7 +3,7 @@
 import errno
 from typing import Any
 
-__all__ = ["advice", "is_lasting"]
+__all__ = ["advice", "is_lasting", "is_silence"]
 
 _LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, ImportError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -18,6 +18,12 @@ def is_lasting(error: BaseException) -> bool:
         return True
     status = _status(error)
     return status is not None and 400 <= status < 500 and status not in _TRY_AGAIN
+
+
+def is_silence(error: BaseException) -> bool:
+    """Whether nothing came for as long as was to be waited."""
+    cause = getattr(error, "last_exception", None) or error  # s3transfer's, which tries a few times itself
+    return isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__
 
 
 def advice(error: BaseException) -> str:

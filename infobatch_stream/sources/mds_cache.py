@@ -1,7 +1,7 @@
 """The shards of a StreamingDataset on this machine: whether they are here, whole, and how the others come."""
 
 import os
-import random
+import secrets
 import threading
 import time
 from contextlib import nullcontext, suppress
@@ -15,7 +15,8 @@ import numpy as np
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.claim import claim_of, claimed
-from infobatch_stream.sources.faults import advice, is_lasting
+from infobatch_stream.sources.faults import advice, is_lasting, is_silence
+from infobatch_stream.sources.mds_download import downloader_of
 
 if TYPE_CHECKING:
     from streaming import Stream, StreamingDataset
@@ -24,7 +25,8 @@ __all__ = ["MdsCache"]
 
 _ATTEMPTS = 3  # a shard may be evicted between its download and its use, when the cache limit is tight
 _TICK = 0.01  # seconds between two looks at a shard that another process downloads
-_LONGEST_PAUSE = 30.0  # seconds between two attempts to download; the first pause is about 1
+_PAUSE = 0.5  # seconds after the first attempt to download, about; it doubles with each
+_LONGEST_PAUSE = 30.0
 _QUICK_HASHES = ("xxh3_64", "xxh3_128", "xxh64", "xxh128", "xxh32", "blake2b", "sha1", "md5")  # in this order
 
 
@@ -197,18 +199,24 @@ class MdsCache:
             raise self._failure(shard, error, 0) from error
 
     def _fetch(self, shard: int) -> None:
-        """Download ``shard``, with pauses that double between attempts."""
-        attempts = 1 + max(0, int(self._dataset.streams[self._streams[shard]].download_retry or 0))
-        for attempt in range(1, attempts + 1):
+        """Download ``shard``, with pauses that double between attempts.
+
+        There are as many as StreamingDataset and botocore make together: three for each of the user's download_retry;
+        but only one for each after a silence, which takes download_timeout every time.
+        """
+        rounds = max(1, int(self._dataset.streams[self._streams[shard]].download_retry or 0))
+        for attempt in range(1, 3 * rounds + 1):
             try:
                 with self._alone:
                     self._prepare(shard)
             except Exception as error:
-                if attempt == attempts or not self._fetchable[self._streams[shard]] or is_lasting(error):
+                last = attempt >= (rounds if is_silence(error) else 3 * rounds)
+                if last or not self._fetchable[self._streams[shard]] or is_lasting(error):
                     raise self._failure(shard, error, attempt) from error
             else:
                 return
-            time.sleep(min(2.0 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.75, 1.25))  # noqa: S311 - a pause
+            # Not by the generators of users, whose state must not depend on what a server does.
+            time.sleep(min(_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE) * (0.5 + secrets.randbelow(1000) / 1000))
 
     def _prepare(self, shard: int) -> None:
         """Have StreamingDataset download and check ``shard``, once. If that fails, its files are removed."""
@@ -237,18 +245,11 @@ class MdsCache:
         return single
 
     def _downloader(self, stream: int) -> Any:
-        """The downloader of ``stream`` for this process: several that were forked would share its connections."""
-        from streaming.base.storage.download import CloudDownloader
-
         if self._downloaders[0] != os.getpid():
             self._downloaders = os.getpid(), {}
         mine = self._downloaders[1]
         if stream not in mine:
-            usual, given = (
-                CloudDownloader.get(self._dataset.streams[stream].remote),
-                self._dataset.streams[stream]._downloader,
-            )
-            mine[stream] = usual if type(usual) is type(given) else given
+            mine[stream] = downloader_of(self._dataset.streams[stream])
         return mine[stream]
 
     def _check_sizes(self, shard: int) -> None:
