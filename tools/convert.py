@@ -105,7 +105,10 @@ def convert(
         if ray is not None:
             done = write_on_ray(job, out.scratch, todo, ray)
         else:
-            done = ordered_map(partial(write_task, job, out.scratch), todo, min(workers, len(todo)))
+            libraries = {ShardFormat.MDS: "streaming", ShardFormat.WDS: "webdataset"}
+            done = ordered_map(
+                partial(write_task, job, out.scratch), todo, min(workers, len(todo)), preload=[libraries[target.format]]
+            )
         for task, written in zip(todo, done, strict=True):
             ledger.take(task.part, written)
         ledger.finish()

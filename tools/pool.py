@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -33,7 +33,12 @@ def default_workers() -> int:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, ahead: int = 2
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    *,
+    ahead: int = 2,
+    preload: Sequence[str] = (),
 ) -> Iterator[Result]:
     """``function(item)`` of each item, in the order of ``items``, by ``workers`` processes.
 
@@ -41,6 +46,7 @@ def ordered_map(
         results one by one.
     workers: 1 or less works in this process, one item when the next result is asked for.
     ahead: items that are taken per worker before the first result of them was asked for, which bounds memory.
+    preload: modules that the function imports, to be imported once for all workers; those that are missing do no harm.
 
     Raises what ``items`` and the function raise (of an item, when it is its turn), and ConfigError when a worker ended,
     killed for example. Close the iterator, or drop it, to end the workers: what they are doing is then broken off by
@@ -49,7 +55,7 @@ def ordered_map(
     if workers <= 1:
         yield from map(function, items)
         return
-    _start_server(function)
+    _start_server(function, preload)
     until, stop = Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_begin, initargs=(until, function))
     waiting: deque[Future[Result]] = deque()
@@ -72,7 +78,7 @@ def ordered_map(
         until.close()
 
 
-def _start_server(function: Callable[..., object]) -> None:
+def _start_server(function: Callable[..., object], preload: Sequence[str]) -> None:
     """Start the process from which workers fork, with what they need imported once for all of them.
 
     (Not this process: one with threads cannot be forked safely.) Ctrl-C goes to all processes of a terminal. Workers
@@ -80,7 +86,7 @@ def _start_server(function: Callable[..., object]) -> None:
     """
     while isinstance(function, partial):
         function = function.func
-    forkserver.set_forkserver_preload([__name__, function.__module__])
+    forkserver.set_forkserver_preload([__name__, function.__module__, *preload])
     resource_tracker.ensure_running()  # a part of the next, but one that unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
