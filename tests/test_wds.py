@@ -260,21 +260,25 @@ def test_a_compressed_tar_is_refused_with_a_remedy_whatever_its_name(tmp_path, m
     for name in ("s.tar", f"s.tar.{mode}", "s.tgz"):
         with tarfile.open(tmp_path / name, f"w:{mode}") as tar:
             tar.addfile(tarfile.TarInfo("a.jpg"))
-        with pytest.raises(DataError, match=r"is compressed.*Decompress it"):
+        with pytest.raises(DataError, match=r"is compressed.*StreamedWebDataset.*Decompress it"):
             IndexedWebDataset(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("url", "why"),
-    [
-        ("pipe:cat s-{0..1}.tar", "output of a command"),
-        ("pipe:awk '{print", "output of a command"),
-        *((f"{scheme}://host/s-{{0..1}}.tar", "not local") for scheme in ("http", "https", "s3", "gs", "hf", "ais")),
-    ],
-)
-def test_what_is_not_local_is_refused_with_a_remedy(url, why):
-    with pytest.raises(DataError, match=f"{why}.*(Copy|Write) it to a local"):
+@pytest.mark.parametrize("url", ["pipe:cat s-{0..1}.tar", "pipe:awk '{print"])
+def test_the_output_of_a_command_is_refused_with_a_remedy(url):
+    with pytest.raises(DataError, match=r"output of a command.*StreamedWebDataset.*write it to a tar file"):
         IndexedWebDataset(url)
+
+
+@pytest.mark.parametrize("url", ["nothing://host/s-{0..1}.tar", "ais://host/s.tar"])
+def test_a_protocol_that_nobody_knows_is_refused_with_the_extra(url):
+    with pytest.raises(MissingExtraError, match=rf"{url[:5]}.*infobatch-stream\[remote\]"):
+        IndexedWebDataset(url)
+
+
+def test_a_url_without_a_server_is_refused():
+    with pytest.raises(DataError, match=r"'s3:bucket/s\.tar' names no server.*\./name"):
+        IndexedWebDataset("s3:bucket/s.tar")
 
 
 def test_missing_shards_empty_lists_and_datasets_without_samples_are_refused(tmp_path):
@@ -318,7 +322,7 @@ def test_an_index_is_kept_beside_the_shard_and_used_until_size_or_time_change(tm
     assert is_fresh(path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["s-000.tar", "s-000.tar.index.npz"]
     with np.load(kept, allow_pickle=False) as arrays:
-        assert arrays["header"].tolist()[3:] == [90, 180]
+        assert arrays["header"].tolist()[3:] == [90, 180, -1]
 
 
 class Bomb:
@@ -358,9 +362,11 @@ def test_a_damaged_foreign_or_newer_index_is_rebuilt_and_never_unpickled(tmp_pat
         "npy": plain.getvalue(),
         "packed": packed.getvalue(),
         "object": stored(offset=bomb),
-        "newer": stored(header=header + np.array([1, 0, 0, 0, 0])),
-        "other shard": stored(header=header + np.array([0, 512, 0, 0, 0])),
-        "count": stored(header=header + np.array([0, 0, 0, 1, 0])),
+        "newer": stored(header=header + np.array([1, 0, 0, 0, 0, 0])),
+        "version 1": stored(header=np.array([1, *header[1:5]])),
+        "checksum": stored(header=header + np.array([0, 0, 0, 0, 0, 2**33])),
+        "other shard": stored(header=header + np.array([0, 512, 0, 0, 0, 0])),
+        "count": stored(header=header + np.array([0, 0, 0, 1, 0, 0])),
         "missing": stored(key_text=None),
         "dtype": stored(offset=offset.astype(np.float64)),
         "order": stored(offset=offset.astype(">i8")),

@@ -1,9 +1,11 @@
 """The index of one tar shard: which bytes each of its samples is made of, found by reading headers only.
 
-On disk it is an .npz, `<shard>.index.npz` (format version 1), of one-dimensional, little-endian, uncompressed
+On disk it is an .npz, `<shard>.index.npz` (format version 2), of one-dimensional, little-endian, uncompressed
 arrays. For n samples, m members and e different extensions:
 
-    header           int64[5]    format version, shard size in bytes, shard mtime in ns, n, m
+    header           int64[6]    format version, shard size in bytes, shard mtime in ns, n, m, CRC-32 of the whole
+                                 shard or -1 if only its headers were read; the mtime means nothing for a shard that
+                                 is read from elsewhere
     sample_bounds    int64[n+1]  sample r has the members sample_bounds[r]:sample_bounds[r+1]
     offset, length   int64[m]    where a member's payload lies in the shard, in bytes; ascending
     extension        int32[m]    the member's row in the table of extensions
@@ -14,36 +16,29 @@ arrays. For n samples, m members and e different extensions:
 """
 
 import errno
-import hashlib
 import os
-import re
 import secrets
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.npz import read_npz
-from infobatch_stream.sources.tar_headers import TarError, read_members
+from infobatch_stream.sources.shard_cache import AnyPath, ShardCache
+from infobatch_stream.sources.tar_grouping import Payload, read_fields, split_name
 
-__all__ = ["AnyPath", "TarIndex", "is_fresh", "load_index", "split_name"]
+__all__ = ["AnyPath", "TarIndex", "checksum_of", "is_fresh", "load_index", "split_name"]
 
-AnyPath = str | os.PathLike[str]
-
-_FORMAT_VERSION = 1
-# The default of skip_meta in webdataset.tariterators.tar_file_iterator: members that are in no sample. (Its other
-# rule, on names as `__meta__`, skips nothing that could be in one.)
-_SKIP_META = re.compile(r"__[^/]*__($|/)")
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_FORMAT_VERSION = 2
 _DTYPES = {
     "header": "<i8",
     "sample_bounds": "<i8",
@@ -57,17 +52,10 @@ _DTYPES = {
     "probe": "<u4",
 }
 _SHOWN = 400  # characters of an error of webdataset, which lists all members of the sample
+_CHUNK = 2**20  # bytes read at once for a checksum
+_LARGEST = 2**30  # bytes of the index of a shard of unknown size
+_UNKNOWN = -1  # in the place of a checksum
 _PROBED_ROWS, _PROBED_BYTES = 16, 4096  # of a shard; of a member's start
-
-
-class _Payload(NamedTuple):
-    """Stands for a member's bytes while webdataset groups them; like bytes it is false when empty."""
-
-    offset: int
-    length: int
-
-    def __bool__(self) -> bool:
-        return self.length > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +85,12 @@ class TarIndex:
         """Size in bytes and mtime in nanoseconds of the shard as it was indexed."""
         return int(self.header[1]), int(self.header[2])
 
+    @property
+    def checksum(self) -> int | None:
+        """CRC-32 of the whole shard, if it was read."""
+        found = int(self.header[5])
+        return None if found == _UNKNOWN else found
+
     @cached_property
     def extensions(self) -> list[str]:
         """The table of extensions, in lower case."""
@@ -121,8 +115,10 @@ class TarIndex:
         return [(names[codes[m]], offset[m], length[m]) for m in range(bounds[row], bounds[row + 1])]
 
     @classmethod
-    def build(cls, path: str) -> "TarIndex":
-        """Index the tar at ``path`` by reading its headers.
+    def build(cls, path: str, name: str | None = None, *, checksum: bool = False) -> "TarIndex":
+        """Index the tar at ``path`` by reading its headers; for a ``checksum``, all of it.
+
+        name: what to call it in errors, and while webdataset groups.
 
         Raises DataError for a file that is missing, compressed, truncated, damaged or no tar, and for what
         webdataset refuses too: two members of one sample with the same extension.
@@ -131,34 +127,46 @@ class TarIndex:
             from webdataset.tariterators import group_by_keys
         except ImportError as error:
             raise MissingExtraError.of("webdataset", "wds") from error
+        name = name or path
         bounds, offset, length, codes = array("q", [0]), array("q"), array("q"), array("i")
         keys: list[str] = []
         table: dict[str, int] = {}
         try:
             with _open_regular(path) as file:
                 before = os.fstat(file.fileno())
-                for sample in group_by_keys(_fields(file, path, before.st_size), keys=split_name):
+                for sample in group_by_keys(read_fields(file, name, before.st_size), keys=split_name):
                     for extension, payload in sample.items():
-                        if isinstance(payload, _Payload):
+                        if isinstance(payload, Payload):
                             offset.append(payload.offset)
                             length.append(payload.length)
                             codes.append(table.setdefault(extension, len(table)))
                     bounds.append(len(offset))
                     keys.append(sample["__key__"])
                 probe = _probe(file, bounds, offset, length)
+                whole = checksum_of(file) if checksum else _UNKNOWN
                 after = os.fstat(file.fileno())
         except OSError as error:
-            _refuse_unreadable(path, error)
+            _refuse_unreadable(name, error)
         except ValueError as error:
             raise DataError(
-                f"{path}: {error.args[0][:_SHOWN]}. Within one sample each extension may occur once (webdataset "
+                f"{name}: {error.args[0][:_SHOWN]}. Within one sample each extension may occur once (webdataset "
                 "refuses this shard too); rename the member, or write the shard again."
             ) from error
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise DataError(f"{path} changed while it was being indexed; try again when it is complete.")
-        header = [_FORMAT_VERSION, before.st_size, before.st_mtime_ns, len(keys), len(offset)]
+            raise DataError(f"{name} changed while it was being indexed; try again when it is complete.")
+        header = [_FORMAT_VERSION, before.st_size, before.st_mtime_ns, len(keys), len(offset), whole]
         parts = (header, bounds, offset, length, codes, *_pack(keys), *_pack(table), [probe])
         return cls(*(np.asarray(part, dtype) for part, dtype in zip(parts, _DTYPES.values(), strict=True)))
+
+    def differs_from(self, path: Path) -> str:
+        """What the file at ``path``, of the right size, has other than this shard; "" if nothing as far as is known."""
+        with path.open("rb") as file:
+            if self.checksum is not None:
+                what, found, expected = "CRC-32", checksum_of(file), self.checksum
+            else:
+                what, expected = "probe", int(self.probe[0])
+                found = _probe(file, self.sample_bounds, self.offset, self.length)
+        return "" if found == expected else f"its {what} is {found:08x}, that of its index {expected:08x}"
 
     def save(self, place: Path) -> None:
         """Write the index to ``place``, whole or not at all. Raises OSError where that cannot be written."""
@@ -173,12 +181,17 @@ class TarIndex:
             temporary.unlink(missing_ok=True)
 
     @classmethod
-    def read(cls, place: Path, size: int, mtime_ns: int) -> "TarIndex | None":
-        """The index at ``place`` for a shard of ``size`` bytes; None if absent, stale, foreign, damaged."""
+    def read(cls, place: Path, size: int | None = None, mtime_ns: int | None = None) -> "TarIndex | None":
+        """The index at ``place`` for a shard of ``size`` bytes; None if absent, stale, foreign, damaged.
+
+        Of a shard that is elsewhere the size may be unknown, and the time is.
+        """
         try:
             with _open_regular(place) as file:
                 # A member costs 512 bytes in the tar and less here: what is much larger is not its index.
-                index = cls(**read_npz(file, _DTYPES, limit=2 * size + 2**16))
+                limit = _LARGEST if size is None else 2 * size + 2**16
+                index = cls(**read_npz(file, _DTYPES, limit))
+            size, mtime_ns = (int(index.header[n]) if v is None else v for n, v in ((1, size), (2, mtime_ns)))
             return index if index._is_sound(size, mtime_ns) else None
         except Exception:
             # zipfile raises nearly anything on damaged input; whatever it was, it is built again.
@@ -189,7 +202,8 @@ class TarIndex:
         members, offset, length, codes = self.offset.size, self.offset, self.length, self.extension
         return (
             all((a := getattr(self, name)).ndim == 1 and a.dtype == dtype for name, dtype in _DTYPES.items())
-            and self.header.tolist() == [_FORMAT_VERSION, size, mtime_ns, len(self), members]
+            and self.header.tolist()[:-1] == [_FORMAT_VERSION, size, mtime_ns, len(self), members]
+            and _UNKNOWN <= self.header[-1] < 2**32
             and members == len(length) == len(codes)
             and len(self.probe) == 1
             and len(self.key_bounds) == len(self.sample_bounds)
@@ -203,28 +217,46 @@ class TarIndex:
         )
 
 
-def _probe(file: BufferedReader, bounds: "array[int]", offset: "array[int]", length: "array[int]") -> int:
+def _probe(
+    file: BufferedReader,
+    bounds: "NDArray[np.int64] | array[int]",
+    offset: "NDArray[np.int64] | array[int]",
+    length: "NDArray[np.int64] | array[int]",
+) -> int:
     """CRC-32 of the beginnings of the members of some rows, evenly spaced."""
     rows, checksum = len(bounds) - 1, 0
     for row in sorted({number * (rows - 1) // (_PROBED_ROWS - 1) for number in range(_PROBED_ROWS)} if rows else ()):
-        for member in range(bounds[row], bounds[row + 1]):
-            file.seek(offset[member])
-            checksum = zlib.crc32(file.read(min(length[member], _PROBED_BYTES)), checksum)
+        for member in range(int(bounds[row]), int(bounds[row + 1])):
+            file.seek(int(offset[member]))
+            checksum = zlib.crc32(file.read(min(int(length[member]), _PROBED_BYTES)), checksum)
     return checksum
 
 
-def load_index(path: AnyPath, cache_dir: AnyPath | None = None, rebuild: bool = False) -> TarIndex:
+def checksum_of(file: BufferedReader) -> int:
+    """CRC-32 of the whole file."""
+    checksum = file.seek(0)
+    while data := file.read(_CHUNK):
+        checksum = zlib.crc32(data, checksum)
+    return checksum
+
+
+def load_index(
+    path: AnyPath, cache_dir: AnyPath | None = None, rebuild: bool = False, *, checksum: bool = False
+) -> TarIndex:
     """The index of the local tar ``path``: the kept one if it is fresh, else built and kept.
 
     It is kept beside the shard or, where that cannot be written, in ``cache_dir`` (default: infobatch-stream
-    in $XDG_CACHE_HOME or ~/.cache). ``rebuild`` builds it in any case. Many processes may call this at once.
+    in $XDG_CACHE_HOME or ~/.cache). ``rebuild`` builds it in any case. With ``checksum`` it has one, for those who
+    will read the shard from elsewhere; that reads all of the tar. Many processes may call this at once.
+
     Raises DataError as `TarIndex.build` does, and ConfigError when the index can be kept in neither place.
     """
     path = os.fspath(path)
     places = _places(path, cache_dir)
-    if not rebuild and (kept := _kept(path, places)) is not None:
+    kept = None if rebuild else _kept(path, places)
+    if kept is not None and (kept.checksum is not None or not checksum):
         return kept
-    index = TarIndex.build(path)
+    index = TarIndex.build(path, checksum=checksum)
     failures = []
     for place in places:
         try:
@@ -257,13 +289,7 @@ def _kept(path: str, places: list[Path]) -> TarIndex | None:
 def _places(path: str, cache_dir: AnyPath | None) -> list[Path]:
     """Where the index of ``path`` may lie, in the order of preference."""
     shard = Path(path).absolute()
-    if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "infobatch-stream")
-    digest = hashlib.sha256(os.fsencode(shard)).hexdigest()[:32]
-    return [
-        shard.with_name(f"{shard.name}.index.npz"),
-        Path(cache_dir, f"{shard.name[:32]}.{digest}.index.npz"),
-    ]
+    return [shard.with_name(f"{shard.name}.index.npz"), ShardCache(cache_dir).place(str(shard), ".index.npz")]
 
 
 def _pack(texts: Iterable[str]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -274,37 +300,6 @@ def _pack(texts: Iterable[str]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _is_partition(bounds: NDArray[Any], total: int) -> bool:
     return bool(len(bounds) and bounds[0] == 0 and bounds[-1] == total and np.all(bounds[1:] >= bounds[:-1]))
-
-
-def _fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str, Any]]:
-    """What webdataset's tar_file_expander yields for this tar, with a `_Payload` in place of the bytes."""
-    try:
-        for name, offset, length in read_members(file, size):
-            if not _SKIP_META.match(name):
-                # __local_path__ as webdataset has it for a local file, since it takes part in the grouping.
-                yield {"fname": name, "data": _Payload(offset, length), "__url__": path, "__local_path__": path}
-    except TarError as error:
-        file.seek(0)
-        start = file.read(8)
-        kind = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
-        if kind is not None:
-            raise DataError(
-                f"{path} is compressed ({kind}), so its samples cannot be read by index. Decompress it "
-                "(gunzip, zstd -d)."
-            ) from None
-        raise DataError(
-            f"{path} ({size:,} bytes) is no tar that can be read by index: {error}. Copy or write it again."
-        ) from error
-
-
-def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
-    """Key and extension of a member, as webdataset's base_plus_ext; whose time is quadratic in the name's length."""
-    dot = name.find(".", name.rfind("/") + 1)
-    line = name.find("\n")
-    slash = name.rfind("/", 0, max(0, dot - 1 if line < 0 else min(dot - 1, line + 1)))
-    if dot < 1 or "." in name[slash + 1 : dot] or slash + 1 == dot:
-        return None, None
-    return name[:dot], name[dot + 1 :]
 
 
 def _open_regular(path: AnyPath) -> BufferedReader:

@@ -1,4 +1,4 @@
-"""Which tars a user means: paths, braces, globs and folders."""
+"""Which tars a user means: paths and urls, braces, globs and folders."""
 
 import os
 import re
@@ -8,19 +8,25 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
+from infobatch_stream.sources.download import list_files
 from infobatch_stream.sources.tar_index import AnyPath
 
-__all__ = ["expand_shards", "local_path"]
+__all__ = ["base_name", "expand_shards", "is_pipe", "is_remote", "local_path"]
 
 _COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tzst|gz|bz2|xz|zst|lz4|lzma|z)$", re.IGNORECASE)
+_STREAMED = ("*.tar", "*.tgz", "*.tar.gz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")  # of a folder
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_WILD = re.compile(r"[*?[]")
 
 
-def expand_shards(urls: AnyPath | Iterable[AnyPath]) -> list[str]:
-    """The tars meant by ``urls``, in order: paths or `file:` urls, braces (``{000..123}``), globs, folders of tars.
+def expand_shards(urls: AnyPath | Iterable[AnyPath], *, streamed: bool = False) -> list[str]:
+    """The tars meant by ``urls``, in order: paths or urls, braces (``{000..123}``), globs, folders of tars.
 
-    A name that exists is meant as it stands, even with a brace in it. Raises ConfigError for braces that do not match
-    and for what is no path, DataError for what names no tar, or none that can be read by index.
+    A name that exists is meant as it stands, even with a brace in it. Folders and globs of a server need one that
+    lists its files, as s3:// does and http:// does not. streamed: compressed tars and ``pipe:`` commands are meant too.
+
+    Raises ConfigError for braces that do not match and for what is no path, DataError for what names no tar, or none
+    that can be read by index.
     """
     try:
         from braceexpand import braceexpand
@@ -34,40 +40,87 @@ def expand_shards(urls: AnyPath | Iterable[AnyPath]) -> list[str]:
         text = os.fspath(item)
         if "\0" in text:
             raise ConfigError(f"urls holds {text!r}; no path has a NUL in it.")
-        local_path(text)  # the braces in a pipe's command are not ours to expand
+        _refuse(text, streamed)
         try:
             patterns = [text] if os.path.exists(text) else list(braceexpand(text))  # noqa: PTH110  # see _find
         except ValueError as error:
-            raise ConfigError(f"The braces in {text!r} do not match; write 'train-{{000..099}}.tar'.") from error
+            if not is_pipe(text):  # whose braces may be awk's
+                raise ConfigError(f"The braces in {text!r} do not match; write 'train-{{000..099}}.tar'.") from error
+            patterns = [text]
         for pattern in patterns:
-            expanded.extend(_find(pattern))
+            expanded.extend(_find(pattern, _STREAMED if streamed else _STREAMED[:1]))
     if not expanded:
         raise ConfigError("urls is empty; name at least one tar file.")
+    for url in expanded:
+        _refuse(url, streamed)  # what a glob found
     return expanded
 
 
-def _find(pattern: str) -> list[str]:
-    path = local_path(pattern)
-    # Not Path.exists, which raises for a pattern that is too long for a file's name (Python 3.11).
-    if os.path.isdir(path):  # noqa: PTH112
-        found = [str(file) for file in Path(path).glob("*.tar")]
-    elif re.search(r"[*?[]", path) and not os.path.exists(path):  # noqa: PTH110
-        found = glob(path)  # noqa: PTH207  # Path.glob takes no absolute pattern
-    else:
+def _find(pattern: str, kinds: tuple[str, ...]) -> list[str]:
+    if is_pipe(pattern):
         return [pattern]
+    if is_remote(pattern):
+        found = _find_remote(pattern, kinds)
+    else:
+        path = local_path(pattern)
+        # Not Path.exists, which raises for a pattern that is too long for a file's name (Python 3.11).
+        if os.path.isdir(path):  # noqa: PTH112
+            found = [str(file) for kind in kinds for file in Path(path).glob(kind)]
+        elif _WILD.search(path) and not os.path.exists(path):  # noqa: PTH110
+            found = glob(path)  # noqa: PTH207  # Path.glob takes no absolute pattern
+        else:
+            return [pattern]
     if not found:
-        raise DataError(f"There is no shard at {pattern}: a folder must hold *.tar, a glob must match files.")
+        raise DataError(f"There is no shard at {pattern}: a folder must hold {kinds[0]}, a glob must match files.")
     return sorted(found)
 
 
+def _find_remote(pattern: str, kinds: tuple[str, ...]) -> list[str]:
+    lists = not pattern.lower().startswith("http")
+    folder = pattern.endswith("/") or (lists and "." not in pattern.rsplit("/", 1)[1])
+    if not folder and not _WILD.search(pattern if lists else pattern.partition("?")[0]):
+        return [pattern]
+    if not lists:
+        raise ConfigError(
+            f"{pattern}: a web server does not tell which files it has. Name them, as in 'train-{{000..099}}.tar'."
+        )
+    patterns = [f"{pattern.rstrip('/')}/{kind}" for kind in kinds] if folder else [pattern]
+    return [url for each in patterns for url in list_files(each)]
+
+
+def is_pipe(url: str) -> bool:
+    """Whether ``url`` is a command whose output is meant, as webdataset takes it."""
+    return url.startswith("pipe:")
+
+
+def is_remote(url: str) -> bool:
+    """Whether ``url`` is no file of this machine."""
+    return _SCHEME.match(url) is not None and not url.startswith(("file:", "pipe:"))
+
+
 def local_path(url: str) -> str:
-    """The path that ``url`` names; raises DataError for what cannot be read by index."""
-    if url.startswith("pipe:"):
-        why, remedy = "is the output of a command", "Write it to a local tar file"
-    elif _SCHEME.match(url) and not url.startswith("file:"):
-        why, remedy = "is not local", "Copy it to a local disk"
-    elif _COMPRESSED.search(url):
+    """The path that ``url``, which is not remote, names."""
+    return urlparse(url).path if url.startswith("file:") else url
+
+
+def base_name(url: str) -> str:
+    """The last part of a path or url, without what a web server takes for a query."""
+    return Path(url.partition("?")[0] if url.lower().startswith("http") else url).name
+
+
+def _refuse(url: str, streamed: bool) -> None:
+    """Raise DataError for what cannot be read by index."""
+    if is_remote(url) and "://" not in url:
+        raise DataError(f"{url!r} names no server; write a url as s3://bucket/name, a path with a colon as ./name.")
+    if streamed:
+        return
+    if is_pipe(url):
+        why, remedy = "is the output of a command", "write it to a tar file"
+    elif _COMPRESSED.search(base_name(url)):
         why, remedy = "is compressed", "Decompress it (gunzip, zstd -d)"
     else:
-        return urlparse(url).path if url.startswith("file:") else url
-    raise DataError(f"{url!r} {why}; only local, uncompressed tar files can be read by index. {remedy}.")
+        return
+    raise DataError(
+        f"{url!r} {why}, so its samples cannot be read by index where they are. infobatch_stream.StreamedWebDataset"
+        f"(urls) keeps the plain tar in its cache; or {remedy}."
+    )

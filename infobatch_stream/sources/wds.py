@@ -4,7 +4,6 @@ import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -13,9 +12,9 @@ from torch.utils.data import Dataset
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.base import Pool, fingerprint
-from infobatch_stream.sources.tar_index import AnyPath
+from infobatch_stream.sources.shard_cache import AnyPath, ShardCache
 from infobatch_stream.sources.tar_shards import TarShards
-from infobatch_stream.sources.urls import expand_shards
+from infobatch_stream.sources.urls import base_name, expand_shards
 
 __all__ = ["IndexedWebDataset", "WdsSource"]
 
@@ -28,7 +27,7 @@ def _refused(name: str, advice: str) -> Callable[..., NoReturn]:
 
     def stage(self: object, *args: object, **kwargs: object) -> NoReturn:
         raise ConfigError(
-            f"IndexedWebDataset has no {name}(): samples are read by index, not as a stream. Instead: {advice}."
+            f"{type(self).__name__} has no {name}(): samples are read by index, not as a stream. Instead: {advice}."
         )
 
     stage.__name__ = name
@@ -36,33 +35,75 @@ def _refused(name: str, advice: str) -> Callable[..., NoReturn]:
     return stage
 
 
-class IndexedWebDataset(Dataset[Any]):
-    """Samples of local, uncompressed WebDataset tars by index 0..N-1, in the order (shard, row).
+def _need_webdataset() -> None:
+    """Raise MissingExtraError now rather than in the middle of an epoch."""
+    try:
+        import webdataset  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError.of("webdataset", "wds") from error
 
-    ``urls``: a path or `file:` url, with brace expansion; or a glob; or a folder (its *.tar, sorted); or an
-    iterable of these. Opening reads the headers of each shard once and keeps an index of it beside the shard or,
-    where that cannot be written, in ``cache_dir`` (default: infobatch-stream in $XDG_CACHE_HOME or ~/.cache).
+
+class IndexedWebDataset(Dataset[Any]):
+    """Samples of uncompressed WebDataset tars by index 0..N-1, in the order (shard, row).
+
+    ``urls``: a path, or a url of any protocol that fsspec knows (s3://, gs://, hf://, https://), with brace expansion;
+    or a glob; or a folder (its *.tar, sorted); or an iterable of these. A web server has no globs and folders.
+
+    Opening reads the headers of each local shard once and keeps an index of it beside the shard or, where that cannot
+    be written, in ``cache_dir`` (default: infobatch-stream in $XDG_CACHE_HOME or ~/.cache). Of a remote shard it
+    fetches ``<url>.index.npz``; where there is none, the shard itself, to index it. The indexes stay in the cache.
+
+    Remote shards are brought to ``cache_dir`` when a sample of them is read, once for all processes of a machine. They
+    take at most ``cache_limit`` bytes there (a number, or as "200gb"; None: no limit): those that were read longest ago
+    are removed.
 
     A sample is the dict that webdataset 1.0.2 yields: `__key__`, `__url__`, `__local_path__`, and bytes by
     extension, in tar order; then what the stages make of it. Each stage (`decode`, `map`, ...) is webdataset's own
     and returns a new dataset. The object holds no scores or epochs, survives fork and pickle (as far as the
     functions in its stages do), and may be read from several threads.
 
-    Raises DataError for shards that are missing, damaged, compressed, not local, or hold no sample.
+    Raises DataError for shards that are missing, damaged, compressed, out of reach, or hold no sample.
     """
 
-    def __init__(self, urls: AnyPath | Iterable[AnyPath], *, cache_dir: AnyPath | None = None) -> None:
-        try:
-            import webdataset  # noqa: F401  # asked for here, not in the middle of an epoch
-        except ImportError as error:
-            raise MissingExtraError.of("webdataset", "wds") from error
-        self._shards = TarShards(expand_shards(urls), cache_dir)
+    def __init__(
+        self,
+        urls: AnyPath | Iterable[AnyPath],
+        *,
+        cache_dir: AnyPath | None = None,
+        cache_limit: int | str | None = None,
+    ) -> None:
+        _need_webdataset()
+        self._open(TarShards(expand_shards(urls), ShardCache(cache_dir, cache_limit)))
+
+    def _open(self, shards: TarShards) -> None:
+        self._shards = shards
         self._stages: tuple[Callable[[Iterator[Any]], Iterator[Any]], ...] = ()
 
     @property
     def urls(self) -> list[str]:
         """The shards, one url or path each, in the order of the samples."""
         return list(self._shards.urls)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether there is a shard for which `bring` may have something to do."""
+        return self._shards.is_remote
+
+    @property
+    def capacity(self) -> int | None:
+        """How many shards the cache keeps at least under its limit, whichever they are; None if all."""
+        return self._shards.capacity
+
+    def bring(self, shard: int) -> None:
+        """Have shard number ``shard`` on this machine now; at once if it is. Any thread or process may call it.
+
+        It may be removed again, if there is a cache_limit. Raises DataError when it cannot be had.
+        """
+        self._shards.tars[shard].bring()
+
+    def close(self) -> None:
+        """Close the files of shards that a cache_limit may remove; they are opened again when they are read."""
+        self._shards.close()
 
     @property
     def shard_sizes(self) -> NDArray[np.int64]:
@@ -194,7 +235,7 @@ class WdsSource:
     @property
     def fingerprint(self) -> str:
         """Digest of the shards' file names, numbers of samples and probes; the folders do not matter."""
-        names = [ascii(Path(url).name) for url in self.dataset.urls]
+        names = [ascii(base_name(url)) for url in self.dataset.urls]
         return fingerprint("wds", zip(names, self.shard_sizes.tolist(), self.dataset.shard_probes, strict=True))
 
     @property
@@ -206,6 +247,20 @@ class WdsSource:
     def mixing(self) -> dict[str, Any]:
         """Empty: each sample once."""
         return {}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `bring` may have something to do."""
+        return self.dataset.is_remote
+
+    @property
+    def capacity(self) -> int | None:
+        """How many shards this machine keeps at least, under a limit; None if all."""
+        return self.dataset.capacity
+
+    def bring(self, shard: int) -> None:
+        """Have shard number ``shard`` on this machine; errors are those of `IndexedWebDataset.bring`."""
+        self.dataset.bring(shard)
 
     def pool(self, epoch: int) -> Pool | None:
         """None: each sample once."""
@@ -221,6 +276,9 @@ class WdsSource:
         places = np.argsort(indices, kind="stable").tolist()
         with suppress(DataError):  # raised again where it is read, if the user lets it
             self.dataset.announce(indices[place] for place in places)
-        for place in places:
-            samples[place] = self.dataset[indices[place]]
+        try:
+            for place in places:
+                samples[place] = self.dataset[indices[place]]
+        finally:
+            self.dataset.close()
         return samples
