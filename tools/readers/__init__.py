@@ -1,5 +1,10 @@
 """What can be converted, read by position."""
 
-from .images import IdxPair, ImageTree, read_idx, read_source
+from .idx import IdxPair, read_idx
+from .images import ImageTree
+from .mds import MdsSet
+from .source import read_source
+from .table import TableSet
+from .tars import TarSet
 
-__all__ = ["IdxPair", "ImageTree", "read_idx", "read_source"]
+__all__ = ["IdxPair", "ImageTree", "MdsSet", "TableSet", "TarSet", "read_idx", "read_source"]

@@ -1,0 +1,181 @@
+"""Which columns of a source are converted, how they are called and stored; and what lies beside shards about them."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from infobatch_stream.errors import ConfigError, DataError
+
+from ..samples import KEY, MEMBERS, Column, Sample
+from .encodings import check_encoding, fit
+from .extensions import is_extension
+
+__all__ = ["Choice", "Options", "read_beside", "read_classes", "read_columns"]
+
+_MOST = 1 << 26  # bytes of columns.json or classes.json
+_RESERVED = (KEY, MEMBERS)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says of columns.
+
+    columns: new name -> name in the source, which selects and renames; None for all as they are.
+    encodings, extensions: of columns by their new name.
+    """
+
+    columns: Mapping[str, str] | None = None
+    encodings: Mapping[str, str] | None = None
+    extensions: Mapping[str, str] | None = None
+
+    def choose(self, found: Mapping[str, Column], where: object) -> "Choice":
+        """The chosen ones of the columns ``found`` in the source ``where``. Raises ConfigError."""
+        wanted = dict(self.columns) if self.columns is not None else {name: name for name in found}
+        for name, source in wanted.items():
+            if source not in found:
+                raise unknown(source, found, where)
+            self.check_name(name, own=source)
+        return Choice(self.changed({name: found[source] for name, source in wanted.items()}, where), wanted)
+
+    @staticmethod
+    def check_name(name: str, own: str | None = None) -> None:
+        """Raise ConfigError for a name that no column can have; ``own`` is what it is called in the source."""
+        if not name or (name in _RESERVED and name != own):
+            raise ConfigError(f"a column cannot be called {name!r}; choose another name (--column NAME=SOURCE).")
+
+    def changed(self, columns: Mapping[str, Column], where: object) -> dict[str, Column]:
+        """``columns`` with the encodings and extensions that the user gives. Raises ConfigError."""
+        changed = dict(columns)
+        known = [name for name in columns if name not in _RESERVED]
+        for name, encoding in (self.encodings or {}).items():
+            if name not in known:
+                raise unknown(name, columns, where)
+            check_encoding(encoding)
+            changed[name] = replace(changed[name], mds=encoding)
+        for name, extension in (self.extensions or {}).items():
+            if name not in known:
+                raise unknown(name, columns, where)
+            if not is_extension(extension) or extension != extension.lower():
+                raise ConfigError(
+                    f"{extension!r} is no extension; lower-case letters, digits, and dots or dashes between them are."
+                )
+            changed[name] = replace(changed[name], wds=extension)
+        owners: dict[str, str] = {}
+        for name, column in changed.items():
+            for extension in column.wds.split(";") if name not in _RESERVED else ():
+                if owners.setdefault(extension, name) != name:
+                    raise ConfigError(
+                        f"the columns {owners[extension]!r} and {name!r} of {where} both have the extension "
+                        f"{extension!r}; give one of them another (--extension {name}=...)."
+                    )
+        return changed
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The columns whose encoding the user gives."""
+        return frozenset(self.encodings or ())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Chosen columns: how each is stored, and what it is called in the source."""
+
+    columns: dict[str, Column]
+    sources: dict[str, str]
+
+    def of(self, sample: Sample, where: Callable[[], str]) -> Sample:
+        """The chosen fields of ``sample``, in the form of their encoding; ``where`` names the sample in errors."""
+        chosen = {}
+        for name, source in self.sources.items():
+            try:
+                chosen[name] = fit(sample[source], self.columns[name].mds)
+            except ValueError as error:
+                raise misfit(where(), name, self.columns[name].mds, error) from error
+        return chosen
+
+
+def unknown(name: str, found: Iterable[str], where: object) -> ConfigError:
+    """The error for a column that is not there."""
+    there = [column for column in found if column not in _RESERVED]
+    return ConfigError(f"{where} has no column {name!r}; it has {', '.join(map(repr, there[:50]))}.")
+
+
+def misfit(where: str, name: str, encoding: str, error: Exception) -> DataError:
+    """The error for a value that does not fit the encoding of its column."""
+    return DataError(
+        f"{where}: the column {name!r} is stored as {encoding!r}, and this value cannot be: {error}. Store the column "
+        f"in another way (--encoding {name}=bytes, say), or correct the value."
+    )
+
+
+def read_beside(folders: Iterable[Path], name: str) -> tuple[Path, Any] | None:
+    """Path and content of the JSON file ``name`` in the folders of shards; None where it is in none.
+
+    Raises DataError where it is damaged, or not the same in all folders.
+    """
+    found: dict[bytes | None, Path] = {}
+    for folder in folders:
+        path = folder / name
+        data = None
+        if path.is_file():
+            if path.stat().st_size > _MOST:
+                raise DataError(f"{path} has {path.stat().st_size:,} bytes; it is damaged: remove it.")
+            data = path.read_bytes()
+        found.setdefault(data, path)
+    if len(found) > 1:
+        raise DataError(
+            f"{' and '.join(map(str, found.values()))} differ; convert the folders one by one, or remove both."
+        )
+    data, path = found.popitem() if found else (None, Path(name))
+    if data is None:
+        return None
+    try:
+        return path, json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it, or write the shards again.") from error
+
+
+def read_classes(folders: Iterable[Path]) -> list[str] | None:
+    """The names of classes in ``classes.json`` beside shards; None where there is none. Raises DataError."""
+    beside = read_beside(folders, "classes.json")
+    if beside is None:
+        return None
+    path, classes = beside
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"{path} is no JSON list of texts; remove it, or write the shards again.")
+    return classes
+
+
+def read_columns(folders: Iterable[Path]) -> dict[str, Column] | None:
+    """The columns in ``columns.json`` beside shards, in their order; None where there is none. Raises DataError.
+
+    It is ``{"<column>": {"mds": "<encoding>", "wds": "<extension>"}, ...}``; extensions may be several, ``jpg;png``.
+    """
+    beside = read_beside(folders, "columns.json")
+    if beside is None:
+        return None
+    path, told = beside
+    columns: dict[str, Column] = {}
+    taken: set[str] = set()
+    for name, column in told.items() if isinstance(told, dict) else [("", None)]:
+        if not (name and isinstance(column, dict) and column.keys() == {"mds", "wds"}) or not all(
+            isinstance(text, str) for text in column.values()
+        ):
+            raise _damaged(path, f"of the column {name!r} it says {column!r:.100}")
+        if name not in _RESERVED:
+            extensions = column["wds"].split(";")
+            for extension in extensions:
+                if not is_extension(extension) or extension != extension.lower() or extension in taken:
+                    raise _damaged(path, f"the column {name!r} has the extension {extension!r:.100}")
+                taken.add(extension)
+        columns[name] = Column(column["mds"], column["wds"])
+    return columns
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path} is damaged: {what}; it should be {{column: {{'mds': encoding, 'wds': extension}}}}, with one column "
+        "per extension. Remove it, or write the shards again."
+    )
