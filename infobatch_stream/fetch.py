@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from infobatch_stream.ahead import Ahead
 from infobatch_stream.errors import DataError
 from infobatch_stream.kept import Entries
+from infobatch_stream.outlook import Outlook
 from infobatch_stream.picks import Picks
 from infobatch_stream.plan import EpochPlan
 from infobatch_stream.sources.base import Source
@@ -35,12 +37,17 @@ _LENT = RLock()  # held meanwhile: of two threads that lent it, the second would
 
 @dataclass(frozen=True)
 class Request:
-    """One batch of one rank. step None: peeked at, not spent. seed: what the batch's random state derives from."""
+    """One batch of one rank. step None: peeked at, not spent. seed: what the batch's random state derives from.
+
+    shards: that it needs, where some may not be here yet. ahead: shards that later steps need.
+    """
 
     entries: Entries
     epoch: int
     step: int | None
     seed: tuple[int, int, int, int]
+    shards: tuple[int, ...] = ()
+    ahead: tuple[int, ...] = ()
 
 
 class Requests:
@@ -52,9 +59,12 @@ class Requests:
     def __init__(self) -> None:
         self._plan: EpochPlan | None = None
 
-    def begin(self, plan: EpochPlan, first: int, seed: int, rank: int, world_size: int) -> None:
-        """From now on, the steps first.. of ``plan`` for ``rank`` of ``world_size``."""
+    def begin(
+        self, plan: EpochPlan, first: int, seed: int, rank: int, world_size: int, outlook: Outlook | None = None
+    ) -> None:
+        """From now on, the steps first.. of ``plan`` for ``rank`` of ``world_size``; outlook: on shards to bring."""
         self._plan = plan
+        self._outlook = outlook
         self._first = first
         self._seed = seed
         self._rank = rank
@@ -64,8 +74,14 @@ class Requests:
         """One request a step."""
         plan, seed, rank, world_size = self._plan, self._seed, self._rank, self._world_size
         assert plan is not None
-        for step in range(self._first, plan.steps):
-            yield request(plan, step, seed, rank, world_size)
+        if self._outlook is None:
+            for step in range(self._first, plan.steps):
+                yield request(plan, step, seed, rank, world_size)
+            return
+        sights = self._outlook.steps(plan, self._first, rank, world_size)
+        for step, sight in enumerate(sights, self._first):
+            seeds = (seed, plan.epoch, step, rank)
+            yield Request(sight.entries, plan.epoch, step, seeds, sight.shards, sight.bring)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -86,6 +102,7 @@ class Fetcher(Dataset[Any]):
 
     def __init__(self, source: Source, collate: Callable[[list[Any]], Any], on_error: OnError) -> None:
         self._source = source
+        self._ahead = Ahead(source)
         self._collate = collate
         self._on_error = on_error
         self._draws = source.draws or collate not in (default_collate, list)  # whether code of the user's runs
@@ -94,11 +111,16 @@ class Fetcher(Dataset[Any]):
         """The batch of ``request``; the same bits in whichever process, and whatever was fetched before."""
         entries = request.entries
         replaced: tuple[str, ...] = ()
+        lost: dict[int, Exception] = {}
+        if request.shards:
+            lost = self._ahead.bring((request.epoch, request.seed[2]), request.shards, request.ahead)
+        if lost and self._on_error == "raise":
+            raise next(iter(lost.values()))
         with _seeded(request.seed) if self._draws else nullcontext():
             if self._on_error == "raise":
                 samples = self._source.read_many(entries.index.tolist())
             else:
-                samples, entries, replaced = self._read_or_replace(request)
+                samples, entries, replaced = self._read_or_replace(request, lost)
             data = self._collate(samples)
         picks = Picks(
             # Copies: the plan keeps its arrays, and these are the user's to change.
@@ -111,11 +133,20 @@ class Fetcher(Dataset[Any]):
         )
         return data, picks
 
-    def _read_or_replace(self, request: Request) -> tuple[list[Any], Entries, tuple[str, ...]]:
+    def _read_or_replace(
+        self, request: Request, lost: dict[int, Exception]
+    ) -> tuple[list[Any], Entries, tuple[str, ...]]:
+        """lost: shards that are known not to be had, and why."""
         entries = request.entries
         samples: dict[int, Any] = {}
         failures: dict[int, Exception] = {}
+        sizes = self._source.shard_sizes
+        if lost and sizes is not None:
+            shards = np.searchsorted(np.cumsum(sizes), entries.index, side="right").tolist()
+            failures = {place: lost[shard] for place, shard in enumerate(shards) if shard in lost}
         for place, index in enumerate(entries.index.tolist()):
+            if place in failures:
+                continue
             try:
                 samples[place] = self._source.read(index)
             except Exception as error:

@@ -18,6 +18,7 @@ from infobatch_stream.checkpoint import Progress, pack, unpack
 from infobatch_stream.errors import ConfigError, OutOfStepError
 from infobatch_stream.fetch import Fetcher, OnError, Requests, request
 from infobatch_stream.opening import Contents, Existing, check_owner, path_on_node
+from infobatch_stream.outlook import Outlook, shards_in_window
 from infobatch_stream.picks import Picks
 from infobatch_stream.plan import EpochPlan
 from infobatch_stream.policies import Policy, SoftPruning
@@ -65,6 +66,7 @@ class InfoBatchLoader:
         drop_last: drop the last, incomplete step instead of filling it up with entries of weight 0.
         on_error: "raise", or "replace" to put a readable sample with weight 0 for one that cannot be read.
         existing: what to do with a store that holds epochs: "error", "overwrite" or "continue".
+        predownload: how many steps ahead the shards that this rank needs are downloaded, where they are not local.
         process_group: the group over which data is split, when that is not all processes.
         collate_fn: as of DataLoader. dataloader: further options of the inner DataLoader, as num_workers.
 
@@ -93,6 +95,7 @@ class InfoBatchLoader:
         drop_last: bool = False,
         on_error: OnError = "raise",
         existing: Existing = "error",
+        predownload: int = 64,
         process_group: "dist.ProcessGroup | None" = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         **dataloader: Any,
@@ -100,6 +103,7 @@ class InfoBatchLoader:
         batch_size = whole_number("batch_size", batch_size, 1)
         if canonical_nodes is not None:
             canonical_nodes = whole_number("canonical_nodes", canonical_nodes, 1)
+        self._predownload = whole_number("predownload", predownload, 0)
         check_choice("on_error", on_error, ("raise", "replace"))
         check_choice("existing", existing, ("error", "overwrite", "continue"))
         for name in _OURS.keys() & dataloader.keys():
@@ -235,7 +239,8 @@ class InfoBatchLoader:
                 "or raise loader.epochs to train on."
             )
         self._full = self._is_full()  # an epoch that was begun stays what it is when epochs are raised
-        self._requests.begin(self._plan(), self.step, self._recipe.seed, self._ranks.rank, self._ranks.world_size)
+        plan, ranks = self._plan(), self._ranks
+        self._requests.begin(plan, self.step, self._recipe.seed, ranks.rank, ranks.world_size, self._outlook(plan))
         self._iterating = mine = object()
         try:
             batches = iter(self.dataloader)
@@ -244,6 +249,23 @@ class InfoBatchLoader:
             self._look_after_workers(error, self.dataloader._iterator)
             raise
         return self._batches(batches, mine)
+
+    def _outlook(self, plan: EpochPlan) -> Outlook | None:
+        """On the shards of the steps to come; None where all are on this machine."""
+        source = self._source
+        if not source.is_remote or source.shard_sizes is None:
+            return None
+        if source.capacity is not None and self._recipe.shuffle:
+            window = self._recipe.shuffle_window
+            touched = shards_in_window(source.shard_sizes, plan, window, -(-self._lanes() // self._ranks.nodes))
+            if source.capacity < touched:
+                self._warn_once(
+                    "cache",
+                    f"the cache_limit of the dataset holds about {source.capacity} shards, but a shuffle_window of "
+                    f"{window} entries lies in {touched}: shards will be dropped and downloaded again within an epoch. "
+                    "Raise the cache_limit, or lower shuffle_window.",
+                )
+        return Outlook(source.shard_sizes, self._predownload, source.capacity)
 
     def _batches(self, batches: Iterator[Any], mine: object) -> Iterator[tuple[Any, Picks]]:
         while True:

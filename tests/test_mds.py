@@ -344,7 +344,7 @@ def test_a_failed_download_raises_in_every_process_and_may_be_tried_again(own, m
 
 def test_downloads_that_fail_under_a_small_cache_hang_nobody(make, small_cache):
     remote, dataset = small_cache
-    loader = make(dataset, epochs=1)
+    loader = make(dataset, epochs=1, shuffle_window=24)
     batches = iter(loader)
     next(batches)
     for file in remote.glob("*.mds"):
