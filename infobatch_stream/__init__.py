@@ -12,12 +12,13 @@ from infobatch_stream.errors import (
 from infobatch_stream.loader import InfoBatchLoader
 from infobatch_stream.picks import Picks
 from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning
-from infobatch_stream.sources import IndexedWebDataset
+from infobatch_stream.sources import IndexedWebDataset, StreamedWebDataset
 from infobatch_stream.store import ScoreStore
 
 __all__ = [
     "InfoBatchLoader",
     "IndexedWebDataset",
+    "StreamedWebDataset",
     "ScoreStore",
     "Picks",
     "SoftPruning",

@@ -9,9 +9,10 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.sources.base import Pool, Source
 from infobatch_stream.sources.map_style import MapStyleSource
 from infobatch_stream.sources.mds import MdsSource
+from infobatch_stream.sources.streamed import StreamedWebDataset
 from infobatch_stream.sources.wds import IndexedWebDataset, WdsSource
 
-__all__ = ["IndexedWebDataset", "Pool", "Source", "open_source"]
+__all__ = ["IndexedWebDataset", "Pool", "Source", "StreamedWebDataset", "open_source"]
 
 
 def open_source(dataset: Any) -> Source:

@@ -30,6 +30,8 @@ class CachedTar:
 
     def __init__(self, url: str, cache: ShardCache) -> None:
         self.url = url
+        self._key = url  # by which the cache knows it
+        self._times = 1  # its size is what it takes to make it
         self._cache = cache
         self._facts: tuple[int, int, int] | None = None  # size in bytes, samples, probe, since it was opened
         self._failure: tuple[float, str] | None = None  # when, and how
@@ -45,7 +47,7 @@ class CachedTar:
 
     def index(self) -> TarIndex:
         """Its index. Raises DataError when it cannot be had, or is another than at first; ConfigError for the limit."""
-        place = self._cache.place(self.url, ".index.npz")
+        place = self._cache.place(self._key, ".index.npz")
         index = TarIndex.read(place)
         if index is None:
             self._cache.fill(place, self.url, self._make_index, lambda: TarIndex.read(place) is not None)
@@ -64,14 +66,23 @@ class CachedTar:
 
     def bring(self) -> str:
         """The path at which it is now, whole. Raises DataError when it cannot be had."""
-        if self.size is not None and (found := self._cache.find(self.url, self.size)):
+        if self.size is not None and (found := self._cache.find(self._key, self.size)):
             return found
         if self._failure is not None and time.monotonic() < self._failure[0] + _REMEMBERED:
             raise DataError(self._failure[1])
         begun = time.monotonic()
         try:
             index = self.index()
-            return self._cache.bring(self.url, index.stamp[0], lambda part, need: self._make_known(part, need, index))
+            size = index.stamp[0]
+            place = self._cache.place(self._key)
+            self._cache.fill(
+                place,
+                self.url,
+                lambda part, need: self._make_known(part, need, index),
+                lambda: self._cache.find(self._key, size) is not None,
+                self._times * size,
+            )
+            return str(place)
         except DataError as error:
             if time.monotonic() > begun + 1:
                 self._failure = time.monotonic(), str(error)
@@ -92,7 +103,7 @@ class CachedTar:
 
     def is_here(self) -> bool:
         """Whether it can be read without a download."""
-        return self._cache.has(self.url)
+        return self._cache.has(self._key)
 
     def _make(self, part: Path, need: Callable[[int], None], index: TarIndex | None) -> None:
         """Write it to ``part``, and compare it with the ``index``, if known. Raises SpoiledError if it differs."""
@@ -107,7 +118,7 @@ class CachedTar:
         try:
             self._make(part, need, index)
         except SpoiledError:
-            self._cache.drop(self.url, ".index.npz")  # so that the next to open it does not believe it either
+            self._cache.drop(self._key, ".index.npz")  # so that the next to open it does not believe it either
             raise
 
     def _make_index(self, part: Path, _: Callable[[int], None]) -> None:
@@ -118,8 +129,7 @@ class CachedTar:
             self._make(shard, need, None)
             TarIndex.build(str(shard), self.url, checksum=True).save(part)
 
-        self._cache.drop(self.url)
-        self._cache.bring(self.url, make=make)
+        self._cache.fill(self._cache.place(self._key), self.url, make, lambda: False, None)
 
     def _fetch_index(self, part: Path) -> bool:
         """Whether there is an index beside the shard, which is now at ``part``."""

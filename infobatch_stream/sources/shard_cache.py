@@ -71,23 +71,29 @@ class ShardCache:
             return None
         return str(place)
 
-    def bring(self, url: str, expected_size: int | None = None, make: Make | None = None) -> str:
-        """The path of the shard, which is downloaded (or made by ``make``) if it is not here.
+    def bring(self, url: str, expected_size: int | None = None) -> str:
+        """The path of the shard, which is downloaded if it is not here.
 
-        Of several that want it at once one makes it and the others wait. It may be removed again any moment, if there
-        is a limit. Raises DataError (see `download`), also for a full disk, and ConfigError if the limit is too small.
+        Of several that want it at once one downloads it and the others wait. It may be removed again any moment, if
+        there is a limit. Raises DataError (see `download`), also for a full disk, and ConfigError if the limit is too
+        small.
         """
         if found := self.find(url, expected_size):
             return found
-        make = make or (lambda place, need: download(url, place, expected_size, need=need))
         place = self.place(url)
-        self.fill(place, url, make, lambda: bool(self.find(url, expected_size)), expected_size)
+        self.fill(
+            place,
+            url,
+            lambda part, need: download(url, part, expected_size, need=need),
+            lambda: self.find(url, expected_size) is not None,
+            expected_size,
+        )
         return str(place)
 
     def fill(self, place: Path, url: str, make: Make, is_there: Callable[[], bool], size: int | None = 0) -> None:
         """Have ``make`` write the file at ``place``, unless, when it is this process's turn, ``is_there``.
 
-        size: bytes that it takes within the limit, None if unknown. Raises as `bring`.
+        size: bytes that it takes within the limit while it is made, None if unknown. Raises as `bring`.
         """
         try:
             self._tidy()
@@ -105,7 +111,7 @@ class ShardCache:
             ) from error
 
     def _fill(self, place: Path, url: str, make: Make, size: int | None) -> None:
-        room = _Room(self, place, url, min(_FIRST, self.limit or _FIRST) if size is None else size)
+        room = _Room(self, place, url, _FIRST if size is None else size)
         try:
             while True:
                 room.wait()
@@ -200,13 +206,12 @@ class _Room:
         self._cache = cache
         self._place = place
         self._url = url
-        self._wanted = size
+        self._wanted = size if cache.limit is None else min(size, cache.limit)
 
     def wait(self) -> None:
         """Return when there is room for what is wanted."""
         if self._cache.limit is None or not self._wanted:
             return
-        self._cache.check(self._url, self._wanted)
         while not self._cache.reserve(self._place, self._wanted):
             time.sleep(_TICK)
 

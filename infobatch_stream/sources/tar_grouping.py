@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.tar_headers import TarError, read_members
 
-__all__ = ["Payload", "read_fields", "split_name"]
+__all__ = ["Payload", "compression_of", "read_fields", "split_name"]
 
 # The default of skip_meta in webdataset.tariterators.tar_file_iterator: members that are in no sample. (Its other
 # rule, on names as `__meta__`, skips nothing that could be in one.)
@@ -37,8 +37,7 @@ def read_fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str
     except TarError as error:
         file.seek(0)
         start = file.read(8)
-        kind = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
-        if kind is not None:
+        if (kind := compression_of(start)) is not None:
             raise DataError(
                 f"{path} is compressed ({kind}), so its samples cannot be read by index where they are. "
                 "infobatch_stream.StreamedWebDataset(urls) keeps the plain tar in its cache; or Decompress it (gunzip, "
@@ -57,3 +56,8 @@ def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
     if dot < 1 or "." in name[slash + 1 : dot] or slash + 1 == dot:
         return None, None
     return name[:dot], name[dot + 1 :]
+
+
+def compression_of(start: bytes) -> str | None:
+    """What a file is compressed by, from its first 8 bytes; None for nothing that is known."""
+    return next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)

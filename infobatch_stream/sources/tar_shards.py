@@ -16,7 +16,7 @@ from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile, changed
 from infobatch_stream.sources.tar_index import TarIndex, load_index
 from infobatch_stream.sources.urls import is_remote, local_path
 
-__all__ = ["LocalTar", "Tar", "TarShards"]
+__all__ = ["Tar", "TarShards", "open_tar"]
 
 T = TypeVar("T")
 
@@ -90,6 +90,11 @@ class LocalTar:
         return True
 
 
+def open_tar(url: str, cache: ShardCache) -> Tar:
+    """The plain tar at ``url``, wherever that is."""
+    return CachedTar(url, cache) if is_remote(url) else LocalTar(url, cache)
+
+
 class TarShards:
     """The raw samples of a list of shards. Holds a few numbers per shard; indexes and files open when needed.
 
@@ -108,10 +113,11 @@ class TarShards:
         cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
         self.urls = urls
         self.paths = [local_path(url) for url in urls]
-        self.tars = list(tars or (CachedTar(url, cache) if is_remote(url) else LocalTar(url, cache) for url in urls))
+        self.tars = [open_tar(url, cache) for url in urls] if tars is None else list(tars)
         self.is_remote = any(tar.is_remote for tar in self.tars)
         # An evicted shard takes room on the disk as long as it is open. So under a limit none is open between batches.
         self._keep_open = cache.limit is None or not self.is_remote
+        self._told = counts is not None
         if counts is None:
             facts = _in_threads(_facts, self.tars) if self.is_remote else list(map(_facts, self.tars))
             counts, self.probes = ([fact[n] for fact in facts] for n in (0, 1))
@@ -130,7 +136,7 @@ class TarShards:
         if self._keep_open:
             return None
         assert self._cache.limit is not None
-        return max(1, self._cache.limit // max(tar.size or 1 for tar in self.tars if tar.is_remote))
+        return max(1, self._cache.limit // max(tar.size or self._cache.limit for tar in self.tars if tar.is_remote))
 
     def _open_caches(self) -> None:
         # Not methods of this object: the cycle would keep its files open.
@@ -181,6 +187,11 @@ class TarShards:
         """Key and url of sample ``number``, the file that has it, and its members there."""
         shard = bisect_right(self.ends, number)
         index: TarIndex = self._index(self.tars[shard])
+        if self._told and len(index) != self.sizes[shard]:
+            raise DataError(
+                f"{self.urls[shard]} has {len(index):,} samples, but counts says {self.sizes[shard]:,}. Mend the "
+                "counts, and begin with a new score store."
+            )
         row = number - (self.ends[shard - 1] if shard else 0)
         return index.key(row), self.urls[shard], self._file(self.tars[shard]), index.members(row)
 

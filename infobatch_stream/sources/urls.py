@@ -11,7 +11,7 @@ from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.download import list_files
 from infobatch_stream.sources.tar_index import AnyPath
 
-__all__ = ["base_name", "expand_shards", "is_pipe", "is_remote", "local_path"]
+__all__ = ["base_name", "expand_shards", "is_compressed", "is_pipe", "is_remote", "local_path"]
 
 _COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tzst|gz|bz2|xz|zst|lz4|lzma|z)$", re.IGNORECASE)
 _STREAMED = ("*.tar", "*.tgz", "*.tar.gz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")  # of a folder
@@ -98,6 +98,11 @@ def is_remote(url: str) -> bool:
     return _SCHEME.match(url) is not None and not url.startswith(("file:", "pipe:"))
 
 
+def is_compressed(url: str) -> bool:
+    """Whether ``url`` is called like a compressed file."""
+    return _COMPRESSED.search(base_name(url)) is not None
+
+
 def local_path(url: str) -> str:
     """The path that ``url``, which is not remote, names."""
     return urlparse(url).path if url.startswith("file:") else url
@@ -116,7 +121,7 @@ def _refuse(url: str, streamed: bool) -> None:
         return
     if is_pipe(url):
         why, remedy = "is the output of a command", "write it to a tar file"
-    elif _COMPRESSED.search(base_name(url)):
+    elif is_compressed(url):
         why, remedy = "is compressed", "Decompress it (gunzip, zstd -d)"
     else:
         return

@@ -16,7 +16,7 @@ from infobatch_stream.sources.shard_cache import AnyPath, ShardCache
 from infobatch_stream.sources.tar_shards import TarShards
 from infobatch_stream.sources.urls import base_name, expand_shards
 
-__all__ = ["IndexedWebDataset", "WdsSource"]
+__all__ = ["IndexedWebDataset", "WdsSource", "need_webdataset"]
 
 _FIXED = "every sample has a fixed index; filter when the shards are written, or wrap the dataset in a Subset"
 _LENGTH = "an epoch's length follows from the scores; InfoBatchLoader(epochs=) sets the number of epochs"
@@ -35,7 +35,7 @@ def _refused(name: str, advice: str) -> Callable[..., NoReturn]:
     return stage
 
 
-def _need_webdataset() -> None:
+def need_webdataset() -> None:
     """Raise MissingExtraError now rather than in the middle of an epoch."""
     try:
         import webdataset  # noqa: F401
@@ -72,7 +72,7 @@ class IndexedWebDataset(Dataset[Any]):
         cache_dir: AnyPath | None = None,
         cache_limit: int | str | None = None,
     ) -> None:
-        _need_webdataset()
+        need_webdataset()
         self._open(TarShards(expand_shards(urls), ShardCache(cache_dir, cache_limit)))
 
     def _open(self, shards: TarShards) -> None:
