@@ -101,6 +101,8 @@ def main(kind, folder, temporary):
     folder = Path(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = temporary
     dataset = dataset_of(kind, folder)
+    enlarge = [sys.intern(f"a string {i}") for i in range(400_000)]
+    del enlarge  # Python's table of strings grows in large steps, of which one in mid-run would be taken for a leak
     gc.collect()
     gc.freeze()  # what the libraries made; else each collection takes a quarter of a second
     found = {way: train(dataset, way, folder / way / "scores.zarr") for way in WAYS}
