@@ -55,6 +55,15 @@ def s3_environment(url):
     }
 
 
+def use_s3(monkeypatch, url):
+    """Have this process, and those that it starts, use the S3 at ``url``."""
+    from s3fs import S3FileSystem
+
+    for name, value in s3_environment(url).items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # which know the one before
+
+
 @contextmanager
 def s3_server(bucket="shards"):
     """An `S3` in this process, which others reach by its url; signatures are not checked."""
