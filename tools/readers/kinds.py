@@ -246,6 +246,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _lengths(array: pa.Array) -> NDArray[np.int64]:
     """int64[n]: length of each value, 0 for null."""
+    if pa.types.is_null(array.type):
+        return np.zeros(len(array), np.int64)
     if pa.types.is_fixed_size_binary(array.type):
         return np.full(len(array), array.type.byte_width, np.int64)
     measure = pc.list_value_length if _is_list(array.type) else pc.binary_length

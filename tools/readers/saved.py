@@ -29,7 +29,7 @@ def read_saved(src: Path, options: Options) -> list[SampleSet]:
 
 
 def _read_one(split: str, folder: Path, options: Options) -> TableSet:
-    import pyarrow as pa
+    from .streams import read_stream
 
     files = _read(folder / "state.json").get("_data_files")
     names = [str(file.get("filename")) if isinstance(file, dict) else "" for file in files or ()]
@@ -40,11 +40,7 @@ def _read_one(split: str, folder: Path, options: Options) -> TableSet:
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} is missing; save the dataset again.")
-        try:
-            with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
-                origins.append((path, sum(batch.num_rows for batch in reader)))
-        except (pa.ArrowException, EOFError) as error:
-            raise DataError(f"{path} is no Arrow stream, or damaged ({error}); save the dataset again.") from error
+        origins.append((path, sum(batch.num_rows for batch in read_stream(path))))
     return TableSet(split, [str(path) for path in paths], origins, options)
 
 

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ __all__ = ["Spool"]
 
 _BATCH = 1 << 24  # bytes of rows that are in memory at once, about; and of a CSV's longest row
 _CSV = pa.csv.ParseOptions(newlines_in_values=True)
+# In a column of numbers; not NaN, which is one. In a column of texts nothing is null.
+_NULLS = ["", "NA", "N/A", "n/a", "#N/A", "NULL", "null"]
 _READ = pa.csv.ReadOptions(block_size=_BATCH, use_threads=False)
 
 
@@ -62,28 +65,32 @@ def _is_csv(table: Path) -> bool:
     return table.name.endswith((".csv", ".csv.gz"))
 
 
-def _damaged(table: Path, error: Exception) -> DataError:
-    remedy = "write it again"
-    if _is_csv(table):
-        remedy = "correct it, or have a column read as text (--encoding NAME=str); columns are told by the first rows"
-    return DataError(f"{table} cannot be read: {error}; {remedy}.")
+@contextmanager
+def _reading(table: Path) -> Iterator[None]:
+    """Raises DataError for what pyarrow says of a table that is damaged, or none."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's
+        remedy = "write it again"
+        if _is_csv(table):
+            remedy = "correct it, or have a column read as text (--encoding NAME=str): the first rows tell what it is"
+        raise DataError(f"{table} cannot be read: {error}; {remedy}.") from error
 
 
 def _read_schema(table: Path) -> pa.Schema:
     """The columns of a table; of a CSV what they look like in the first rows."""
-    try:
+    with _reading(table):
         if not _is_csv(table):
             return pa.parquet.read_schema(table)
-        with _open_csv(table, pa.csv.ConvertOptions()) as reader:
-            fields = [(field.name, _csv_type(field.type)) for field in reader.schema]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _damaged(table, error) from error
-    return pa.schema(fields)
+        with _open_csv(table, pa.csv.ConvertOptions(null_values=_NULLS)) as reader:
+            return pa.schema([(field.name, _csv_type(field.type)) for field in reader.schema])
 
 
 def _csv_type(kind: pa.DataType) -> pa.DataType:
-    """Dates stay the text that they are; what is empty in the first rows may be anything."""
-    return pa.string() if pa.types.is_temporal(kind) or pa.types.is_null(kind) else kind
+    """Dates stay the text that they are."""
+    return pa.string() if pa.types.is_temporal(kind) else kind
 
 
 def _open_csv(table: Path, convert: pa.csv.ConvertOptions) -> pa.csv.CSVStreamingReader:
@@ -106,15 +113,17 @@ def _common(tables: Sequence[Path], schemas: Sequence[pa.Schema], options: Optio
     for name in chosen:
         if name not in names:
             raise unknown(name, names, tables[0])
-        kinds = [pa.schema([pa.field(name, plain_type(schema.field(name).type))]) for schema in schemas]
+        told = _told_type(name, options) if _is_csv(tables[0]) else None
+        kinds = [pa.schema([pa.field(name, told or plain_type(schema.field(name).type))]) for schema in schemas]
         try:
             common = pa.unify_schemas(kinds, promote_options="permissive").field(0)
         except pa.ArrowException as error:
             raise ConfigError(
                 f"the column {name!r} is not of one type in {len(tables)} tables ({error}); convert them one by one."
             ) from error
-        told = _told_type(name, options) if _is_csv(tables[0]) else None
-        fields.append(pa.field(name, told or common.type, metadata=common.metadata))
+        if _is_csv(tables[0]) and pa.types.is_null(common.type):
+            common = pa.field(name, pa.string())  # what is empty in the first rows may be anything
+        fields.append(common)
     return pa.schema(fields, schemas[0].metadata)
 
 
@@ -125,17 +134,17 @@ def _told_type(source: str, options: Options) -> pa.DataType | None:
             form = form_of(encoding)
             if form is Form.INT:
                 return pa.uint64() if encoding == "uint64" else pa.int64()
-            return pa.float64() if form is Form.FLOAT else pa.string()
+            return pa.float64() if form is Form.FLOAT else pa.binary() if encoding == "bytes" else pa.string()
     return None
 
 
 def _batches(table: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows of a table, as ``schema`` has them."""
-    try:
+    with _reading(table):
         if _is_csv(table):
             types = {field.name: field.type for field in schema}
-            convert = pa.csv.ConvertOptions(column_types=types, include_columns=schema.names)
-            with _open_csv(table, convert) as reader:
+            options = pa.csv.ConvertOptions(column_types=types, include_columns=schema.names, null_values=_NULLS)
+            with _open_csv(table, options) as reader:
                 yield from (batch.cast(schema) for batch in reader)
             return
         with pa.parquet.ParquetFile(table, pre_buffer=False) as file:
@@ -145,12 +154,6 @@ def _batches(table: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             for batch in file.iter_batches(size, columns=schema.names, use_threads=False):
                 arrays = [_plain(batch.column(name)).cast(schema.field(name).type) for name in schema.names]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
-        raise _damaged(table, error) from error
-    except OSError as error:
-        if error.errno is not None or isinstance(error, FileNotFoundError):
-            raise
-        raise _damaged(table, error) from error  # what is not Parquet, and gzip that is cut short
 
 
 def _plain(array: pa.Array) -> pa.Array:

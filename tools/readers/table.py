@@ -146,15 +146,9 @@ class TableSet:
         self._load()
 
     def _load(self) -> None:
-        import pyarrow as pa
+        from .streams import read_stream
 
-        self._batches: list[pa.RecordBatch] = []
-        for stream in self._streams:
-            try:
-                with pa.ipc.open_stream(pa.memory_map(stream)) as reader:
-                    self._batches.extend(batch for batch in reader if batch.num_rows)
-            except (pa.ArrowException, EOFError) as error:
-                raise DataError(f"{stream} is no Arrow stream, or damaged ({error}); write it again.") from error
+        self._batches: list[pa.RecordBatch] = [batch for stream in self._streams for batch in read_stream(stream)]
         if not self._batches:
             raise DataError(f"{self._files[0]} has no rows; there is nothing to convert.")
         if any(batch.schema != self._batches[0].schema for batch in self._batches):
