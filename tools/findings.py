@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Checked", "Findings", "Problem", "Severity"]
+__all__ = ["LISTED", "Checked", "Checks", "Findings", "Problem", "Severity"]
 
-_LISTED = 20  # problems of one severity in one file; a damaged shard has as many as samples
+LISTED = 20  # problems of one severity in one file; a damaged shard has as many as samples
 _SHOWN = 400  # characters of a text that holds what was found in a file
 
 
@@ -49,11 +49,13 @@ class Findings:
         self.counts: Counter[Severity] = Counter()
         self._problems: list[Problem] = []
 
-    def add(self, severity: Severity, what: str, row: int | None = None, key: str | None = None) -> None:
-        """One problem."""
+    def add(
+        self, severity: Severity, what: str, row: int | None = None, key: str | None = None, file: str | None = None
+    ) -> None:
+        """One problem; of a ``file`` of its own, where these are the findings of a whole set."""
         self.counts[severity] += 1
-        if self.counts[severity] <= _LISTED:
-            self._problems.append(Problem(severity, self.file, what[:_SHOWN], row, key and key[:_SHOWN]))
+        if self.counts[severity] <= LISTED:
+            self._problems.append(Problem(severity, file or self.file, what[:_SHOWN], row, key and key[:_SHOWN]))
 
     def error(self, what: str, row: int | None = None, key: str | None = None) -> None:
         """One error."""
@@ -62,17 +64,29 @@ class Findings:
     def add_rows(self, severity: Severity, rows: Iterable[int], what: str, key: Callable[[int], str]) -> None:
         """The same problem of several samples."""
         for row in rows:
-            known = self.counts[severity] < _LISTED
+            known = self.counts[severity] < LISTED
             self.add(severity, what, int(row), key(row) if known else None)
 
     def problems(self) -> tuple[Problem, ...]:
         """Those that were kept, and of each severity how many more there are."""
         more = (
-            Problem(severity, self.file, f"{count - _LISTED:,} more {severity}s, which are not listed")
+            Problem(severity, self.file, f"{count - LISTED:,} more {severity}s, which are not listed")
             for severity, count in self.counts.items()
-            if count > _LISTED
+            if count > LISTED
         )
         return (*self._problems, *more)
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is asked for: columns each sample must have, images and arrays decoded, a digest of each sample's content.
+
+    The content is that of ``columns`` where they are given.
+    """
+
+    columns: tuple[str, ...] = ()
+    decode: bool = False
+    contents: bool = False
 
 
 @dataclass(frozen=True)

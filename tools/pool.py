@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -39,7 +39,7 @@ def ordered_map(
     *,
     ahead: int = 2,
     preload: Sequence[str] = (),
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """``function(item)`` of each item, in the order of ``items``, by ``workers`` processes.
 
     function: of a module's top level, or a `functools.partial` of one. It is pickled once for each worker, items and

@@ -65,50 +65,59 @@ def is_known(encoding: str) -> bool:
 
 
 def mds_check(encoding: str, decode: bool) -> Check | None:
-    """The check of a value of an MDS encoding: texts always, images and arrays with ``decode``; None where none is."""
+    """The check of a value of an MDS encoding: texts always, images and arrays with ``decode``; None where none is.
+
+    Raises MissingExtraError.
+    """
     if encoding in _TEXTS:
         return _TEXTS[encoding]
     if not decode:
         return None
     if encoding in ("jpeg", "png"):
-        return _image
-    if encoding in _LISTS or encoding.startswith("ndarray"):
-        return _Streamings(encoding)
+        return _image_check()
+    if encoding in _LISTS or encoding.partition(":")[0] == "ndarray":
+        return _streamings_check(encoding)
     return None
 
 
 def tar_check(extension: str) -> Check | None:
-    """The check of a tar member with this extension, of which the part behind the last dot counts."""
+    """The check of a tar member with this extension, of which the part behind the last dot counts; else None.
+
+    Raises MissingExtraError.
+    """
     last = extension.rpartition(".")[2]
     if last in _IMAGES:
-        return _image
+        return _image_check()
     return _MEMBERS.get(last)
 
 
-def _image(data: bytes) -> None:
+def _image_check() -> Check:
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingExtraError.of("pillow", "tools") from error
-    with Image.open(BytesIO(data)) as image:
-        image.load()
+
+    def check(data: bytes) -> None:
+        with Image.open(BytesIO(data)) as image:
+            image.load()
+
+    return check
 
 
-class _Streamings:
-    """Decodes as streaming itself does, whose import takes seconds."""
+def _streamings_check(encoding: str) -> Check:
+    """By streaming itself, whose import takes seconds."""
+    try:
+        from streaming.base.format.mds.encodings import mds_decode
+    except ImportError as error:
+        raise MissingExtraError.of("mosaicml-streaming", "mds") from error
 
-    def __init__(self, encoding: str) -> None:
-        self._encoding = encoding
-
-    def __call__(self, data: bytes) -> None:
-        try:
-            from streaming.base.format.mds.encodings import mds_decode
-        except ImportError as error:
-            raise MissingExtraError.of("mosaicml-streaming", "mds") from error
-        values = mds_decode(self._encoding, data)
+    def check(data: bytes) -> None:
+        values = mds_decode(encoding, data)
         for value in values if isinstance(values, list) else [values]:
             if hasattr(value, "load"):  # an image, of which only the header was read
                 value.load()
+
+    return check
 
 
 def _npy(data: bytes) -> None:

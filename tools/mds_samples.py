@@ -1,0 +1,156 @@
+"""Checks of the samples of an MDS shard, which is read once, from its beginning to its end."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .duplicates import digest
+from .findings import Checks, Findings
+from .samples import KEY, MEMBERS
+from .streams import BLOCK, Stream
+from .values import Check, mds_check
+
+__all__ = ["MdsColumn", "MdsSamples"]
+
+_LARGEST_CONFIG = 1 << 20  # bytes
+_LABELS = ("label", "cls")
+_NOT_CONTENT = (KEY, MEMBERS, "name")  # what tells samples of the same content apart
+
+MdsColumn = tuple[str, str, int | None]
+"""Name, encoding, and bytes of each value (None where they differ)."""
+
+
+class MdsSamples:
+    """The samples of one shard of so many bytes, as index.json describes it, taken from a stream.
+
+    classes: the number of classes, which labels are compared with; None compares none.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[MdsColumn],
+        samples: int,
+        size: int,
+        classes: int | None,
+        checks: Checks,
+        findings: Findings,
+    ) -> None:
+        self._columns, self._samples, self._size, self._classes = columns, samples, size, classes
+        self._findings = findings
+        self._digests: list[bytes] = []
+        self._fixed = np.array([size or 0 for *_, size in columns], np.int64)
+        self._checks: list[Check | None] = [mds_check(encoding, checks.decode) for _, encoding, _ in columns]
+        content = checks.columns or [name for name, *_ in columns if name not in _NOT_CONTENT]
+        self._content = [k for k, (name, *_) in enumerate(columns) if name in content] if checks.contents else None
+
+    def contents(self) -> bytes:
+        """The digests of the samples; of those that could not be read, none."""
+        return b"".join(self._digests)
+
+    def read(self, stream: Stream) -> None:
+        """Check what the stream holds; of a damaged shard, as much as can be told apart."""
+        offsets = self._offsets(stream)
+        first = 0
+        while offsets is not None and first < len(offsets) - 1:
+            last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK, "right")) - 1)
+            data = stream.read(int(offsets[last] - offsets[first]))
+            if len(data) < offsets[last] - offsets[first]:
+                self._findings.error("it ends within a sample", first)
+                return
+            self._check_rows(first, offsets[first : last + 1] - offsets[first], data)
+            first = last
+
+    def _offsets(self, stream: Stream) -> NDArray[np.int64] | None:
+        """int64[samples + 1]: where the samples begin, behind the table of offsets and the columns; None if bad."""
+        wanted = self._samples
+        count = int.from_bytes(stream.read(4), "little")
+        if count != wanted:
+            self._findings.error(f"it holds {count:,} samples, index.json says {wanted:,}")
+            return None
+        table = stream.read(4 * (count + 1))
+        if len(table) < 4 * (count + 1):
+            self._findings.error("it ends within its table of offsets")
+            return None
+        offsets = np.frombuffer(table, "<u4").astype(np.int64)
+        begin = 4 + len(table)
+        bad = np.flatnonzero(np.diff(offsets) <= 0)
+        if bad.size:
+            row = int(bad[0])
+            self._findings.error(f"a sample has the bytes {offsets[row]:,} to {offsets[row + 1]:,}", row)
+        elif not begin <= offsets[0] <= begin + _LARGEST_CONFIG:
+            self._findings.error(f"its samples begin at byte {offsets[0]:,}, its table of offsets ends at {begin:,}")
+        elif offsets[-1] != self._size:
+            self._findings.error(f"its samples end at byte {offsets[-1]:,} of {self._size:,}")
+        else:
+            self._check_config(stream.read(int(offsets[0]) - begin))
+            return offsets
+        return None
+
+    def _check_config(self, data: bytes) -> None:
+        try:
+            config = json.loads(data)
+            found = list(zip(*(config[f"column_{part}"] for part in ("names", "encodings", "sizes")), strict=True))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._findings.error(f"the description of its columns is damaged ({type(error).__name__}: {error})")
+            return
+        if found != list(self._columns):
+            self._findings.error(f"its columns are {found}, index.json says {list(self._columns)}")
+
+    def _check_rows(self, first: int, bounds: NDArray[np.int64], data: bytes) -> None:
+        """Check the samples first, first + 1, ... that lie in ``data`` at ``bounds``, int64[samples + 1]."""
+        lengths, values = np.diff(bounds), np.frombuffer(data, np.uint8)
+        variable = self._fixed == 0
+        head = 4 * int(variable.sum())
+        sizes = np.tile(self._fixed, (len(lengths), 1))
+        fits = lengths >= head
+        heads = values[bounds[:-1][fits, None] + np.arange(head)]
+        sizes[np.ix_(fits, variable)] = heads.view("<u4") if head else 0
+        sums = head + sizes.sum(1)
+        bad = ~fits | (sums != lengths)
+        for row in np.flatnonzero(bad).tolist():
+            self._findings.error(f"a sample of {lengths[row]:,} bytes has values of {sums[row]:,}", first + row)
+        ends = bounds[:-1, None] + head + sizes.cumsum(1)
+        starts = ends - sizes
+        good = np.flatnonzero(~bad).tolist()
+        for column, check in enumerate(self._checks):
+            self._check_label(column, first, good, starts[:, column], values)
+            if check is None:
+                continue
+            for row, start, end in zip(good, starts[good, column].tolist(), ends[good, column].tolist(), strict=True):
+                try:
+                    check(data[start:end])
+                except Exception as error:  # decoders raise nearly anything
+                    self._findings.error(_undecodable(self._columns[column], error), first + row)
+        if self._content is not None:
+            self._add_digests(data, bounds, bad, starts, ends)
+
+    def _check_label(
+        self, column: int, first: int, good: Sequence[int], starts: NDArray[np.int64], values: NDArray[np.uint8]
+    ) -> None:
+        """Compare labels with the number of names in classes.json."""
+        name, encoding, size = self._columns[column]
+        classes = self._classes
+        if classes is None or name not in _LABELS or not size or "int" not in encoding:
+            return
+        dtype = np.dtype(f"<{'u' if encoding.startswith('u') else 'i'}{size}")
+        labels = values[starts[good][:, None] + np.arange(size)].view(dtype)[:, 0]
+        for place in np.flatnonzero((labels < 0) | (labels >= classes)).tolist():
+            what = f"column {name!r} holds {labels[place]}, classes.json names {classes:,} classes"
+            self._findings.error(what, first + good[place])
+
+    def _add_digests(
+        self, data: bytes, bounds: NDArray[np.int64], bad: NDArray[np.bool_],
+        starts: NDArray[np.int64], ends: NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        for row in range(len(bad)):
+            if bad[row]:
+                parts = [data[bounds[row] : bounds[row + 1]]]
+            else:
+                parts = [data[starts[row, column] : ends[row, column]] for column in self._content or ()]
+            self._digests.append(digest((len(part), iter([part])) for part in parts))
+
+
+def _undecodable(column: MdsColumn, error: Exception) -> str:
+    return f"column {column[0]!r} is no {column[1]} ({type(error).__name__}: {error})"
