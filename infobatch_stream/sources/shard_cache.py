@@ -80,6 +80,7 @@ class ShardCache:
         """
         if found := self.find(url, expected_size):
             return found
+        self.check(url, expected_size or 0)
         place = self.place(url)
         self.fill(
             place,
