@@ -31,7 +31,8 @@ class Problem:
 
     def __str__(self) -> str:
         """One line, in which nothing that a file holds can move the cursor."""
-        places = [] if self.file in self.what else [self.file]  # an error of another module names the file itself
+        named = self.row is None and self.file in self.what  # by another module, whose error it is
+        places = [] if named else [self.file]
         places += [] if self.row is None else [f"row {self.row}"]
         places += [] if self.key is None else [f"key {self.key!r}"]
         text = f"{self.severity}: {', '.join(places)}{': ' if places else ''}{self.what}"

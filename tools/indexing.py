@@ -56,7 +56,9 @@ def index_shards(
             f"{far[0]} is not on this machine; index the tars where they lie, and copy the indexes with them."
         )
     found: list[_Done] = []
-    with closing(ordered_map(partial(_index, checksums), paths, workers)) as results:
+    with closing(
+        ordered_map(partial(_index, checksums), paths, workers, preload=["webdataset.tariterators"])
+    ) as results:
         for done in results:
             found.append(done)
             if track is not None:

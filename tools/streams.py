@@ -160,7 +160,7 @@ def _varint(data: bytes) -> bytes:
 
 
 def _zstd_size(data: bytes) -> int:
-    """The size that the header of a zstd frame gives; -1 for none, and for what is not one whole frame."""
+    """The size that the header of a zstd frame gives. Raises DataError where it gives none, or is not of all data."""
     head = data[4] if len(data) > 4 and data.startswith(b"\x28\xb5\x2f\xfd") else 0
     single, checksum = head >> 5 & 1, head >> 2 & 1
     width = (0, 2, 4, 8)[head >> 6] or single
@@ -170,7 +170,7 @@ def _zstd_size(data: bytes) -> int:
         block = int.from_bytes(data[at : at + 3], "little")
         at += 3 + (1 if block >> 1 & 3 == 1 else block >> 3)
     if not width or at + 4 * checksum != len(data):
-        return -1
+        raise DataError("it is not one whole zstd frame that gives its size")
     return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
 
 

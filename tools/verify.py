@@ -24,6 +24,7 @@ from .verify_tars import TarShard
 
 __all__ = ["Report", "Shard", "Track", "verify"]
 
+_PRELOAD = ("webdataset.tariterators", "PIL.Image")
 _PLACES = 5  # of equal samples, or numbers of missing shards, that are listed
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
 _HALF = re.compile(r"\.(tmp|part|partial|incomplete|crdownload)([.-]|$)")  # what a writer or download leaves that died
@@ -85,7 +86,8 @@ def verify(
     found: list[Findings] = []
     tasks = list({task.name: task for item in shards for task in _open(os.fspath(item), found)}.values())
     checked: list[Checked] = []
-    with closing(ordered_map(partial(_check, Checks(tuple(columns), decode, duplicates)), tasks, workers)) as results:
+    check = partial(_check, Checks(tuple(columns), decode, duplicates))
+    with closing(ordered_map(check, tasks, workers, preload=_PRELOAD)) as results:
         for done in results:
             checked.append(done)
             if track is not None:

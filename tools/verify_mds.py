@@ -20,6 +20,11 @@ __all__ = ["MdsShard", "read_mds_index"]
 
 _LARGEST_INDEX = 1 << 30  # bytes
 _LARGEST = 1 << 32  # bytes of a shard, whose offsets are uint32
+_FILE_KEYS = {"basename", "bytes", "hashes"}
+_KEYS = {
+    *("column_encodings", "column_names", "column_sizes", "compression", "format", "hashes", "raw_data", "samples"),
+    *("size_limit", "version", "zip_data"),
+}
 
 
 def read_mds_index(folder: Path, findings: Findings, classes: int | None) -> "list[MdsShard]":
@@ -43,7 +48,7 @@ def read_mds_index(folder: Path, findings: Findings, classes: int | None) -> "li
     for number, entry in entries:
         try:
             shard = MdsShard.of(folder, entry, classes)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             findings.error(f"{place}: shard {number} is not described as one ({type(error).__name__}: {error})")
         except DataError as error:
             findings.error(str(error))
@@ -65,6 +70,7 @@ class _File:
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> "_File":
+        _check_keys(entry, _FILE_KEYS)
         name, size, hashes = entry["basename"], entry["bytes"], entry["hashes"]
         os.fsencode(name)  # ValueError, for what no file can be called
         if not isinstance(hashes, dict) or not all(isinstance(text, str) for text in (name, *hashes, *hashes.values())):
@@ -86,7 +92,8 @@ class MdsShard:
 
     @classmethod
     def of(cls, folder: Path, entry: dict[str, Any], classes: int | None) -> "MdsShard":
-        """Raises DataError, ValueError, KeyError, TypeError or OverflowError for an entry of no shard."""
+        """Raises DataError, ValueError, KeyError, TypeError or AttributeError for an entry of no shard."""
+        _check_keys(entry, _KEYS)
         if entry["version"] != 2 or entry["format"] != "mds":
             raise ValueError(f"format {entry['format']!r}, version {entry['version']!r}; mds, 2 can be checked")
         raw = _File.of(entry["raw_data"])
@@ -99,6 +106,8 @@ class MdsShard:
             raise ValueError(f"{raw.size:,} bytes; offsets in a shard end at {_LARGEST:,}")
         if not isinstance(entry["compression"], str | None):
             raise TypeError(f"compression {entry['compression']!r}")
+        if not isinstance(entry["size_limit"], str | None) and not entry["size_limit"] >= 0:
+            raise ValueError(f"size_limit {entry['size_limit']!r}")
         parts = [entry[f"column_{part}"] for part in ("names", "encodings", "sizes")]
         columns = tuple(zip(*parts, strict=True))
         for name, encoding, size in columns:
@@ -197,6 +206,12 @@ class MdsShard:
                 _compare(file, packed, findings)
         except (DataError, OSError) as error:
             findings.error(f"{file.name} cannot be read to its end: {error}")
+
+
+def _check_keys(entry: dict[str, Any], keys: set[str]) -> None:
+    """Streaming refuses an entry with other keys."""
+    if entry.keys() != keys:
+        raise ValueError(f"it has the keys {sorted(entry)}, not {sorted(keys)}")
 
 
 def _compare(file: _File, stream: Stream, findings: Findings, what: str = "") -> None:
