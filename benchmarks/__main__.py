@@ -12,7 +12,20 @@ import typer
 from benchmarks.report import load, page, save
 
 # Each is a module with TITLE, run(tiny) -> list[Figure], and maybe plot(file, figures), page(figures) -> Markdown.
-NAMES = ["planning", "order", "mds", "wds", "cold", "map_style", "jpeg", "update", "commit", "training", "scale"]
+NAMES = [
+    "planning",
+    "order",
+    "mds",
+    "wds",
+    "cold",
+    "remote",
+    "map_style",
+    "jpeg",
+    "update",
+    "commit",
+    "training",
+    "scale",
+]
 HERE = Path(__file__).resolve().parent
 
 

@@ -58,6 +58,7 @@ class MdsCache:
             for stream, shard in zip(self._streams, dataset.shards, strict=True)
         ]
         for number, stream in enumerate(dataset.streams):
+            stream._downloader.clean_up()  # which has connected for index.json, perhaps: see downloader_of
             if stream.validate_hash is None and self._fetchable[number]:
                 shards = [shard for shard, of in zip(dataset.shards, self._streams, strict=True) if of == number]
                 stream.validate_hash = _checksum(shards)
