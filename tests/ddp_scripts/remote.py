@@ -4,11 +4,11 @@
 """
 
 import io
+import json
 import os
 import random
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 from infobatch_stream.sources import download
@@ -82,7 +82,6 @@ def train(urls, cache, out):
 
     be_quick()
     with process_group() as (rank, _):
-        begun = time.monotonic()
         try:
             dataset = IndexedWebDataset(urls, cache_dir=cache).map(number_of)
             loader = InfoBatchLoader(
@@ -97,7 +96,7 @@ def train(urls, cache, out):
         except Exception as error:
             note_error(out, rank, error)
             raise
-        (out / f"seen-{rank}").write_text(f"{time.monotonic() - begun} {seen}")
+        (out / f"seen-{rank}").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
