@@ -179,6 +179,7 @@ class FaultyServer:
     def __enter__(self) -> Self:
         handler = type("_Handler", (_Handler,), {"control": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self._server.handle_error = lambda *_: None  # clients come and go
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self.port = self._server.server_address[1]
