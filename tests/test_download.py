@@ -13,7 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from ddp_scripts import remote
+from ddp_scripts import remote_tars as remote
 from ddp_scripts.children import Child
 from servers import FaultyServer, s3_server, use_s3
 

@@ -14,11 +14,11 @@ import zlib
 from pathlib import Path
 
 import pytest
-from ddp_scripts import remote
+from ddp_scripts import remote_tars as remote
 from ddp_scripts.children import Child, until
 from ddp_scripts.data import loss_of
 from ddp_scripts.launch import HERE, environment, error_of_rank
-from ddp_scripts.remote import number_of, write_tars
+from ddp_scripts.remote_tars import number_of, write_tars
 from servers import FaultyServer, s3_environment, s3_server, use_s3
 
 from infobatch_stream import ConfigError, DataError, IndexedWebDataset, InfoBatchLoader
@@ -408,7 +408,7 @@ def run_ranks(url, urls, cache, out):
     run = ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "0", "--nproc-per-node", "2"]
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, *run, HERE / "remote.py", urls, cache, out],
+        [sys.executable, *run, HERE / "remote_tars.py", urls, cache, out],
         env={**environment(), **(s3_environment(url) if url else {})},
         capture_output=True,
         text=True,

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from ddp_scripts import remote
+from ddp_scripts import remote_tars as remote
 from ddp_scripts.children import Child, until
-from ddp_scripts.remote import write_tars
+from ddp_scripts.remote_tars import write_tars
 from servers import FaultyServer
 
 from infobatch_stream import ConfigError, DataError

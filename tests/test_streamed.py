@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from ddp_scripts.data import loss_of
-from ddp_scripts.remote import number_of, write_tars
+from ddp_scripts.remote_tars import number_of, write_tars
 from servers import FaultyServer, s3_server, use_s3
 
 from infobatch_stream import ConfigError, DataError, IndexedWebDataset, InfoBatchLoader, MissingExtraError

@@ -64,11 +64,12 @@ class ShardCache:
         place = self.place(url)
         try:
             stat = place.stat()
-            if size is not None and stat.st_size != size:
-                return None
-            os.utime(place, ns=(time.time_ns(), stat.st_mtime_ns))
         except OSError:
             return None
+        if size is not None and stat.st_size != size:
+            return None
+        with suppress(OSError):  # of another user, who shares it
+            os.utime(place, ns=(time.time_ns(), stat.st_mtime_ns))
         return str(place)
 
     def bring(self, url: str, expected_size: int | None = None) -> str:
