@@ -4,6 +4,9 @@
     python examples/train.py SHARDS --epochs 10
     torchrun --nproc-per-node 2 examples/train.py SHARDS --epochs 10 --batch-size 32
 
+SHARDS is a folder, or a URL: s3://bucket/folder of MDS shards, 's3://bucket/folder/*.tar' of tars; they are kept in
+--cache as they are needed.
+
 Run it again with the same --checkpoint to go on where it stopped, on any number of processes that divides the batch.
 """
 
@@ -32,18 +35,21 @@ def to_batch(samples):
     )
 
 
-def open_dataset(shards: Path):
-    """The dataset in the folder of shards, whichever kind they are."""
-    if list(shards.glob("*.tar")):
-        return IndexedWebDataset(shards).decode("pil").to_tuple("jpg;jpeg;png", "cls")
+def open_dataset(shards: str, cache: str):
+    """The dataset in a folder or at a URL, whichever kind the shards are."""
+    if shards.endswith(".tar") or list(Path(shards).glob("*.tar")):
+        return IndexedWebDataset(shards, cache_dir=cache).decode("pil").to_tuple("jpg;jpeg;png", "cls")
     from streaming import StreamingDataset
 
-    return StreamingDataset(local=str(shards), batch_size=1)
+    if "://" in shards:
+        return StreamingDataset(remote=shards, local=cache, batch_size=1)
+    return StreamingDataset(local=shards, batch_size=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small CNN on image shards with InfoBatch.")
-    parser.add_argument("shards", type=Path)
+    parser.add_argument("shards")
+    parser.add_argument("--cache", default="cache", help="folder for shards that are downloaded")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64, help="per process")
@@ -70,7 +76,7 @@ def main() -> None:
     net = nn.parallel.DistributedDataParallel(model) if distributed else model
 
     with InfoBatchLoader(
-        open_dataset(args.shards),
+        open_dataset(args.shards, args.cache),
         args.store,
         batch_size=args.batch_size,
         epochs=args.epochs,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from .task import Job, Written, write_task
 
 __all__ = ["write_on_ray"]
 
+_PATIENCE = 10.0  # seconds
 _AHEAD = 2  # tasks per processor that are under way
 
 
@@ -29,10 +31,11 @@ def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -
         ray: Any = import_module("ray")
     except ImportError as error:
         raise MissingExtraError.of("ray", "ray") from error
+    _knock(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"no Ray cluster can be reached at {address} ({error}); start one with: ray start") from error
+        raise _unreachable(address, error) from error
     try:
         work = ray.remote(max_retries=2)(_write)
         shared = ray.put(job)
@@ -46,6 +49,20 @@ def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -
             yield _fetch(ray, waiting.popleft(), scratch)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise ConfigError if nobody listens at ``address``, for which Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    return ConfigError(f"no Ray cluster can be reached at {address} ({error}); start one with: ray start --head")
 
 
 def _write(job: Job, task: Task) -> tuple[Written, dict[str, tuple[bytes, int]]]:
