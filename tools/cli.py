@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from .cli_convert import convert_command
+from .cli_shards import index_command, verify_command
 from .console import reported
 
 __all__ = ["app"]
@@ -38,6 +39,8 @@ def options(
 
 
 app.command("convert")(convert_command)
+app.command("verify")(verify_command)
+app.command("index")(index_command)
 
 
 class Optimizer(StrEnum):
