@@ -545,7 +545,7 @@ def test_command_convert_says_what_it_wrote(tree, tmp_path):
     code, out, err = run("convert", tree, tmp_path / "out", "--format", "wds", "--shard-size", "40KB")
     assert (code, err) == (0, "")
     assert f"{tmp_path / 'out'}: {len(FILES)} samples of 3 classes in 3 shards" in out
-    assert "samples/s; skipped 4 files" in out
+    assert "MB/s; skipped 4 files" in out
     same = convert(tree, tmp_path / "same", "wds", shard_bytes=40 << 10)
     assert isinstance(same, Conversion)
     assert shard_bytes_of(tmp_path / "out") == shard_bytes_of(tmp_path / "same")

@@ -23,7 +23,7 @@ from .readers import read_source
 from .reencode import Reencoder
 from .samples import Column, Encoded, Sample, SampleSet, column_of
 from .task import Job, Target, Written, add, write_task
-from .writers import ShardFormat, stored_sizes
+from .writers import ShardFormat, room_for_samples, stored_sizes
 
 __all__ = ["SHARD_BYTES", "Conversion", "ShardSummary", "convert", "write_shards"]
 
@@ -31,7 +31,6 @@ SHARD_BYTES = 1 << 26
 _LEAST_SHARD = 1 << 14  # a tar is never smaller than 10 KiB
 _MOST_SHARD = (1 << 32) - 1  # offsets within an MDS shard are uint32
 _TRIED = 64  # images that are encoded to learn how large they become
-_TAR_END = 10240
 
 
 def convert(
@@ -90,14 +89,16 @@ def convert(
     sets = read_source(src, columns=columns, encodings=encodings, extensions=extensions)
     job = Job(sets, target, reencoder, on_error == "skip")
     shuffled = not sets[0].is_shards if shuffle is None else shuffle
+    order = seed if shuffled else None
     recipe = {
         "format": target.format.value, "shard_bytes": shard_bytes, "shard_samples": shard_samples,
-        "compression": compression, "hashes": sorted(hashes), "seed": seed if shuffled else None,
+        "compression": compression, "hashes": sorted(hashes), "seed": order,
         "resize": resize, "quality": quality, "check": check, "on_error": on_error,
         "columns": [{name: [column.mds, column.wds] for name, column in one.columns.items()} for one in sets],
         "source": [[one.name, len(one), one.fingerprint] for one in sets], "version": version("infobatch-stream"),
     }  # fmt: skip
-    tasks = list(tasks_of([_sizes(job, one) for one in sets], recipe["seed"], _room(target), shard_samples))  # type: ignore[arg-type]
+    room = room_for_samples(target.format, shard_bytes)
+    tasks = list(tasks_of([_sizes(job, one) for one in sets], order, room, shard_samples))
     with _destination(dst, overwrite=overwrite, recipe=recipe, resume=resume) as out:
         ledger = Ledger([Layout(one.columns, one.classes, one.name, len(one)) for one in sets], out, target, watch)
         todo = tasks[len(out.done) :]
@@ -188,11 +189,6 @@ def _destination(
     if is_url(dst):
         return url_destination(str(dst), overwrite=overwrite, recipe=recipe, resume=resume)
     return local_destination(Path(dst), overwrite=overwrite, recipe=recipe, resume=resume)
-
-
-def _room(target: Target) -> int:
-    """Bytes of a shard that are there for samples."""
-    return target.shard_bytes - (_TAR_END if target.format is ShardFormat.WDS else 1024)
 
 
 def _sizes(job: Job, source: SampleSet) -> NDArray[np.int64]:

@@ -19,9 +19,10 @@ from infobatch_stream.errors import ConfigError, MissingExtraError
 
 from .samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 
-__all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards", "WrittenShard", "stored_sizes"]
+__all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards", "WrittenShard", "room_for_samples", "stored_sizes"]
 
 _TAR_BLOCK, _TAR_RECORD = 512, 10240
+_MDS_HEAD = 1024  # of a shard with a few columns
 _LONG_NAME = 4 * _TAR_BLOCK  # what a name takes that does not fit a header
 _EXTENSION = re.compile(r"\w+([.-]\w+)*")
 
@@ -67,6 +68,13 @@ def stored_sizes(format: ShardFormat, payload: NDArray[np.int64], fields: int) -
     if format is ShardFormat.MDS:
         return payload + 4 * (fields + 1)
     return payload + fields * (2 * _TAR_BLOCK - 1)
+
+
+def room_for_samples(format: ShardFormat, shard_bytes: int) -> int:
+    """Bytes of a shard that are there for samples."""
+    if format is ShardFormat.MDS:
+        return shard_bytes - _MDS_HEAD
+    return shard_bytes // _TAR_RECORD * _TAR_RECORD - 2 * _TAR_BLOCK
 
 
 def _too_large(size: int, limit: int) -> ConfigError:
