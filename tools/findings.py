@@ -7,7 +7,7 @@ from enum import StrEnum
 
 __all__ = ["LISTED", "Checked", "Checks", "Findings", "Problem", "Severity"]
 
-LISTED = 20  # problems of one severity in one file; a damaged shard has as many as samples
+LISTED = 10  # problems of one severity in one file; a damaged shard has as many as samples
 _SHOWN = 400  # characters of a text that holds what was found in a file
 
 

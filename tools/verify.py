@@ -191,7 +191,7 @@ def _look_for_gaps(names: list[str], findings: Findings) -> None:
             missing = islice((number for number in range(first, last) if number not in there), _PLACES)
             shown = ", ".join(f"{before}{number:0{len(texts[0])}}{behind}" for number in missing)
             findings.add(
-                Severity.WARNING, f"of the shards {first:,} to {last:,} there are {count:,} missing: {shown}"
+                Severity.WARNING, f"{count:,} missing between the shards {first:,} and {last:,}: {shown}"
                 f"{', ...' if count > _PLACES else ''}",
             )  # fmt: skip
 

@@ -104,6 +104,9 @@ class TarShard:
             has = np.zeros(len(index), bool)
             if wanted in index.extensions:
                 has[rows[index.extension == index.extensions.index(wanted)]] = True
+            if len(index) and not has.any():
+                findings.error(f"none of its {len(index):,} samples has {wanted!r}, but {_names(index.extensions)}")
+                continue
             missing = np.flatnonzero(~has).tolist()
             findings.add_rows(Severity.ERROR, missing, f"it has no {wanted!r}", index.key)
         empty = rows[index.length == 0].tolist()
@@ -158,3 +161,7 @@ def _blocks(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
     while length and (block := file.read(min(length, BLOCK))):
         length -= len(block)
         yield block
+
+
+def _names(extensions: list[str]) -> str:
+    return ", ".join(map(repr, sorted(extensions)))
