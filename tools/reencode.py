@@ -1,12 +1,13 @@
 """Images made smaller, or at least looked at, on their way into shards."""
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 
-from .samples import Column, Encoded, EncodedImage, Sample
+from .samples import MEMBERS, Column, Encoded, EncodedImage, Sample
 
 __all__ = ["Reencoder"]
 
@@ -38,12 +39,15 @@ class Reencoder:
 
     def __call__(self, sample: Sample, columns: Mapping[str, Column]) -> Sample:
         """``sample`` with its images. Raises DataError for one that cannot be decoded, without saying where it lies."""
-        return {
-            name: self._image(value)
-            if isinstance(value, Encoded) and value.data and columns[name].mds in _ENCODINGS
-            else value
-            for name, value in sample.items()
-        }
+        result = dict(sample)
+        for name, value in sample.items():
+            if isinstance(value, Encoded) and value.data and columns[name].mds in _ENCODINGS:
+                result[name] = image = self._image(value)
+                if MEMBERS in sample and isinstance(value, EncodedImage) and isinstance(image, EncodedImage):
+                    members = json.loads(result[MEMBERS])
+                    members[members.index(value.extension)] = image.extension
+                    result[MEMBERS] = json.dumps(members)
+        return result
 
     def _image(self, value: Encoded) -> Encoded:
         from PIL import Image, ImageOps
@@ -72,5 +76,6 @@ class Reencoder:
                 stream, "JPEG", quality=self.quality or 90
             )
         if isinstance(value, EncodedImage) and kind not in ("PNG", "JPEG"):
-            return EncodedImage(stream.getvalue(), "jpg")
+            prefix, dot, _ = value.extension.rpartition(".")
+            return EncodedImage(stream.getvalue(), f"{prefix}{dot}jpg")
         return replace(value, data=stream.getvalue())

@@ -98,7 +98,8 @@ def write_task(job: Job, scratch: Path, task: Task) -> Written:
 
 def _read(job: Job, source: SampleSet, position: int) -> tuple[Sample, str]:
     sample = source[position]
-    place = str(sample.get("name") or sample.get(KEY) or f"sample {position:,}")
+    names = (sample.get("name"), sample.get(KEY), f"sample {position:,}")
+    place = next(name for name in names if isinstance(name, str) and name)
     if job.reencoder is None:
         return sample, place
     try:

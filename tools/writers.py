@@ -169,7 +169,7 @@ class WdsShards:
         self._folder, self._columns, self._limit = folder, columns, shard_bytes
         self._tar: tarfile.TarFile | None = None
         self._file: IO[bytes] | None = None
-        self._number = first
+        self._number, self._key = first, ""
         self._samples = self._size = 0
         self.finished: list[WrittenShard] = []
 
@@ -180,7 +180,8 @@ class WdsShards:
         size = sum(_member_bytes(f"{key}.{extension}", len(data)) for extension, data in members.items())
         if _tar_bytes(size) > self._limit:
             raise _too_large(_tar_bytes(size), self._limit)
-        if self._tar is None or _tar_bytes(self._size + size) > self._limit:
+        # Two samples of one key, one behind the other, would be read as one.
+        if self._tar is None or _tar_bytes(self._size + size) > self._limit or key == self._key:
             self.close()
             self._file = (self._folder / f"{len(self.finished):06d}.tar").open("wb")
             self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
@@ -188,6 +189,7 @@ class WdsShards:
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size, info.mode = len(data), 0o444
             self._tar.addfile(info, io.BytesIO(data))
+        self._key = key
         self._number += 1
         self._samples += 1
         self._size = self._tar.offset
