@@ -355,6 +355,7 @@ def test_required_columns_unknown_encodings_and_hashes(mds):
 
 def test_files_that_nobody_reads_are_noted(mds, tars):
     (mds / "shard.00009.mds").write_bytes(b"x")
+    (mds / "columns.json").write_text("{}")  # as convert writes it
     (mds / "sub").mkdir()
     (mds / "sub" / "notes.txt").write_text("x")
     (mds / "shard.00003.mds.tmp").write_text("x")

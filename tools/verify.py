@@ -24,6 +24,7 @@ from .verify_tars import TarShard
 
 __all__ = ["Report", "Shard", "Track", "verify"]
 
+_BESIDE = ("index.json", "classes.json", "columns.json")
 _PRELOAD = ("webdataset.tariterators", "PIL.Image")
 _PLACES = 5  # of equal samples, or numbers of missing shards, that are listed
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
@@ -165,7 +166,7 @@ def _look_around(folder: Path, known: set[str], findings: Findings) -> None:
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
     half = _look_for_halves(names, findings)
     for name in names:
-        if name not in known | half and Path(name).name not in ("index.json", "classes.json"):
+        if name not in known | half and Path(name).name not in _BESIDE:
             findings.add(Severity.NOTE, f"{name} is named by no index.json, so nothing reads it")
 
 
