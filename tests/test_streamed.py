@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib
 import json
 import lzma
 import os
@@ -127,10 +128,10 @@ def test_packed_shards_of_servers_are_fetched_once(here, packed, tmp_path, monke
             assert sum(web.gets.values()) == SHARDS
     else:
         with s3_server() as s3, FaultyServer(s3.url) as proxy:
-            s3.put_folder(tmp_path / "packed", "train")
+            s3.put_folder(tmp_path / "packed", "packed")  # moto has one store for all servers of a process
             use_s3(monkeypatch, proxy.url)
             for _ in range(2):
-                assert plain(Streamed("s3://shards/train")) == plain(IndexedWebDataset(here))
+                assert plain(Streamed("s3://shards/packed")) == plain(IndexedWebDataset(here))
             assert sum(count for path, count in proxy.gets.items() if path.endswith("gz")) == SHARDS
 
 
@@ -361,8 +362,18 @@ def test_a_run_is_that_of_plain_shards(here, tmp_path, workers):
 
 
 def test_no_process_of_a_command_is_left(here, tmp_path, monkeypatch):
+    gopen = importlib.import_module("webdataset.gopen")  # a function of that name hides it
+    pids, popen = [], gopen.Popen
+
+    def noted(*args, **options):
+        process = popen(*args, **options)
+        pids.append(process.pid)
+        return process
+
+    monkeypatch.setattr(gopen, "Popen", noted)
     monkeypatch.setattr(shard_cache, "_FIRST", 1000)
     with pytest.raises(ConfigError, match="cache_limit is 20,000 bytes"):
         Streamed(f"pipe:cat {here}/s0.tar /dev/zero", cache_dir=tmp_path / "c", cache_limit=20_000)
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(pids[0], os.WNOHANG)
+    assert len(pids) == 1

@@ -35,6 +35,10 @@ class NotThereError(DataError):
     """There is no such file, or nobody may read it."""
 
 
+class ForbiddenError(NotThereError):
+    """It may be there, but not for those who ask like this."""
+
+
 class SpoiledError(DataError):
     """The file comes, but time and again with other bytes than it should have."""
 
@@ -82,9 +86,12 @@ def size_of(url: str) -> int | None:
 def list_files(pattern: str) -> list[str]:
     """The urls that match the glob ``pattern``. Raises as `download`."""
     scheme = pattern.partition("://")[0]
-    with suppress(NotThereError):
+    try:
         return [f"{scheme}://{name}" for name in _try(pattern, lambda fs, path: _run(fs, "glob", path))]
-    return []
+    except ForbiddenError:
+        raise
+    except NotThereError:
+        return []
 
 
 def _try(url: str, attempt: Callable[[Any, str], T]) -> T:
@@ -127,7 +134,7 @@ def _failed(url: str, attempts: int, error: BaseException) -> DataError:
     elif isinstance(error, FileNotFoundError) or status in (404, 410):
         kind, advice = NotThereError, "Check the url"
     elif isinstance(error, PermissionError) or status in (401, 403):
-        kind, advice = NotThereError, "Check the url, and what the credentials permit"
+        kind, advice = ForbiddenError, "Check the url, and what the credentials permit"
     tried = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     return kind(f"{url} could not be read after {tried} ({cause}). {advice}.")
 
@@ -175,7 +182,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _run(fs: Any, name: str, *args: str, progress: "_Progress | None" = None) -> Any:
-    """What method ``name`` of ``fs`` gives. Raises TimeoutError when it makes no progress."""
+    """What method ``name`` of ``fs`` gives. Raises TimeoutError when it makes no progress (a list may take longer)."""
     options: dict[str, Any] = {} if progress is None else {"callback": progress.callback()}
     future: Future[Any]
     if fs.async_impl:
@@ -189,7 +196,7 @@ def _run(fs: Any, name: str, *args: str, progress: "_Progress | None" = None) ->
             now = progress.value if progress is not None else 0
             if now != seen:
                 seen, since = now, time.monotonic()
-            elif time.monotonic() > since + TIMEOUT:
+            elif name != "glob" and time.monotonic() > since + TIMEOUT:
                 raise TimeoutError(f"nothing came for {TIMEOUT:g} s")
         return future.result()
     finally:
