@@ -15,7 +15,7 @@ import pytest
 import torch
 from ddp_scripts import remote_tars as remote
 from ddp_scripts.children import Child
-from servers import FaultyServer, s3_server, use_s3
+from servers import FaultyServer, s3_environment, s3_server, use_s3
 
 from infobatch_stream import DataError, MissingExtraError
 from infobatch_stream.sources import download as downloads
@@ -263,12 +263,11 @@ def test_ctrl_c_ends_a_download_and_leaves_nothing(place, tmp_path):
     timer.join()
 
 
-def test_a_large_file_takes_little_memory(tmp_path, s3, monkeypatch):
+def test_a_large_file_takes_little_memory(tmp_path, s3):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "large").write_bytes(bytes(40_000_000))
     s3.put("large", bytes(40_000_000))
-    use_s3(monkeypatch, s3.url)
     with FaultyServer(tmp_path / "site") as server:
         for url in (f"{server.url}/large", "s3://shards/large"):
-            with Child(remote.peak_of_download, url, str(tmp_path / "part")) as child:
+            with Child(remote.peak_of_download, url, str(tmp_path / "part"), s3_environment(s3.url)) as child:
                 assert child.result() < 8e6
