@@ -257,6 +257,7 @@ class MdsCache:
         for file, size in self._files[shard]:
             found = file.stat().st_size if file.exists() else size  # it may be evicted again already
             if found != size:
+                self._discard(shard, broken=True)
                 raise ValueError(f"{file.name} came with {found:,} bytes, index.json says {size:,}")
 
     def _let_go(self, shard: int) -> None:
