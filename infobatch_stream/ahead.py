@@ -4,8 +4,8 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,32 @@ class _Wanted:
         if self.source.capacity is None:
             self.here.add(shard)
 
+    def bring_all(self, shards: list[int]) -> dict[int, Exception]:
+        """Have ``shards`` here, several at once; what went wrong, by shard."""
+        failed: dict[int, Exception] = {}
+        with self.lock:
+            self.now.extend(shards[1:])
+        self.begin(len(shards) - 1)
+        for shard in shards:
+            try:
+                self.bring(shard)
+            except Exception as error:
+                failed[shard] = error
+        return failed
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Within, a batch waits."""
+        with self.lock:
+            self.waiting += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.waiting -= 1
+                if not self.waiting:
+                    self.now.clear()
+
     def begin(self, most: int) -> None:
         """Have up to ``most`` threads at work."""
         with self.lock:
@@ -87,11 +113,12 @@ class Ahead:
         vars(self).update(state)
         self._begin()
 
-    def bring(self, place: tuple[int, int], now: Iterable[int], later: Iterable[int]) -> dict[int, Exception]:
-        """Have the shards ``now`` here, first ones first, and begin to bring those for ``later``.
+    def bring(self, place: tuple[int, int], now: Iterable[Iterable[int]], later: Iterable[int]) -> dict[int, Exception]:
+        """Have the shards ``now`` here, and begin to bring those for ``later``.
 
         place: (epoch, step) that asks; when it is not behind the one before, what was wanted for later is forgotten.
-        Returns what went wrong, by shard.
+        now: in groups, of which one is complete before the next is begun: else what the worker with the next batch
+        wants would take a share of the line from what the first one waits for. Returns what went wrong, by shard.
         """
         if self._process != os.getpid():
             self._begin()  # forked: the threads, and whoever held the lock, are of another process
@@ -100,23 +127,12 @@ class Ahead:
             if place <= self._place or place[0] != self._place[0]:
                 wanted.later.clear()
             self._place = place
-            missing = [shard for shard in now if shard not in wanted.here]
             wanted.later.extend(later)
-            wanted.now.extend(missing[1:])
-            wanted.waiting += bool(missing)
-        failed = {}
+        missing = [part for group in now if (part := [shard for shard in group if shard not in wanted.here])]
+        failed: dict[int, Exception] = {}
         if missing:
-            wanted.begin(len(missing) - 1)
-            try:
-                for shard in missing:
-                    try:
-                        wanted.bring(shard)
-                    except Exception as error:
-                        failed[shard] = error
-            finally:
-                with wanted.lock:
-                    wanted.waiting -= 1
-                    if not wanted.waiting:
-                        wanted.now.clear()
+            with wanted.awaited():
+                for group in missing:
+                    failed |= wanted.bring_all(group)
         wanted.begin(len(wanted.later))
         return failed

@@ -39,14 +39,15 @@ _LENT = RLock()  # held meanwhile: of two threads that lent it, the second would
 class Request:
     """One batch of one rank. step None: peeked at, not spent. seed: what the batch's random state derives from.
 
-    shards: that it needs, where some may not be here yet. ahead: shards that later steps need.
+    shards: that it needs, where some may not be here yet, in groups: first what an earlier step needs too. ahead:
+    shards that later steps need.
     """
 
     entries: Entries
     epoch: int
     step: int | None
     seed: tuple[int, int, int, int]
-    shards: tuple[int, ...] = ()
+    shards: tuple[tuple[int, ...], ...] = ()
     ahead: tuple[int, ...] = ()
 
 

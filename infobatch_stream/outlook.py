@@ -15,10 +15,10 @@ __all__ = ["Outlook", "Sight", "shards_in_window"]
 
 @dataclass(frozen=True)
 class Sight:
-    """A step's ``entries``, its ``shards`` in the order in which steps first need them, and those next to ``bring``."""
+    """A step's ``entries``, its ``shards`` grouped by the step that first needed them, and those next to ``bring``."""
 
     entries: Entries
-    shards: tuple[int, ...]
+    shards: tuple[tuple[int, ...], ...]
     bring: tuple[int, ...]
 
 
@@ -43,8 +43,7 @@ class Outlook:
         coming = self._coming(plan, first, rank, world_size)
         following, coming_step = next(coming, None), first
         seen: deque[tuple[Entries, list[int]]] = deque()
-        known: dict[int, list[int]] = {}  # shards in sight: when they came into it, and in how many steps they are
-        number = 0
+        known: dict[int, list[int]] = {}  # shards in sight: the first step that needs each, and how many do
         while seen or following is not None:
             step = coming_step - len(seen)
             new: list[int] = []
@@ -54,17 +53,18 @@ class Outlook:
                 if seen and self._capacity is not None and len(known) + len(unknown) > self._capacity:
                     break
                 for shard in unknown:
-                    known[shard] = [number, 0]
-                    number += 1
+                    known[shard] = [coming_step, 0]
                 for shard in following[1]:
                     known[shard][1] += 1
                 new += unknown
                 seen.append(following)
                 following, coming_step = next(coming, None), coming_step + 1
             entries, shards = seen.popleft()
-            now = set(shards)
-            ordered = sorted(shards, key=lambda shard: known[shard][0])
-            yield Sight(entries, tuple(ordered), tuple(shard for shard in new if shard not in now))
+            now: dict[int, list[int]] = {}
+            for shard in shards:
+                now.setdefault(known[shard][0], []).append(shard)
+            groups = tuple(tuple(now[need]) for need in sorted(now))
+            yield Sight(entries, groups, tuple(shard for shard in new if known[shard][0] != step))
             for shard in shards:
                 known[shard][1] -= 1
                 if not known[shard][1]:
