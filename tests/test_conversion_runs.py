@@ -411,6 +411,15 @@ def test_a_bucket_gets_the_same_as_a_folder(tree, tmp_path, bucket, format):
     assert fetched(url) != contents(tmp_path / "out")
 
 
+def test_tars_of_a_bucket_are_a_source_with_their_columns_and_classes(tree, tmp_path, bucket):
+    convert(tree, f"s3://{bucket.bucket}/src", "wds", **OPTIONS)
+    convert(f"s3://{bucket.bucket}/src/*.tar", tmp_path / "out", "mds")
+    convert(tree, tmp_path / "there", "wds", **OPTIONS)
+    convert(tmp_path / "there", tmp_path / "same", "mds")
+    assert contents(tmp_path / "out") == contents(tmp_path / "same")
+    assert {"columns.json", "classes.json"} <= contents(tmp_path / "out").keys()
+
+
 def test_samples_that_come_one_by_one_may_go_to_a_bucket(bucket):
     url = f"s3://{bucket.bucket}/one"
     write_shards(({"text": str(k), "label": k} for k in range(500)), url, "wds", shard_bytes=1 << 17)

@@ -34,7 +34,7 @@ class Target:
         if self.format is ShardFormat.WDS:
             from infobatch_stream.sources.tar_index import load_index
 
-            load_index(shard, cache_dir=shard.parent)  # the user's cache knows shards by paths, and this one changes
+            load_index(shard, shard.parent, checksum=True)  # not in the user's cache: the path will change
 
     def companions(self, shard: Path) -> list[Path]:
         """The files that go with ``shard``."""

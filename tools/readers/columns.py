@@ -1,12 +1,17 @@
 """Which columns of a source are converted, how they are called and stored; and what lies beside shards about them."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from infobatch_stream.errors import ConfigError, DataError
+from infobatch_stream.sources.download import NotThereError, download
+from infobatch_stream.sources.tar_index import AnyPath
+from infobatch_stream.sources.urls import is_remote
 
 from ..samples import KEY, MEMBERS, Column, Sample
 from .encodings import check_encoding, fit
@@ -110,25 +115,20 @@ def misfit(where: str, name: str, encoding: str, error: Exception) -> DataError:
     )
 
 
-def read_beside(folders: Iterable[Path], name: str) -> tuple[Path, Any] | None:
-    """Path and content of the JSON file ``name`` in the folders of shards; None where it is in none.
+def read_beside(folders: Iterable[AnyPath], name: str) -> tuple[str, Any] | None:
+    """Path and content of the JSON file ``name`` in the folders (or urls) of shards; None where it is in none.
 
     Raises DataError where it is damaged, or not the same in all folders.
     """
-    found: dict[bytes | None, Path] = {}
+    found: dict[bytes | None, str] = {}
     for folder in folders:
-        path = folder / name
-        data = None
-        if path.is_file():
-            if path.stat().st_size > _MOST:
-                raise DataError(f"{path} has {path.stat().st_size:,} bytes; it is damaged: remove it.")
-            data = path.read_bytes()
-        found.setdefault(data, path)
+        path = f"{os.fspath(folder)}/{name}"
+        found.setdefault(_fetched(path) if is_remote(path) else _content(Path(path)), path)
     if len(found) > 1:
         raise DataError(
             f"{' and '.join(map(str, found.values()))} differ; convert the folders one by one, or remove both."
         )
-    data, path = found.popitem() if found else (None, Path(name))
+    data, path = found.popitem() if found else (None, name)
     if data is None:
         return None
     try:
@@ -137,7 +137,25 @@ def read_beside(folders: Iterable[Path], name: str) -> tuple[Path, Any] | None:
         raise DataError(f"{path} is damaged ({error}); remove it, or write the shards again.") from error
 
 
-def read_classes(folders: Iterable[Path]) -> list[str] | None:
+def _content(path: Path) -> bytes | None:
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _MOST:
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes; it is damaged: remove it.")
+    return path.read_bytes()
+
+
+def _fetched(url: str) -> bytes | None:
+    with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as folder:
+        place = Path(folder, "fetched")
+        try:
+            download(url, place)
+        except NotThereError:  # or nobody may list what is there: then a web server says that it is forbidden
+            return None
+        return _content(place)
+
+
+def read_classes(folders: Iterable[AnyPath]) -> list[str] | None:
     """The names of classes in ``classes.json`` beside shards; None where there is none. Raises DataError."""
     beside = read_beside(folders, "classes.json")
     if beside is None:
@@ -148,7 +166,7 @@ def read_classes(folders: Iterable[Path]) -> list[str] | None:
     return classes
 
 
-def read_columns(folders: Iterable[Path]) -> dict[str, Column] | None:
+def read_columns(folders: Iterable[AnyPath]) -> dict[str, Column] | None:
     """The columns in ``columns.json`` beside shards, in their order; None where there is none. Raises DataError.
 
     It is ``{"<column>": {"mds": "<encoding>", "wds": "<extension>"}, ...}``; extensions may be several, ``jpg;png``.
@@ -174,7 +192,7 @@ def read_columns(folders: Iterable[Path]) -> dict[str, Column] | None:
     return columns
 
 
-def _damaged(path: Path, what: str) -> DataError:
+def _damaged(path: str, what: str) -> DataError:
     return DataError(
         f"{path} is damaged: {what}; it should be {{column: {{'mds': encoding, 'wds': extension}}}}, with one column "
         "per extension. Remove it, or write the shards again."

@@ -46,7 +46,7 @@ class TarSet:
         self._where = urls[0] if len(urls) == 1 else f"{urls[0]} ..."
         self._shards = IndexedWebDataset(urls, cache_dir=cache_dir)
         names = self._shards.urls
-        folders = sorted({Path(local_path(name)).parent for name in names if not is_remote(name)})
+        folders = sorted({_folder(name) for name in names})
         self.classes = read_classes(folders)
         told = read_columns(folders)
         self._parts = self._divide(options, told or {})
@@ -218,6 +218,10 @@ class TarSet:
 
 def _name_of(raw: dict[str, Any]) -> str:
     return f"{raw['__url__']}: sample {raw['__key__']!r}"
+
+
+def _folder(url: str) -> str:
+    return url.rpartition("/")[0] if is_remote(url) else str(Path(local_path(url)).parent)
 
 
 class _Survey:
