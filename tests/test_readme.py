@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from servers import s3_server, use_s3
 from torch import nn
 
-from infobatch_stream.tools.convert import write_shards
+from infobatch_stream.tools.convert import convert, write_shards
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -25,7 +26,8 @@ SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """The folder in which a reader of the README stands: some images in class folders, and digits as MDS."""
+    """The folder in which a reader of the README stands: images in class folders, digits as MDS, a tgz; and a bucket."""
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for number in range(96):
         folder = tmp_path / "images" / f"class{number % 3}"
@@ -33,9 +35,12 @@ def workplace(tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
     digits = ({"image": rng.integers(0, 256, (8, 8), dtype=np.uint8), "label": n % 10} for n in range(200))
     write_shards(digits, tmp_path / "my-shards", "mds")
+    convert(tmp_path / "images", tmp_path / "images-tgz", "wds")
+    subprocess.run("cd images-tgz && gzip -S .tgz *.tar && mv *.tar.tgz shard-000000.tgz", shell=True, check=True)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with s3_server("my-bucket") as s3:
+        use_s3(monkeypatch, s3.url)
+        yield tmp_path
 
 
 def test_the_readme_has_examples_of_both_kinds():
