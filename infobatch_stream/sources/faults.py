@@ -3,7 +3,7 @@
 import errno
 from typing import Any
 
-__all__ = ["advice", "is_lasting", "is_silence"]
+__all__ = ["advice", "cause_of", "is_lasting", "is_silence"]
 
 _LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, ImportError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -22,8 +22,14 @@ def is_lasting(error: BaseException) -> bool:
 
 def is_silence(error: BaseException) -> bool:
     """Whether nothing came for as long as was to be waited."""
-    cause = getattr(error, "last_exception", None) or error  # s3transfer's, which tries a few times itself
+    cause = cause_of(error)
     return isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """``error``, or the one that it hides: s3transfer tries a few times itself."""
+    cause = getattr(error, "last_exception", None)
+    return cause if isinstance(cause, BaseException) else error
 
 
 def advice(error: BaseException) -> str:

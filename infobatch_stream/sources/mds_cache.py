@@ -15,7 +15,7 @@ import numpy as np
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.claim import claim_of, claimed
-from infobatch_stream.sources.faults import advice, is_lasting, is_silence
+from infobatch_stream.sources.faults import advice, cause_of, is_lasting, is_silence
 from infobatch_stream.sources.mds_download import downloader_of
 
 if TYPE_CHECKING:
@@ -321,9 +321,10 @@ class MdsCache:
         raw, packed = self._dataset.shards[shard].file_pairs[0]
         url = os.path.join(stream.remote, stream.split, (packed or raw).basename)  # noqa: PTH118 - of any scheme
         tried = f" in {attempts} attempts" if attempts > 1 else ""
+        cause = cause_of(error)
+        text = f"{type(cause).__name__}: {cause}".rstrip(". ")
         return DataError(
-            f"{self._name(shard)} is missing and could not be fetched from {url}{tried}: {type(error).__name__}: "
-            f"{error}. {advice(error)}"
+            f"{self._name(shard)} is missing and could not be fetched from {url}{tried}: {text}. {advice(error)}"
         )
 
 
