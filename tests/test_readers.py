@@ -751,7 +751,7 @@ def test_columns_of_a_csv_are_what_their_first_rows_look_like_unless_told(tmp_pa
         ),
         (pa.array([True, False]), Column("int", "cls"), 0),
         (pa.array([1, 2**64 - 1], pa.uint64()), Column("uint64", "cls"), 2**64 - 1),
-        (pa.array([0.1, 0.5], pa.float16()), Column("float16", "txt"), 0.5),
+        (pa.array(np.array([0.1, 0.5], np.float16)), Column("float16", "txt"), 0.5),
         (pa.array([Decimal("1.10"), Decimal("2.50")]), Column("json", "json"), Encoded(b'"2.50"')),
         (pa.array([datetime.date(2020, 1, 2)] * 2), Column("json", "json"), Encoded(b'"2020-01-02"')),
         (pa.array([0, 1], pa.timestamp("ns")), Column("json", "json"), Encoded(b'"1970-01-01 00:00:00.000000001"')),
