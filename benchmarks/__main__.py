@@ -24,6 +24,7 @@ NAMES = [
     "update",
     "commit",
     "training",
+    "convert",
     "scale",
 ]
 HERE = Path(__file__).resolve().parent

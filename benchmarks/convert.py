@@ -26,9 +26,9 @@ WORKERS = 2
 def run(tiny: bool) -> list[Figure]:
     """Copy and convert files of 100 KB in turn; then convert 1,281,167 small ones."""
     with workspace() as root:
-        large = _tree(root, 300 if tiny else 8000, LARGE)
+        large = _tree(root, 300 if tiny else 30_000, LARGE)
         small = _tree(root, 1000 if tiny else IMAGENET, SMALL)
-        return [*_against_copying(root, large, 1 if tiny else 5), *_of_imagenets_number(root, small)]
+        return [*_against_copying(root, large, 1 if tiny else 3), *_of_imagenets_number(root, small)]
 
 
 def _tree(root: Path, count: int, size: int) -> Path:

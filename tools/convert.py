@@ -18,7 +18,7 @@ from .cuts import tasks_of
 from .destination import Destination, local_destination
 from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
 from .on_ray import write_on_ray
-from .pool import ordered_map
+from .pool import ordered_map, start_server
 from .readers import read_source
 from .reencode import Reencoder
 from .samples import Column, Encoded, Sample, SampleSet, column_of
@@ -86,6 +86,9 @@ def convert(
         raise ConfigError(f"seed is {seed}; give 0 or more.")
     if shard_samples is not None and shard_samples < 1:
         raise ConfigError(f"shard_samples is {shard_samples}; give 1 or more.")
+    library = {ShardFormat.MDS: "streaming", ShardFormat.WDS: "webdataset"}[target.format]
+    if workers > 1 and ray is None:
+        start_server(write_task, [library])  # which takes seconds, while the source is looked through
     sets = read_source(src, columns=columns, encodings=encodings, extensions=extensions)
     job = Job(sets, target, reencoder, on_error == "skip")
     shuffled = not sets[0].is_shards if shuffle is None else shuffle
@@ -106,10 +109,8 @@ def convert(
         if ray is not None:
             done = write_on_ray(job, out.scratch, todo, ray)
         else:
-            libraries = {ShardFormat.MDS: "streaming", ShardFormat.WDS: "webdataset"}
-            done = ordered_map(
-                partial(write_task, job, out.scratch), todo, min(workers, len(todo)), preload=[libraries[target.format]]
-            )
+            work = partial(write_task, job, out.scratch)
+            done = ordered_map(work, todo, min(workers, len(todo)), preload=[library])
         for task, written in zip(todo, done, strict=True):
             ledger.take(task.part, written)
         ledger.finish()

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from infobatch_stream.errors import ConfigError
 
-__all__ = ["default_workers", "ordered_map"]
+__all__ = ["default_workers", "ordered_map", "start_server"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,7 +55,7 @@ def ordered_map(
     if workers <= 1:
         yield from map(function, items)
         return
-    _start_server(function, preload)
+    start_server(function, preload)
     until, stop = Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_begin, initargs=(until, function))
     waiting: deque[Future[Result]] = deque()
@@ -78,7 +78,7 @@ def ordered_map(
         until.close()
 
 
-def _start_server(function: Callable[..., object], preload: Sequence[str]) -> None:
+def start_server(function: Callable[..., object], preload: Sequence[str] = ()) -> None:
     """Start the process from which workers fork, with what they need imported once for all of them.
 
     (Not this process: one with threads cannot be forked safely.) Ctrl-C goes to all processes of a terminal. Workers

@@ -65,6 +65,7 @@ class SampleSet(Protocol):
     classes: names of the classes, label i is ``classes[i]``; None where there are none.
     columns: how each field of a sample is stored.
     skipped: files that were seen and are no samples.
+    in_files: whether each sample is a file of its own, so that several are read at once to keep the disk busy.
     is_shards: whether the source are shards already, whose order is kept unless a shuffle is asked for.
     fingerprint: changes when a position would mean another sample: of names and sizes, not of contents.
     """
@@ -73,6 +74,7 @@ class SampleSet(Protocol):
     classes: list[str] | None
     columns: dict[str, Column]
     skipped: int
+    in_files: bool
     is_shards: bool
     fingerprint: str
 

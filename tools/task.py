@@ -1,6 +1,8 @@
 """One task of a conversion: some samples become a shard, in a folder of its own. This runs in worker processes."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from .cuts import Task
 from .reencode import Reencoder
 from .samples import KEY, Column, Sample, SampleSet
 from .writers import MdsShards, ShardFormat, Shards, WdsShards, WrittenShard
+
+_THREADS = 8  # that read files, for each process that writes
+_CHUNK = 1 << 19  # bytes that one of them reads at a time, about
 
 __all__ = ["Job", "Target", "Written", "add", "write_task"]
 
@@ -73,15 +78,10 @@ def write_task(job: Job, scratch: Path, task: Task) -> Written:
     writer = job.target.open(folder, source.columns, task.first)
     problems: list[str] = []
     try:
-        for position in task.positions.tolist():
+        for sample, place in _read_all(job, source, task.positions.tolist()):
             try:
-                sample, place = _read(job, source, position)
-            except (DataError, OSError) as error:
-                if not job.skip:
-                    raise
-                problems.append(str(error))
-                continue
-            try:
+                if isinstance(sample, DataError):
+                    raise sample
                 add(writer, source.columns, sample, place)
             except DataError as error:
                 if not job.skip:
@@ -96,16 +96,46 @@ def write_task(job: Job, scratch: Path, task: Task) -> Written:
     return Written(folder.name, writer.finished, problems)
 
 
-def _read(job: Job, source: SampleSet, position: int) -> tuple[Sample, str]:
-    sample = source[position]
-    names = (sample.get("name"), sample.get(KEY), f"sample {position:,}")
-    place = next(name for name in names if isinstance(name, str) and name)
-    if job.reencoder is None:
-        return sample, place
+_Read = tuple[Sample | DataError, str]
+
+
+def _read_all(job: Job, source: SampleSet, positions: list[int]) -> Iterator[_Read]:
+    """Each sample, or why it cannot be read, and its place. Files are read a few ahead, by threads."""
+    if not source.in_files:
+        yield from (_read(job, source, position) for position in positions)
+        return
+    mean = job.target.shard_bytes // len(positions) + 1
+    some = min(max(1, _CHUNK // mean), 64)
+
+    def read(at: int) -> list[_Read]:
+        return [_read(job, source, position) for position in positions[at : at + some]]
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        waiting: deque[Future[list[_Read]]] = deque()
+        for at in range(0, len(positions), some):
+            waiting.append(threads.submit(read, at))
+            if len(waiting) > 2 * _THREADS:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _read(job: Job, source: SampleSet, position: int) -> _Read:
+    place = f"sample {position:,}"
     try:
-        return job.reencoder(sample, source.columns), place
+        sample = source[position]
+        names = (sample.get("name"), sample.get(KEY), place)
+        place = next(name for name in names if isinstance(name, str) and name)
+        if job.reencoder is not None:
+            try:
+                sample = job.reencoder(sample, source.columns)
+            except DataError as error:
+                return DataError(f"{place}: {error}"), place
     except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+        return error, place
+    except OSError as error:  # of the source; one of the destination ends it all
+        return DataError(str(error)), place
+    return sample, place
 
 
 def add(writer: Shards, columns: Mapping[str, Column], sample: Sample, place: str) -> None:

@@ -30,6 +30,7 @@ class IdxPair:
     """
 
     skipped = 0
+    in_files = False
     is_shards = False
 
     def __init__(self, name: str, images: Path, labels: Path, options: Options | None = None) -> None:

@@ -39,6 +39,7 @@ class ImageTree:
     """
 
     name = ""
+    in_files = True
     is_shards = False
 
     def __init__(self, src: Path, options: Options | None = None) -> None:

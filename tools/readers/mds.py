@@ -48,6 +48,7 @@ class MdsSet:
 
     name = ""
     skipped = 0
+    in_files = False
     is_shards = True
 
     def __init__(self, src: Path, options: Options | None = None) -> None:

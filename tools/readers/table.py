@@ -49,6 +49,7 @@ class TableSet:
     """
 
     skipped = 0
+    in_files = False
     is_shards = False
 
     def __init__(

@@ -38,6 +38,7 @@ class TarSet:
 
     name = ""
     skipped = 0
+    in_files = False
     is_shards = True
 
     def __init__(self, urls: Sequence[str], options: Options | None = None, cache_dir: AnyPath | None = None) -> None:
