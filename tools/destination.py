@@ -1,5 +1,6 @@
 """Where shards go: a folder, which appears when it is complete, or a URL, where what names the shards comes last."""
 
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,7 @@ __all__ = [
 STATE = ".conversion"
 """Folder in an unfinished destination: the recipe of the conversion, and what is done of it."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OURS = ("classes.json", "columns.json", "index.json", "shard*.mds", "shard*.mds.*", "*.tar", "*.tar.index.npz")
 
 Record = dict[str, Any]
@@ -82,8 +84,8 @@ def local_destination(
         else:
             staged.rename(dst)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            error.filename = str(dst)  # a full disk is told of without saying which
+        if isinstance(error, OSError) and (error.errno in _FULL or (error.errno and error.filename is None)):
+            error.filename = str(dst)  # a full disk is told of without saying which, or by a name that nobody knows
         if lock is None and staged.exists():  # another conversion's
             raise
         if recipe is not None and any((staged / STATE / "done").glob("*.json")):

@@ -37,9 +37,9 @@ class Target:
     def index(self, shard: Path) -> None:
         """Make the index of a complete ``shard`` beside it, if it is a tar."""
         if self.format is ShardFormat.WDS:
-            from infobatch_stream.sources.tar_index import load_index
+            from infobatch_stream.sources.tar_index import TarIndex
 
-            load_index(shard, shard.parent, checksum=True)  # not in the user's cache: the path will change
+            TarIndex.build(str(shard), checksum=True).save(self.companions(shard)[0])
 
     def companions(self, shard: Path) -> list[Path]:
         """The files that go with ``shard``."""

@@ -170,12 +170,14 @@ class TarIndex:
 
     def save(self, place: Path) -> None:
         """Write the index to ``place``, whole or not at all. Raises OSError where that cannot be written."""
+        stream = io.BytesIO()  # since zipfile, on a full disk, tries again when it is collected
+        np.savez(stream, **{name: getattr(self, name) for name in _DTYPES})
         # A name of its own for every writer, since ranks build the same index at once. No fsync: a file torn
         # by a crash does not pass the checks of `read` and is built again.
         temporary = place.with_name(f".{secrets.token_hex(8)}.index.tmp")
         try:
             with temporary.open("xb") as file:
-                np.savez(file, **{name: getattr(self, name) for name in _DTYPES})
+                file.write(stream.getbuffer())
             temporary.replace(place)
         finally:
             temporary.unlink(missing_ok=True)
