@@ -26,7 +26,7 @@ SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """The folder in which a reader of the README stands: images in class folders, digits as MDS, a tgz; and a bucket."""
+    """The folder in which a reader of the README stands: images in classes, digits as MDS, a tgz; and a bucket."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for number in range(96):

@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -170,7 +170,7 @@ class TarIndex:
 
     def save(self, place: Path) -> None:
         """Write the index to ``place``, whole or not at all. Raises OSError where that cannot be written."""
-        stream = io.BytesIO()  # since zipfile, on a full disk, tries again when it is collected
+        stream = BytesIO()  # since zipfile, on a full disk, tries again when it is collected
         np.savez(stream, **{name: getattr(self, name) for name in _DTYPES})
         # A name of its own for every writer, since ranks build the same index at once. No fsync: a file torn
         # by a crash does not pass the checks of `read` and is built again.
