@@ -113,10 +113,9 @@ def _of_imagenets_number(root: Path, tree: Path) -> list[Figure]:
         figures += [
             Figure(10, f"{name}: minutes", Spread.of([took / 60]), "min", "minutes", bound=10, at="most"),
             Figure(0, f"{name}: files per second", Spread.of([count / took]), "", ""),
-            Figure(0, f"{name}: processor seconds", Spread.of([used.ru_utime + used.ru_stime]), "s", ""),
             Figure(
                 0,
-                f"{name}: memory of the largest process",
+                f"{name}: memory of the main process",
                 Spread.of([used.ru_maxrss / 1024]),
                 "MiB",
                 "",

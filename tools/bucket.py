@@ -1,5 +1,6 @@
 """Shards that go to a URL, by fsspec."""
 
+import errno
 import json
 import tempfile
 from collections import deque
@@ -20,26 +21,28 @@ _UPLOADS = 4  # at once
 
 def is_url(dst: object) -> bool:
     """Whether ``dst`` names a place for fsspec, and not a local path."""
-    return "://" in str(dst) and not str(dst).startswith("file://")
+    return "://" in str(dst) and not str(dst).startswith("file:")
 
 
 @contextmanager
 def url_destination(
-    url: str, *, overwrite: bool = False, recipe: Mapping[str, Any] | None = None, resume: bool = False
+    url: str, *, recipe: Mapping[str, Any] | None = None, resume: bool = False
 ) -> Iterator[Destination]:
     """``url`` as a `Destination`. A shard is uploaded as a whole; index.json, classes.json come when all are there.
 
-    Nothing keeps two conversions to one URL apart. With ``overwrite`` the shards that are there are removed first.
-    Shards are made in a temporary folder, which needs room for a few. Raises ConfigError where ``url`` holds
-    something, or cannot be written to, and OSError.
+    Nothing keeps two conversions to one URL apart. What is there is never replaced: that could not be undone when the
+    new shards fail. Shards are made in a temporary folder, which needs room for a few. Raises ConfigError where ``url``
+    holds something, or cannot be written to, and OSError.
     """
     with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as scratch, ThreadPoolExecutor(_UPLOADS) as threads:
         bucket = _Bucket(url, Path(scratch), threads)
         try:
-            bucket.begin(overwrite, recipe, resume)
+            bucket.begin(recipe, resume)
             yield bucket
             bucket.finish()
         except BaseException as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                error.filename = scratch
             threads.shutdown(cancel_futures=True)
             if bucket.begun and not bucket.leave(keep=recipe is not None):
                 error.add_note(f"The shards that are done are kept in {url}: go on with --resume, or remove them.")
@@ -67,22 +70,20 @@ class _Bucket:
         except ValueError as error:
             raise ConfigError(f"{url}: {error}") from error
 
-    def begin(self, overwrite: bool, recipe: Mapping[str, Any] | None, resume: bool) -> None:
+    def begin(self, recipe: Mapping[str, Any] | None, resume: bool) -> None:
         """Look at what is there."""
         with self._told():
             self._fs.invalidate_cache()
             held = [path[len(self._root) :].lstrip("/") for path in self._fs.find(self._root)]
-        states = [name for name in held if name.startswith(STATE)]
-        if states and not (resume or overwrite):
-            raise broken_off(self._url, self._url)
-        if states and resume and recipe is not None:
+        if f"{STATE}/recipe.json" in held:
+            if not resume or recipe is None:
+                raise broken_off(self._url, self._url)
+            refuse_foreign(self._url, held)
             self._resume(set(held), recipe)
         elif held:
-            if not overwrite:
-                raise ConfigError(f"{self._url} is not empty; give another, or replace its shards with --overwrite.")
-            refuse_foreign(self._url, [name for name in held if name not in states])
-            with self._told():
-                self._fs.rm([f"{self._root}/{name}" for name in sorted(held, key=lambda name: name != "index.json")])
+            raise ConfigError(
+                f"{self._url} is not empty; give another, or remove what is there: shards in a bucket are not replaced."
+            )
         self.begun = True
         self.write(f"{STATE}/recipe.json", json.dumps(recipe))
         self._next = len(self.done)
@@ -135,7 +136,7 @@ class _Bucket:
             held = self._fs.find(self._root)
             if keep and any(f"/{STATE}/done/" in path for path in held):
                 return False
-            self._fs.rm([path for path in held if is_ours(path) or f"/{STATE}/" in path])
+            self._fs.rm([path for path in held if is_ours(path[len(self._root) :].lstrip("/"))])
         return True
 
     @contextmanager

@@ -1,17 +1,22 @@
 """A conversion: samples are read, shuffled and written as shards; the result appears whole or not at all."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+import json
+import os
+import re
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError
+from infobatch_stream.sources.base import fingerprint
 
 from .bucket import is_url, url_destination
 from .cuts import tasks_of
@@ -78,10 +83,8 @@ def convert(
     """
     target = _target(format, shard_bytes, compression, hashes)
     reencoder = Reencoder(resize, quality) if check or resize is not None or quality is not None else None
-    if not is_url(dst) and Path(src).exists():
-        here, there = Path(src).resolve(), Path(dst).resolve()
-        if there.is_relative_to(here) or here.is_relative_to(there):
-            raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")
+    dst = _place(dst)
+    _check_apart(src, dst)
     if seed < 0:
         raise ConfigError(f"seed is {seed}; give 0 or more.")
     if shard_samples is not None and shard_samples < 1:
@@ -90,29 +93,34 @@ def convert(
     if workers > 1 and ray is None:
         start_server(write_task, [library])  # which takes seconds, while the source is looked through
     sets = read_source(src, columns=columns, encodings=encodings, extensions=extensions)
-    job = Job(sets, target, reencoder, on_error == "skip")
+    job = Job(os.fspath(src), sets, target, reencoder, on_error == "skip")
     shuffled = not sets[0].is_shards if shuffle is None else shuffle
     order = seed if shuffled else None
     recipe = {
         "format": target.format.value, "shard_bytes": shard_bytes, "shard_samples": shard_samples,
         "compression": compression, "hashes": sorted(hashes), "seed": order,
         "resize": resize, "quality": quality, "check": check, "on_error": on_error,
+        "column": list((columns or {}).items()),
+        "encoding": sorted((encodings or {}).items()), "extension": sorted((extensions or {}).items()),
         "columns": [{name: [column.mds, column.wds] for name, column in one.columns.items()} for one in sets],
         "source": [[one.name, len(one), one.fingerprint] for one in sets], "version": version("infobatch-stream"),
     }  # fmt: skip
     room = room_for_samples(target.format, shard_bytes)
     tasks = list(tasks_of([_sizes(job, one) for one in sets], order, room, shard_samples))
+    recipe["division into shards"] = fingerprint("cuts", ((task.part, task.first) for task in tasks))
+    recipe = json.loads(json.dumps(recipe))  # as it will be read
     with _destination(dst, overwrite=overwrite, recipe=recipe, resume=resume) as out:
         ledger = Ledger([Layout(one.columns, one.classes, one.name, len(one)) for one in sets], out, target, watch)
         todo = tasks[len(out.done) :]
-        done: Iterator[Written]
+        done: Generator[Written, None, None]
         if ray is not None:
             done = write_on_ray(job, out.scratch, todo, ray)
         else:
             work = partial(write_task, job, out.scratch)
             done = ordered_map(work, todo, min(workers, len(todo)), preload=[library])
-        for task, written in zip(todo, done, strict=True):
-            ledger.take(task.part, written)
+        with closing(done):  # an error here ends the workers before what they have written is removed
+            for task, written in zip(todo, done, strict=True):
+                ledger.take(task.part, written)
         ledger.finish()
     return ledger.summary(dst, sum(one.skipped for one in sets))
 
@@ -187,9 +195,38 @@ def _target(format: ShardFormat | str, shard_bytes: int, compression: str | None
 def _destination(
     dst: Path | str, *, overwrite: bool, recipe: Mapping[str, Any] | None = None, resume: bool = False
 ) -> AbstractContextManager[Destination]:
+    dst = _place(dst)
     if is_url(dst):
-        return url_destination(str(dst), overwrite=overwrite, recipe=recipe, resume=resume)
+        if overwrite:
+            raise ConfigError(f"{dst} is in a bucket, where shards are not replaced; remove them, or give another url.")
+        return url_destination(str(dst), recipe=recipe, resume=resume)
     return local_destination(Path(dst), overwrite=overwrite, recipe=recipe, resume=resume)
+
+
+def _place(dst: Path | str) -> Path | str:
+    """``dst`` as a path, where it is one; a url."""
+    return str(dst) if is_url(dst) else Path(_path(dst))
+
+
+def _path(place: Path | str) -> str:
+    text = os.fspath(place)
+    return urlparse(text).path if text.startswith("file:") else text
+
+
+def _check_apart(src: Path | str, dst: Path | str) -> None:
+    """Raise ConfigError where the destination is the source, or holds it, or lies in a folder that is converted."""
+    text = os.fspath(src)
+    fixed = re.match(r"[^*?\[{]*", text)
+    is_pattern = fixed is not None and fixed[0] != text and not Path(text).exists()
+    folder = fixed[0].rpartition("/")[0] or "." if is_pattern and fixed is not None else text
+    if is_url(text) or is_url(dst):
+        here, there = (f"{str(one).rstrip('/')}/" for one in (folder, dst))
+        overlap = here.startswith(there) or (there.startswith(here) and not is_pattern)
+    else:
+        inner, outer = Path(_path(folder)).resolve(), Path(dst).resolve()
+        overlap = inner.is_relative_to(outer) or (outer.is_relative_to(inner) and not is_pattern)
+    if overlap:
+        raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")
 
 
 def _sizes(job: Job, source: SampleSet) -> NDArray[np.int64]:

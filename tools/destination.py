@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -29,7 +30,15 @@ STATE = ".conversion"
 """Folder in an unfinished destination: the recipe of the conversion, and what is done of it."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OURS = ("classes.json", "columns.json", "index.json", "shard*.mds", "shard*.mds.*", "*.tar", "*.tar.index.npz")
+_OURS = (
+    "classes.json",
+    "columns.json",
+    "index.json",
+    "shard*.mds",
+    "shard*.mds.*",
+    "shard-*.tar",
+    "shard-*.tar.index.npz",
+)
 
 Record = dict[str, Any]
 """What is known of a finished task, as plain values. Its ``files``: names in the destination -> sizes in bytes."""
@@ -66,8 +75,10 @@ def local_destination(
     _check_free(dst, overwrite)
     made = [folder for folder in dst.parents if not folder.exists()]
     staged = dst.with_name(f"{dst.name}.partial" + ("" if recipe is not None else f"-{secrets.token_hex(4)}"))
-    if staged.exists() and not resume:
-        raise broken_off(staged, dst)
+    if staged.exists():
+        if not resume:
+            raise broken_off(staged, dst)
+        _check_resumable(staged)
     lock = None
     try:
         try:
@@ -78,11 +89,13 @@ def local_destination(
             raise ConfigError(f"{dst} cannot be made ({error}); give a folder that can be written to.") from error
         yield folder
         _check_free(dst, overwrite)  # somebody else may have written there in the meantime
-        shutil.rmtree(staged / STATE)
+        folder.drop_unnamed()
+        # With its state, so that whatever happens here the work of hours is not lost.
         if dst.exists() and any(dst.iterdir()):
             _replace(dst, staged)
         else:
             staged.rename(dst)
+        shutil.rmtree(dst / STATE, ignore_errors=True)
     except BaseException as error:
         if isinstance(error, OSError) and (error.errno in _FULL or (error.errno and error.filename is None)):
             error.filename = str(dst)  # a full disk is told of without saying which, or by a name that nobody knows
@@ -108,6 +121,13 @@ def broken_off(staged: object, dst: object) -> ConfigError:
         f"{staged} holds a part of a conversion to {dst} that was broken off, or is running; go on with it (--resume), "
         "or remove it to begin anew."
     )
+
+
+def _check_resumable(staged: Path) -> None:
+    """Raise ConfigError if ``staged`` is no conversion of ours, or holds something of the user's."""
+    if not (staged / STATE / "recipe.json").is_file():
+        raise ConfigError(f"{staged} holds no conversion that can be resumed; move it away, or remove it.")
+    refuse_foreign(staged, [str(path.relative_to(staged)) for path in staged.rglob("*") if not path.is_dir()])
 
 
 def _locked(staged: Path, dst: Path) -> int:
@@ -138,6 +158,14 @@ class _Folder:
         while (record := self._record(len(self.done))) is not None:
             self.done.append(record)
         self._next = len(self.done)
+        self._names = {name for record in self.done for name in record["files"]}
+
+    def drop_unnamed(self) -> None:
+        """Remove what a task left that was made again, and then had fewer shards."""
+        for path in self._root.rglob("*"):
+            name = path.relative_to(self._root).as_posix()
+            if path.is_file() and name not in self._names and not name.startswith(f"{STATE}/"):
+                path.unlink()
 
     def _record(self, number: int) -> Record | None:
         """The record of a task whose files are all here."""
@@ -152,11 +180,13 @@ class _Folder:
         for name, path in files.items():
             (self._root / name).parent.mkdir(exist_ok=True)
             path.replace(self._root / name)
+        self._names.update(files)
         self._write(self._state / "done" / f"{self._next:06d}.json", json.dumps(record))
         self._next += 1
 
     def write(self, name: str, text: str) -> None:
         (self._root / name).parent.mkdir(exist_ok=True)
+        self._names.add(name)
         self._write(self._root / name, text)
 
     def _write(self, path: Path, text: str) -> None:
@@ -188,7 +218,9 @@ def _replace(dst: Path, staged: Path) -> None:
     except BaseException:
         old.rename(dst)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        warnings.warn(f"{dst} is replaced, but what it held before could not be removed: {old}", stacklevel=3)
 
 
 def _check_free(dst: Path, overwrite: bool) -> None:
@@ -206,7 +238,7 @@ def _check_free(dst: Path, overwrite: bool) -> None:
 
 def is_ours(name: str) -> bool:
     """Whether a file of this name (or path) is a part of a set of shards."""
-    return any(fnmatch(name.rpartition("/")[2], ours) for ours in _OURS)
+    return name.startswith(f"{STATE}/") or any(fnmatch(name.rpartition("/")[2], ours) for ours in _OURS)
 
 
 def refuse_foreign(dst: object, names: Sequence[str]) -> None:

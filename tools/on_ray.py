@@ -5,7 +5,7 @@ import os
 import socket
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ _PATIENCE = 10.0  # seconds
 _AHEAD = 2  # tasks per processor that are under way
 
 
-def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -> Iterator[Written]:
+def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -> Generator[Written, None, None]:
     """As `write_task` of each of ``tasks``, in their order, by the cluster at ``address`` ("auto", "local", host:port).
 
     The nodes read the source at the same path; what they write comes back to this process, so they need not share the
@@ -31,9 +31,11 @@ def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -
         ray: Any = import_module("ray")
     except ImportError as error:
         raise MissingExtraError.of("ray", "ray") from error
-    _knock(address)
+    began = not ray.is_initialized()
+    if began:
+        _knock(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _unreachable(address, error) from error
     try:
@@ -48,7 +50,8 @@ def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -
         while waiting:
             yield _fetch(ray, waiting.popleft(), scratch)
     finally:
-        ray.shutdown()
+        if began:
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:
@@ -83,6 +86,8 @@ def _fetch(ray: Any, reference: Any, scratch: Path) -> Written:
         written, files = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.RayError as error:  # a worker, or its node, is gone
+        raise ConfigError(f"a task on Ray ended without a result ({error}); go on with --resume") from error
     folder = scratch / written.folder
     folder.mkdir()
     for name, (data, time) in files.items():

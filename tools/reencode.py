@@ -50,27 +50,38 @@ class Reencoder:
         return result
 
     def _image(self, value: Encoded) -> Encoded:
-        from PIL import Image, ImageOps
+        from PIL import UnidentifiedImageError
 
         try:
-            with Image.open(io.BytesIO(value.data)) as image:
-                if image.width * image.height > _PIXELS:
-                    raise DataError(f"an image of {image.width:,} x {image.height:,} pixels")
-                kind = image.format
-                if self.resize is not None:
-                    image.draft(None, (self.resize, self.resize))  # JPEG decodes at a lower scale, no smaller than this
-                image.load()
-                if self.resize is None and self.quality is None:
-                    return value
-                turned = ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise DataError(f"an image cannot be decoded ({error})") from error
+            return self._encoded(value)
+        except DataError:
+            raise
+        except UnidentifiedImageError:
+            raise DataError("an image cannot be decoded: it is none that PIL knows") from None
+        except (Exception, MemoryError) as error:  # decoders raise nearly anything
+            raise DataError(f"an image cannot be decoded, or not encoded again ({error})") from error
+
+    def _encoded(self, value: Encoded) -> Encoded:
+        from PIL import Image, ImageOps
+
+        with Image.open(io.BytesIO(value.data)) as image:
+            if image.width * image.height > _PIXELS:
+                raise DataError(f"an image of {image.width:,} x {image.height:,} pixels")
+            kind = image.format
+            if self.resize is not None:
+                image.draft(None, (self.resize, self.resize))  # JPEG decodes at a lower scale, no smaller than this
+            image.load()
+            if self.resize is None and self.quality is None:
+                return value
+            turned = ImageOps.exif_transpose(image)
         if self.resize is not None and min(turned.size) > self.resize:
             share = self.resize / min(turned.size)
             turned = turned.resize([max(1, round(side * share)) for side in turned.size], Image.Resampling.LANCZOS)
         stream = io.BytesIO()
         if kind == "PNG":
             turned.save(stream, "PNG")
+        elif turned.mode[0] in "IF":
+            raise DataError(f"an image of the mode {turned.mode} has more than 8 bits, which JPEG cannot hold")
         else:
             turned.convert("RGB" if turned.mode not in ("L", "CMYK") else turned.mode).save(
                 stream, "JPEG", quality=self.quality or 90

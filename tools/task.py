@@ -50,8 +50,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks of a conversion share. skip: pass over samples that cannot be read, instead of raising."""
+    """What all tasks of a conversion share.
 
+    src: as the user calls the source. skip: pass over samples that cannot be read, instead of raising.
+    """
+
+    src: str
     sets: Sequence[SampleSet]
     target: Target
     reencoder: Reencoder | None
@@ -130,7 +134,7 @@ def _read(job: Job, source: SampleSet, position: int) -> _Read:
             try:
                 sample = job.reencoder(sample, source.columns)
             except DataError as error:
-                return DataError(f"{place}: {error}"), place
+                return DataError(f"{job.src}: {place}: {error}"), place
     except DataError as error:
         return error, place
     except OSError as error:  # of the source; one of the destination ends it all

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, MissingExtraError
+from infobatch_stream.sources.tar_grouping import split_name
 
 from .samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 
@@ -237,6 +238,8 @@ def _checked(key: str, extensions: Iterable[str], foreign: bool) -> str:
     """
     if key.startswith("/") or ".." in key.split("/"):
         raise ValueError(f"the key {key!r} leads out of the folder that the tar is unpacked in")
+    if split_name(f"{key}.x") != (key, "x"):
+        raise ValueError(f"the key {key!r} would be read as another: its last part may not be empty, nor have a dot")
     for extension in extensions:
         if "/" in extension or not (foreign or _EXTENSION.fullmatch(extension)):
             raise ValueError(f"{extension!r} is no extension; letters, digits, and dots or dashes between them are")
