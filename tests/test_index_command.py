@@ -125,12 +125,11 @@ if __name__ == "__main__":
 import time
 from pathlib import Path
 from infobatch_stream.sources.tar_index import TarIndex
-import numpy
-def wait(*args, **arrays):
-    Path(args[0].name).with_suffix(".begun").touch()
+def wait(temporary, place):
+    temporary.with_suffix(".begun").touch()
     time.sleep(60)
 def save(path):
-    numpy.savez = wait
+    Path.replace = wait
     TarIndex.build(path).save(Path(path + ".index.npz"))
 """
     (tars.parent / "slow.py").write_text(slow)
