@@ -57,10 +57,14 @@ def _against_copying(root: Path, tree: Path, rounds: int) -> list[Figure]:
         **{
             f"{format}, {workers} workers": partial(_convert, tree, format, workers)
             for format in ("mds", "wds")
-            for workers in (1, WORKERS)
+            for workers in ((WORKERS,) if rounds == 1 else (1, WORKERS))
         },
     }
-    found = in_turn({name: partial(_rate, tree, total, root, command) for name, command in how.items()}, rounds)
+    found = in_turn(
+        {name: partial(_rate, tree, total, root, command) for name, command in how.items()},
+        rounds,
+        warmup=int(rounds > 1),
+    )
     figures = [
         Figure(
             target=10,
