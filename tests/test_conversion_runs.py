@@ -27,6 +27,8 @@ from infobatch_stream.tools.convert import convert, write_shards
 from infobatch_stream.tools.cuts import cut, tasks_of
 from infobatch_stream.tools.destination import STATE
 
+pytestmark = pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
+
 FORMATS = ("mds", "wds")
 OPTIONS = {"shard_bytes": 1 << 16}  # about 11 images
 

@@ -30,6 +30,8 @@ from infobatch_stream.tools.convert import Conversion, convert, write_shards
 from infobatch_stream.tools.readers import ImageTree, read_idx
 from infobatch_stream.tools.samples import Column, EncodedImage
 
+pytestmark = pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
+
 FORMATS = ("mds", "wds")
 FILES = [
     *(f"ants/{k}.jpg" for k in range(12)),

@@ -15,6 +15,8 @@ from torch import nn
 
 from infobatch_stream.tools.convert import convert, write_shards
 
+pytestmark = pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(

@@ -22,6 +22,8 @@ from infobatch_stream.tools import readers
 from infobatch_stream.tools.convert import convert, write_shards
 from infobatch_stream.tools.samples import Column, EncodedImage
 
+pytestmark = pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
+
 ROOT = Path(infobatch_stream.__file__).parent.parent
 FILES = sorted(file for folder in ("infobatch_stream", "tools", "examples") for file in (ROOT / folder).rglob("*.py"))
 
