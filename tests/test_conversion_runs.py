@@ -33,15 +33,19 @@ FORMATS = ("mds", "wds")
 OPTIONS = {"shard_bytes": 1 << 16}  # about 11 images
 
 
+def write_images(src, count, sizes):
+    """``count`` files in 4 classes, of a number of bytes out of the range ``sizes``; nobody decodes them."""
+    rng = np.random.default_rng(1)
+    for number in range(count):
+        path = src / f"class{number % 4}" / f"{number:04d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(rng.bytes(int(rng.integers(*sizes))))
+    return src
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """160 files of 3 to 8 KB in 4 classes; nobody decodes them."""
-    src, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(1)
-    for number in range(160):
-        path = src / f"class{number % 4}" / f"{number:03d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(rng.bytes(int(rng.integers(3000, 8000))))
-    return src
+    return write_images(tmp_path_factory.mktemp("tree"), 160, (3000, 8000))
 
 
 def contents(folder):
@@ -156,13 +160,7 @@ def wait_for(condition, process):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """3,000 files of 10 KB."""
-    src, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(2)
-    for number in range(3000):
-        path = src / f"class{number % 4}" / f"{number:04d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(rng.bytes(10_000))
-    return src
+    return write_images(tmp_path_factory.mktemp("large"), 3000, (10_000, 10_001))
 
 
 @pytest.mark.parametrize(("format", "how"), [("mds", "KILL"), ("wds", "KILL"), ("wds", "TERM"), ("wds", "INT")])

@@ -17,14 +17,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
+from shards_in_hand import run
 
 from infobatch_stream import IndexedWebDataset, InfoBatchLoader
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError, StoreError
 from infobatch_stream.sources.tar_index import is_fresh
 from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.tools.__main__ import main
-from infobatch_stream.tools.cli import app
 from infobatch_stream.tools.cli_convert import parse_size
 from infobatch_stream.tools.convert import Conversion, convert, write_shards
 from infobatch_stream.tools.readers import ImageTree, read_idx
@@ -536,11 +535,6 @@ def test_a_torchvision_that_does_not_fit_is_explained(tree, tmp_path, monkeypatc
     with pytest.raises(ConfigError, match=r"nms.*install the two together"):
         convert(tree, tmp_path / "out", "mds")
     assert listing(tmp_path) == []
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_command_convert_says_what_it_wrote(tree, tmp_path):

@@ -10,13 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
+from shards_in_hand import run
 from webdataset.writer import TarWriter
 
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.sources.tar_index import TarIndex, is_fresh, load_index
-from infobatch_stream.tools.cli_shards import index_command, verify_command
 from infobatch_stream.tools.indexing import Indexing, index_shards
 
 SHARDS, ROWS = 3, 4
@@ -31,14 +29,6 @@ def tars(tmp_path) -> Path:
             for row in range(ROWS):
                 writer.write({"__key__": f"{shard}-{row}", "cls": b"%d" % row})
     return folder
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    app = typer.Typer()
-    app.command("verify")(verify_command)
-    app.command("index")(index_command)
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])

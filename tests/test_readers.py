@@ -22,12 +22,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from shards_in_hand import members_of
 
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.tools.convert import convert
+from infobatch_stream.tools.encodings import fit, from_mds, parse_npy, save_npy
+from infobatch_stream.tools.extensions import image_extension, without_clashes
 from infobatch_stream.tools.readers import ImageTree, MdsSet, TableSet, TarSet, read_source
-from infobatch_stream.tools.readers.encodings import fit, from_mds, parse_npy, save_npy
-from infobatch_stream.tools.readers.extensions import image_extension, without_clashes
 from infobatch_stream.tools.samples import KEY, MEMBERS, Column, Encoded, EncodedImage
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -48,15 +49,6 @@ def write_tar(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return path
-
-
-def members_of(folder: Path) -> list[tuple[str, bytes]]:
-    """Names and contents of all members of the tars in ``folder``, in order."""
-    found = []
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            found += [(member.name, tar.extractfile(member).read()) for member in tar]
-    return found
 
 
 def write_mds(folder: Path, columns: dict[str, str], samples: list[dict], **options) -> Path:
@@ -989,7 +981,7 @@ def test_the_kind_of_an_image_is_told_by_its_first_bytes(start):
 
 @given(st.dictionaries(st.text(max_size=4), st.sampled_from(["txt", "cls", "a.txt"]), max_size=6))
 def test_extensions_are_unique_and_such_as_tars_can_have(wanted):
-    from infobatch_stream.tools.readers.extensions import is_extension
+    from infobatch_stream.tools.extensions import is_extension
 
     found = without_clashes(wanted)
     assert found.keys() == wanted.keys()

@@ -12,18 +12,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from real_data import fashion_mnist, spam, stamps
+from shards_in_hand import members_of
 
 from infobatch_stream.tools.convert import convert
 from infobatch_stream.tools.readers import read_idx, read_source
 from infobatch_stream.tools.samples import KEY, MEMBERS, Column, Encoded, EncodedImage
-
-
-def members_of(folder: Path) -> list[tuple[str, bytes]]:
-    found = []
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            found += [(member.name, tar.extractfile(member).read()) for member in tar]
-    return found
 
 
 @pytest.fixture(scope="module")

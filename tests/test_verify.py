@@ -15,26 +15,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from fuzz.run import memory_below
 from fuzz.seeds import HOSTILE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from shards_in_hand import run
 from streaming import MDSWriter
 from streaming.base.compression import compress, decompress
 from streaming.base.format import reader_from_json
-from typer.testing import CliRunner
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
 from infobatch_stream.errors import DataError, MissingExtraError
 from infobatch_stream.sources.tar_index import load_index
-from infobatch_stream.tools.cli_shards import index_command, verify_command
 from infobatch_stream.tools.duplicates import digest, find_duplicates
+from infobatch_stream.tools.encodings import fixed_size
 from infobatch_stream.tools.findings import Findings, Problem, Severity
 from infobatch_stream.tools.streams import BLOCK, Stream, decompressed
-from infobatch_stream.tools.values import fixed_size, mds_check, tar_check
+from infobatch_stream.tools.values import mds_check, tar_check
 from infobatch_stream.tools.verify import Report, verify
 
 COLUMNS = {
@@ -707,14 +706,6 @@ def test_without_pillow_it_is_named(tars, monkeypatch):
     verify([tars])
     with pytest.raises(MissingExtraError, match=r"pillow.*infobatch-stream\[tools\]"):
         verify([tars], decode=True)
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    app = typer.Typer()
-    app.command("verify")(verify_command)
-    app.command("index")(index_command)
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_command_verify(mds, tars):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import time
 from enum import StrEnum
 from typing import Annotated
@@ -11,24 +10,24 @@ import typer
 from rich.filesize import decimal
 from rich.progress import TaskID
 
+from infobatch_stream.arguments import bytes_of
+from infobatch_stream.errors import ConfigError
+
 from .console import progress, reported
 from .ledger import Conversion, Progress
 from .writers import ShardFormat
 
 __all__ = ["convert_command", "parse_size"]
 
-_UNITS = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_SHOWN = 10  # problems; --json has all
 
 
 def parse_size(text: str) -> int:
-    """``64MB`` -> bytes; units KB, MB, GB (powers of 1024, as in mosaicml-streaming) or none."""
-    match = re.fullmatch(r"(\d+)\s*([KMG]B|)", text.strip().upper())
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is no size; write it as 64MB, 512KB, 1GB or a number of bytes.")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-_SHOWN = 10  # problems; --json has all
+    """``64MB`` -> bytes; see `bytes_of`."""
+    try:
+        return bytes_of("SIZE", text)
+    except ConfigError:
+        raise typer.BadParameter(f"{text!r} is no size; write it as 64MB, 512KB, 1GB or a number of bytes.") from None
 
 
 class OnError(StrEnum):

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.sources.base import fingerprint
+from infobatch_stream.sources.urls import local_path
 
 from .bucket import is_url, url_destination
 from .cuts import tasks_of
@@ -153,6 +153,7 @@ def write_shards(
     ``dst`` is then as it was before.
     """
     target = _target(format, shard_bytes, compression, hashes)
+    dst = _place(dst)
     rest = iter(samples)
     with _destination(dst, overwrite=overwrite) as out:
         first = next(rest, None)
@@ -195,7 +196,6 @@ def _target(format: ShardFormat | str, shard_bytes: int, compression: str | None
 def _destination(
     dst: Path | str, *, overwrite: bool, recipe: Mapping[str, Any] | None = None, resume: bool = False
 ) -> AbstractContextManager[Destination]:
-    dst = _place(dst)
     if is_url(dst):
         if overwrite:
             raise ConfigError(f"{dst} is in a bucket, where shards are not replaced; remove them, or give another url.")
@@ -205,12 +205,7 @@ def _destination(
 
 def _place(dst: Path | str) -> Path | str:
     """``dst`` as a path, where it is one; a url."""
-    return str(dst) if is_url(dst) else Path(_path(dst))
-
-
-def _path(place: Path | str) -> str:
-    text = os.fspath(place)
-    return urlparse(text).path if text.startswith("file:") else text
+    return str(dst) if is_url(dst) else Path(local_path(os.fspath(dst)))
 
 
 def _check_apart(src: Path | str, dst: Path | str) -> None:
@@ -223,7 +218,7 @@ def _check_apart(src: Path | str, dst: Path | str) -> None:
         here, there = (f"{str(one).rstrip('/')}/" for one in (folder, dst))
         overlap = here.startswith(there) or (there.startswith(here) and not is_pattern)
     else:
-        inner, outer = Path(_path(folder)).resolve(), Path(dst).resolve()
+        inner, outer = Path(local_path(folder)).resolve(), Path(dst).resolve()
         overlap = inner.is_relative_to(outer) or (outer.is_relative_to(inner) and not is_pattern)
     if overlap:
         raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")

@@ -7,22 +7,15 @@ from decimal import Decimal
 from io import BytesIO
 from typing import Any
 
-import numpy as np
-
 from infobatch_stream.errors import MissingExtraError
 
-__all__ = ["Check", "fixed_size", "is_known", "mds_check", "tar_check"]
+from .encodings import npy_header
+
+__all__ = ["Check", "mds_check", "tar_check"]
 
 Check = Callable[[bytes], Any]
 """Raises an exception, of any type, for bytes that cannot be decoded."""
 
-_SCALARS = {"int": 8} | {
-    f"{kind}{bits}": bits // 8
-    for kind in ("int", "uint", "float")
-    for bits in (8, 16, 32, 64)
-    if f"{kind}{bits}" != "float8"
-}
-_DTYPES = {name for name in _SCALARS if name != "int"}
 _LISTS = ("pil", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]")
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "pbm", "pnm", "tif", "tiff")
 
@@ -42,26 +35,6 @@ _TEXTS: dict[str, Check] = {
     "str_float": lambda data: float(_text(data)),
     "str_decimal": lambda data: Decimal(_text(data)),
 }
-
-
-def fixed_size(encoding: str) -> int | None:
-    """Bytes of every value of an MDS encoding; None where they differ. Raises ValueError for a bad ndarray."""
-    name, _, config = encoding.partition(":")
-    if name != "ndarray":
-        return _SCALARS.get(encoding)
-    dtype, _, shape = config.partition(":")
-    if dtype and dtype not in _DTYPES:
-        raise ValueError(f"{dtype!r} is no dtype of an MDS array")
-    lengths = [int(length) for length in shape.split(",")] if shape else []
-    if any(length < 1 for length in lengths):
-        raise ValueError(f"{shape!r} is no shape of an MDS array")
-    return _SCALARS[dtype] * math.prod(lengths) if dtype and lengths else None
-
-
-def is_known(encoding: str) -> bool:
-    """Whether mosaicml-streaming itself has such an encoding."""
-    names = {"bytes", "jpeg", "png", "pkl", *_SCALARS, *_TEXTS, *_LISTS}
-    return encoding in names or encoding.partition(":")[0] == "ndarray"
 
 
 def mds_check(encoding: str, decode: bool) -> Check | None:
@@ -122,14 +95,11 @@ def _streamings_check(encoding: str) -> Check:
 
 def _npy(data: bytes) -> None:
     """An .npy, of which numpy.load would allocate what the header claims."""
-    file = BytesIO(data)
-    old = np.lib.format.read_magic(file) == (1, 0)  # type: ignore[no-untyped-call]
-    read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)  # type: ignore[no-untyped-call]
+    shape, _, dtype, at = npy_header(data)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not unpickled")
-    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise ValueError(f"{len(data) - file.tell():,} bytes are no {dtype}{list(shape)}")
+    if math.prod(shape) * dtype.itemsize != len(data) - at:
+        raise ValueError(f"{len(data) - at:,} bytes are no {dtype}{list(shape)}")
 
 
 _MEMBERS: dict[str, Check] = {"json": _json, "txt": _text, "cls": int, "npy": _npy}

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from infobatch_stream.errors import DataError
-from infobatch_stream.sources.mds import _check_shard
+from infobatch_stream.sources.mds import check_shard
 
+from .encodings import fixed_size, is_known
 from .findings import Checked, Checks, Findings, Severity
 from .mds_samples import MdsColumn, MdsSamples
 from .streams import Stream, blocks_of, decompressed, hasher
-from .values import fixed_size, is_known
 
 __all__ = ["MdsShard", "read_mds_index"]
 
@@ -101,7 +101,7 @@ class MdsShard:
         pair = [
             file and SimpleNamespace(basename=file.name, bytes=file.size, hashes=file.hashes) for file in (raw, packed)
         ]
-        _check_shard(SimpleNamespace(file_pairs=[pair], samples=entry["samples"]), folder / "index.json")
+        check_shard(SimpleNamespace(file_pairs=[pair], samples=entry["samples"]), folder / "index.json")
         if raw.size >= _LARGEST:
             raise ValueError(f"{raw.size:,} bytes; offsets in a shard end at {_LARGEST:,}")
         if not isinstance(entry["compression"], str | None):

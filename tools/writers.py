@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import ConfigError, MissingExtraError
 from infobatch_stream.sources.tar_grouping import split_name
 
+from .encodings import save_npy
+from .extensions import is_extension
 from .samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 
 __all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards", "WrittenShard", "room_for_samples", "stored_sizes"]
@@ -25,7 +26,6 @@ __all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards", "WrittenShard", "r
 _TAR_BLOCK, _TAR_RECORD = 512, 10240
 _MDS_HEAD = 1024  # of a shard with a few columns
 _LONG_NAME = 4 * _TAR_BLOCK  # what a name takes that does not fit a header
-_EXTENSION = re.compile(r"\w+([.-]\w+)*")
 
 
 class ShardFormat(StrEnum):
@@ -241,7 +241,7 @@ def _checked(key: str, extensions: Iterable[str], foreign: bool) -> str:
     if split_name(f"{key}.x") != (key, "x"):
         raise ValueError(f"the key {key!r} would be read as another: its last part may not be empty, nor have a dot")
     for extension in extensions:
-        if "/" in extension or not (foreign or _EXTENSION.fullmatch(extension)):
+        if "/" in extension or not (foreign or is_extension(extension)):
             raise ValueError(f"{extension!r} is no extension; letters, digits, and dots or dashes between them are")
     return key
 
@@ -275,9 +275,7 @@ def _wds_bytes(value: Any) -> bytes:
         case bytes():
             return value
         case np.ndarray():
-            stream = io.BytesIO()
-            np.save(stream, value, allow_pickle=False)
-            return stream.getvalue()
+            return save_npy(value)
         case str():
             text = value
         case int() | np.integer():

@@ -14,7 +14,7 @@ from infobatch_stream.sources.mds_reading import MdsFiles, MdsReading
 if TYPE_CHECKING:
     from streaming import StreamingDataset
 
-__all__ = ["MdsSource"]
+__all__ = ["MdsSource", "check_shard"]
 
 _MIXING = ("shuffle_seed", "sampling_method", "sampling_granularity", "epoch_seed_change")  # of resample_streams
 
@@ -27,7 +27,7 @@ class MdsSource:
 
     def __init__(self, dataset: "StreamingDataset") -> None:
         for stream, shard in zip(dataset.stream_per_shard, dataset.shards, strict=True):
-            _check_shard(shard, Path(dataset.streams[stream].local, dataset.streams[stream].split, "index.json"))
+            check_shard(shard, Path(dataset.streams[stream].local, dataset.streams[stream].split, "index.json"))
         self._dataset = dataset
         self._open = MdsFiles(dataset)
         self.draws = not self._open.only_streamings
@@ -118,7 +118,7 @@ class MdsSource:
                     return
 
 
-def _check_shard(shard: Any, index: Path) -> None:
+def check_shard(shard: Any, index: Path) -> None:
     """Raise DataError unless the files that ``index`` names lie in its folder and can hold as many samples as it says.
 
     (Each sample has 4 bytes of its own in a table of offsets, so a count is no larger than the files it stands for.)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from infobatch_stream.arguments import whole_number
+from infobatch_stream.arguments import bytes_of
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.sources.claim import claim_of, claimed
 from infobatch_stream.sources.download import download
@@ -31,7 +31,6 @@ AnyPath = str | os.PathLike[str]
 Make = Callable[[Path, Callable[[int], None]], None]
 
 _OURS = re.compile(r"(?s)(?P<file>.*\.[0-9a-f]{32}\.(shard|index\.npz))(?P<more>|\.claim|\.room|\.[0-9a-f]{8}\.part)")
-_UNITS = {"": 1, "b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}  # as streaming has them
 _FIRST = 2**26  # bytes that are claimed for a shard of unknown size to begin with
 _TICK = 0.02  # seconds between two looks at whether there is room
 
@@ -48,7 +47,7 @@ class ShardCache:
 
     def __init__(self, folder: AnyPath | None = None, limit: int | str | None = None) -> None:
         self.folder = _default_folder() if folder is None else Path(folder)
-        self.limit = None if limit is None else _bytes_of(limit)
+        self.limit = None if limit is None else bytes_of("cache_limit", limit)
         self._tidied = -1  # the process that removed what dead ones left
 
     def place(self, url: str, suffix: str = ".shard") -> Path:
@@ -269,14 +268,3 @@ def _cached_name(url: str) -> str:
 def _default_folder() -> Path:
     """infobatch-stream in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "infobatch-stream")
-
-
-def _bytes_of(limit: int | str) -> int:
-    if not isinstance(limit, str):
-        return whole_number("cache_limit", limit, 1)
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmgt]?b?)", limit.strip().lower())
-    unit = _UNITS.get(match[2] if match and match[2] in _UNITS else f"{match[2]}b") if match else None
-    size = int(float(match[1]) * unit) if match and unit else 0
-    if size < 1:
-        raise ConfigError(f"cache_limit={limit!r}: it must be a number of bytes, as 10**11 or '100gb'.")
-    return size

@@ -13,9 +13,9 @@ from infobatch_stream.sources.download import NotThereError, download
 from infobatch_stream.sources.tar_index import AnyPath
 from infobatch_stream.sources.urls import is_remote
 
+from ..encodings import check_encoding, fit
+from ..extensions import is_extension
 from ..samples import KEY, MEMBERS, Column, Sample
-from .encodings import check_encoding, fit
-from .extensions import is_extension
 
 __all__ = ["Choice", "Options", "read_beside", "read_classes", "read_columns"]
 

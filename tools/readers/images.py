@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError
 
+from ..extensions import IMAGE_EXTENSIONS
 from ..samples import Column, EncodedImage, Sample
 from .columns import Options
-from .extensions import IMAGE_EXTENSIONS
 
 __all__ = ["EXPECTED", "ImageTree", "has_images", "read_image"]
 

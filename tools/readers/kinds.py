@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 
+from ..extensions import IMAGE_EXTENSIONS, MAGIC_BYTES, encoding_of, image_extension, is_extension
 from ..samples import Column, Encoded, EncodedImage
-from .extensions import IMAGE_EXTENSIONS, MAGIC_BYTES, encoding_of, image_extension, is_extension
 from .images import read_image
 
 __all__ = ["Kind", "Picture", "Rows", "kind_of", "plain_type"]

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.base import fingerprint
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
-from infobatch_stream.sources.tar_index import split_name
+from infobatch_stream.sources.tar_grouping import split_name
 
+from ..encodings import Form, fit, fixed_size, form_of, from_mds
+from ..extensions import extension_of, without_clashes
 from ..samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 from .columns import Options, misfit, read_classes, read_columns
-from .encodings import Form, fit, fixed_size, form_of, from_mds
-from .extensions import extension_of, without_clashes
 
 __all__ = ["MdsSet"]
 

@@ -1,9 +1,5 @@
 """Parquet and CSV files, unpacked into one file that can be read by position: an Arrow stream in a temporary folder."""
 
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +10,10 @@ import pyarrow.parquet
 
 from infobatch_stream.errors import ConfigError, DataError
 
+from ..encodings import Form, form_of
 from .columns import Options, unknown
-from .encodings import Form, form_of
 from .kinds import plain_type
+from .temporary import temporary_folder
 
 __all__ = ["Spool"]
 
@@ -37,9 +34,7 @@ class Spool:
 
     def __init__(self, tables: Sequence[Path], options: Options) -> None:
         """Raises ConfigError, DataError for a table that is damaged, OSError (the temporary folder is full)."""
-        folder = tempfile.mkdtemp(prefix="infobatch-stream-")
-        self._remove = weakref.finalize(self, _remove, folder, os.getpid())
-        self.path = str(Path(folder, "rows.arrow"))
+        self.path = str(Path(temporary_folder(self), "rows.arrow"))
         self.rows: list[int] = []
         schemas = [_read_schema(table) for table in tables]
         self.schema = _common(tables, schemas, options)
@@ -54,11 +49,6 @@ class Spool:
     def __getstate__(self) -> None:
         """No process but this one has it."""
         raise TypeError("a spool belongs to the process that made it")
-
-
-def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # a child of a fork has this object, too
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_csv(table: Path) -> bool:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import DataError, MissingExtraError
 from infobatch_stream.sources.base import fingerprint
 
+from ..encodings import fit
+from ..extensions import split_prefix, without_clashes
 from ..samples import Column, Sample, SampleSet
 from .columns import Options, misfit
-from .encodings import fit
-from .extensions import split_prefix, without_clashes
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.sources.base import fingerprint
 from infobatch_stream.sources.tar_index import AnyPath, TarIndex
-from infobatch_stream.sources.urls import base_name, is_remote, local_path
-from infobatch_stream.sources.wds import IndexedWebDataset
+from infobatch_stream.sources.tar_shards import TarShards
+from infobatch_stream.sources.urls import base_name, expand_shards, is_remote, local_path
 
+from ..encodings import Form, fit, form_of, strictly
+from ..extensions import encoding_of, is_extension, is_image, split_prefix
 from ..samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 from .columns import Options, misfit, read_classes, read_columns, unknown
-from .encodings import Form, fit, form_of, strictly
-from .extensions import encoding_of, is_extension, is_image, split_prefix
+from .temporary import temporary_folder
 
 __all__ = ["TarSet"]
 
@@ -42,10 +43,15 @@ class TarSet:
     is_shards = True
 
     def __init__(self, urls: Sequence[str], options: Options | None = None, cache_dir: AnyPath | None = None) -> None:
-        """``urls``: as `IndexedWebDataset` takes them; ``cache_dir``: where indexes are kept if not beside the tars."""
+        """``urls``: as `IndexedWebDataset` takes them; ``cache_dir``: where indexes are kept if not beside the tars.
+
+        Remote tars come into a temporary folder: the user's cache may have older ones of the same url.
+        """
         options = options or Options()
+        if cache_dir is None and any(map(is_remote, urls)):
+            cache_dir = temporary_folder(self)
         self._where = urls[0] if len(urls) == 1 else f"{urls[0]} ..."
-        self._shards = IndexedWebDataset(urls, cache_dir=cache_dir)
+        self._shards = TarShards(expand_shards(urls), cache_dir)
         names = self._shards.urls
         folders = sorted({_folder(name) for name in names})
         self.classes = read_classes(folders)
@@ -65,16 +71,16 @@ class TarSet:
         self._strict = frozenset() if told else frozenset(columns) - options.given
         self.fingerprint = fingerprint(
             "wds",
-            [*map(base_name, names), *self._shards.shard_sizes.tolist(), *self._shards.shard_probes, survey.bytes],
+            [*map(base_name, names), *self._shards.sizes.tolist(), *self._shards.probes, survey.bytes],
         )
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self._shards)
+        return self._shards.ends[-1]
 
     def __getitem__(self, position: int) -> Sample:
         """The sample; raises DataError for a member that does not fit its column."""
-        raw = self._shards[position]
+        raw = self._shards.read(position)
         sample: dict[str, Any] = {}
         members: dict[str, str] = {}  # extension -> as it is called in what is written
         for name, column in self.columns.items():
@@ -130,7 +136,7 @@ class TarSet:
         return key
 
     def _indexes(self) -> Iterator[TarIndex]:
-        return (tar.index() for tar in self._shards._shards.tars)
+        return (tar.index() for tar in self._shards.tars)
 
     def _divide(self, options: Options, told: dict[str, Column]) -> dict[str, tuple[str, ...]]:
         """Column -> the extensions of its members, of which the first that a sample has is taken."""
@@ -205,7 +211,7 @@ class TarSet:
         for position in np.unique(np.linspace(0, len(self) - 1, looks).astype(int)).tolist():
             if not doubtful:
                 break
-            raw = self._shards[position]
+            raw = self._shards.read(position)
             for name in list(doubtful):
                 try:
                     for extension in self._parts[name]:

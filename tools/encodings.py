@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 
-from ..samples import Encoded
+from .samples import Encoded
 
-__all__ = ["Form", "check_encoding", "fit", "form_of", "from_mds", "parse_npy", "save_npy", "strictly"]
+__all__ = [
+    "Form", "check_encoding", "fit", "fixed_size", "form_of", "from_mds", "is_known", "npy_header", "parse_npy",
+    "save_npy", "strictly",
+]  # fmt: skip
 
 _INTEGERS = {"int": "int64"} | {
     f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
@@ -60,6 +63,11 @@ def form_of(encoding: str) -> Form:
     return Form.ARRAY if encoding.partition(":")[0] == "ndarray" else Form.RAW
 
 
+def is_known(encoding: str) -> bool:
+    """Whether mosaicml-streaming itself has such an encoding, or arrays at least."""
+    return encoding in (*_RAW, *_INTEGERS, *_FLOATS) or encoding.partition(":")[0] == "ndarray"
+
+
 def check_encoding(encoding: str) -> None:
     """Raise ConfigError for an encoding that MDS does not have."""
     match = _ARRAY.fullmatch(encoding)
@@ -71,10 +79,12 @@ def check_encoding(encoding: str) -> None:
 
 
 def fixed_size(encoding: str) -> int | None:
-    """Bytes of each value with ``encoding``; None where they differ."""
+    """Bytes of each value with ``encoding``; None where they differ. Raises ConfigError for arrays that MDS has not."""
     if encoding in _INTEGERS or encoding in _FLOATS:
         return np.dtype(_INTEGERS.get(encoding, encoding)).itemsize
     match = _ARRAY.fullmatch(encoding)
+    if form_of(encoding) is Form.ARRAY:
+        check_encoding(encoding)
     if match and match["shape"]:
         return math.prod(map(int, match["shape"].split(","))) * np.dtype(match["dtype"]).itemsize
     return None
@@ -112,11 +122,8 @@ def _array_from_mds(data: bytes, encoding: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype, offset=at).reshape(shape)
 
 
-def parse_npy(data: bytes) -> NDArray[Any]:
-    """The array in an .npy file, in C order, native and of a type and shape that MDS can store; else ValueError.
-
-    Unlike numpy.load it allocates nothing that the header claims and the file does not have.
-    """
+def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran's order, and dtype of an .npy file, and where its values begin; else ValueError."""
     stream = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
@@ -126,7 +133,15 @@ def parse_npy(data: bytes) -> NDArray[Any]:
             shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
     except Exception as error:  # the parser of Python raises nearly anything
         raise ValueError(f"no array ({error})") from error
-    at = stream.tell()
+    return shape, fortran, dtype, stream.tell()
+
+
+def parse_npy(data: bytes) -> NDArray[Any]:
+    """The array in an .npy file, in C order, native and of a type and shape that MDS can store; else ValueError.
+
+    Unlike numpy.load it allocates nothing that the header claims and the file does not have.
+    """
+    shape, fortran, dtype, at = npy_header(data)
     if dtype.name not in _NUMBERS or not 1 <= len(shape) <= 63 or math.prod(shape) < 1:
         raise ValueError(f"an array of {dtype.name} and shape {shape}, which MDS has not")
     if math.prod(shape) * dtype.itemsize != len(data) - at:
