@@ -18,8 +18,13 @@ FIGURES = [
 ]
 
 
+QUICK = ("planning", "order", "jpeg")  # the others take three minutes: pytest -m slow tests/test_benchmarks.py
+
+
 @pytest.mark.ddp
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_a_benchmark_runs(name, tmp_path):
     command = [sys.executable, "-m", "benchmarks", name, "--tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
