@@ -1,5 +1,6 @@
 """InfoBatch (ICLR 2024) for datasets too large for one file: MDS and WebDataset shards, and map-style data."""
 
+from infobatch_stream.budget import BudgetPruning
 from infobatch_stream.errors import (
     ConfigError,
     DataError,
@@ -23,6 +24,7 @@ __all__ = [
     "Picks",
     "SoftPruning",
     "QuantilePruning",
+    "BudgetPruning",
     "FullData",
     "InfoBatchError",
     "ConfigError",

@@ -12,32 +12,34 @@ from infobatch_stream.store import ScoreStore
 
 __all__ = ["Progress", "pack", "unpack"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands.
 
-    epoch, step: updated so far. done: whether that epoch is spent to its end. full: whether it is an annealing
-    epoch, if it was begun (raising ``epochs`` on resume must not change it then), else None. lanes: of every plan.
-    offered, kept: entries of the epochs begun so far, and those of them that were kept.
+    epoch, step: updated so far. done: whether that epoch is spent to its end. begun: how many epochs the run had when
+    that one was begun (raising ``epochs`` on resume must not change it then), else None. lanes: of every plan.
+    offered, kept: entries of the epochs before, and those of them that were kept. knows_all: whether these two count
+    all epochs before, or only those since the run was continued without a checkpoint.
     """
 
     epoch: int
     step: int
     done: bool
-    full: bool | None
+    begun: int | None
     lanes: int
     offered: int
     kept: int
+    knows_all: bool
 
     def check(self) -> None:
         """Raise ValueError for what no run can have reached."""
         counts = (self.epoch, self.step, self.lanes - 1, self.kept, self.offered - self.kept)
         whole = all(type(count) is int and count >= 0 for count in counts)
-        known = type(self.full) is bool or (self.full is None and self.step == 0)
-        if not whole or not known or type(self.done) is not bool:
+        begun = self.step == 0 if self.begun is None else type(self.begun) is int and self.begun > self.epoch
+        if not whole or not begun or type(self.done) is not bool or type(self.knows_all) is not bool:
             raise ValueError(f"{self} is no place in a run")
 
 
@@ -62,10 +64,10 @@ def unpack(
     newer format, damaged, or lacks the scores.
     """
     found = state.get("format") if isinstance(state, dict) else None
-    if isinstance(found, int) and found > _FORMAT:
+    if isinstance(found, int) and found > 0 and found != _FORMAT:
         raise ConfigError(
             f"the state has format {found}; this version of infobatch-stream reads format {_FORMAT}. Install the "
-            "version that saved it, or a newer one."
+            "version that saved it."
         )
     if found != _FORMAT:
         raise ConfigError(

@@ -21,7 +21,7 @@ from infobatch_stream.opening import Contents, Existing, check_owner, path_on_no
 from infobatch_stream.outlook import Outlook, shards_in_window
 from infobatch_stream.picks import Picks
 from infobatch_stream.plan import EpochPlan
-from infobatch_stream.policies import Policy, SoftPruning
+from infobatch_stream.policies import Policy, Schedule, SoftPruning
 from infobatch_stream.recipe import Recipe
 from infobatch_stream.recorder import Recorder
 from infobatch_stream.shared_store import SharedStore
@@ -86,7 +86,7 @@ class InfoBatchLoader:
         *,
         batch_size: int,
         epochs: int,
-        policy: Policy = SoftPruning(ratio=0.5),  # noqa: B008 - frozen
+        policy: Policy | Schedule = SoftPruning(ratio=0.5),  # noqa: B008 - frozen
         delta: float = 0.875,
         seed: int = 0,
         shuffle: bool = True,
@@ -123,6 +123,8 @@ class InfoBatchLoader:
         self._warned: set[str] = set()
         self._begin(epoch=0)
         self._offered = self._kept = 0
+        self._knows_all = True  # of the epochs before
+        self._recipe.check(self._source, self.epochs)
         if Ranks.known():
             self._lanes()
             # Early, where nobody else waits for this process; else all hear of it when they open the store.
@@ -138,15 +140,19 @@ class InfoBatchLoader:
         if existing == "continue":
             self._open()
             self._begin(epoch=self._shared_store.store.epoch)
+            self._knows_all = self.epoch == 0
 
-    def _begin(self, epoch: int, step: int = 0, full: bool | None = None) -> None:
-        """Stand before ``step`` of ``epoch``, of which nothing is planned, updated or exhausted."""
+    def _begin(self, epoch: int, step: int = 0, begun: int | None = None) -> None:
+        """Stand before ``step`` of ``epoch``, of which nothing is planned, updated or exhausted.
+
+        begun: how many epochs the run had when this one was begun, if it was.
+        """
         self.epoch = epoch
         self.step = step
-        self._full = full
+        self._begun = begun
         self._updated = self._exhausted = False
         self._planned: EpochPlan | None = None
-        self._planned_full = False
+        self._planned_for = 0
         self._iterating: object = None
 
     # Who and how many --------------------------------------------------------------------------------------------
@@ -196,24 +202,21 @@ class InfoBatchLoader:
         assert self._shared is not None
         return self._shared
 
-    def _is_full(self) -> bool:
-        return self._recipe.anneals(self.epoch, self.epochs) if self._full is None else self._full
-
     def _plan(self) -> EpochPlan:
         """The plan of this epoch, from the scores as they are known to this process."""
-        full = self._is_full()
-        if self._planned is None or self._planned_full != full:
+        epochs = self._begun or self.epochs  # an epoch that was begun stays what it is when epochs are raised
+        if self._planned is None or self._planned_for != epochs:
             unseen = np.broadcast_to(np.float32(np.nan), self._source.num_samples)
-            scores = unseen if self._store is None else self._store.scores
             self._planned = self._recipe.plan(
-                scores,
+                unseen if self._store is None else self._store.scores,
                 self._source,
                 self.epoch,
-                full=full,
+                epochs=epochs,
+                so_far=(self._offered, self._kept) if self._knows_all else None,
                 lanes=self._lanes(),
                 global_batch=self._global_batch,
             )
-            self._planned_full = full
+            self._planned_for = epochs
         return self._planned
 
     # Iterating ---------------------------------------------------------------------------------------------------
@@ -238,7 +241,7 @@ class InfoBatchLoader:
                 f"all {self.epochs} epochs are done. Loop with 'for epoch in range(loader.epoch, loader.epochs)', "
                 "or raise loader.epochs to train on."
             )
-        self._full = self._is_full()  # an epoch that was begun stays what it is when epochs are raised
+        self._begun = self._begun or self.epochs
         plan, ranks = self._plan(), self._ranks
         self._requests.begin(plan, self.step, self._recipe.seed, ranks.rank, ranks.world_size, self._outlook(plan))
         self._iterating = mine = object()
@@ -430,10 +433,11 @@ class InfoBatchLoader:
             epoch=self.epoch,
             step=self.step,
             done=self._exhausted or self.step >= self._plan().steps,
-            full=self._full if self.step else None,
+            begun=self._begun if self.step else None,
             lanes=self._lanes(),
             offered=self._offered,
             kept=self._kept,
+            knows_all=self._knows_all,
         )
         self._shared_store.merge()
         store = self._shared_store.store if self._ranks.process == 0 else None
@@ -450,8 +454,8 @@ class InfoBatchLoader:
         self._ranks.agree("load_state_dict()", **asdict(progress), chosen=self._canonical_nodes)
         self._open(Contents(scores, pending, progress.epoch))
         self._canonical_nodes = progress.lanes
-        self._begin(epoch=progress.epoch, step=progress.step, full=progress.full)
-        self._offered, self._kept = progress.offered, progress.kept
+        self._begin(epoch=progress.epoch, step=progress.step, begun=progress.begun)
+        self._offered, self._kept, self._knows_all = progress.offered, progress.kept, progress.knows_all
         if progress.done:
             self._updated = True
             self._advance()
@@ -471,7 +475,8 @@ class InfoBatchLoader:
                 scores,
                 self._source,
                 epoch,
-                full=bool(progress.full),
+                epochs=progress.begun or self.epochs,
+                so_far=(progress.offered, progress.kept) if progress.knows_all else None,
                 lanes=progress.lanes,
                 global_batch=self._global_batch,
             ).steps

@@ -50,7 +50,7 @@ class EpochPlan:
     Attributes:
         epoch: as given. entries: how many entries the epoch draws from (N without a pool).
         kept: how many of them are kept. steps: how many steps every rank makes.
-        threshold: the rule's highest edge, NaN without one. mean_score: mean of the scores, NaN if none is known.
+        threshold: the score from which most is kept, NaN without one. mean_score: of the scores, NaN if none is known.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class EpochPlan:
                 f"the global batch of {global_batch} cannot be cut into {lanes} equal lanes; "
                 "choose canonical_nodes (lanes) that divides batch_size * world size."
             )
-        summary = Summary(scores)
+        summary = Summary(scores, None if pool is None else pool[0])
         rule = policy.rule(summary) if summary.count and not isinstance(policy, FullData) else None
         selection = Selection(scores, rule, seed, epoch)
         self.mean_score = summary.mean

@@ -1,14 +1,15 @@
 """Which scores are kept, how often: policies turn a summary of the scores into a rule.
 
 A policy is a frozen dataclass, validated once, with one method ``rule(summary)``. A rule is a pure function from
-scores to keep probabilities. Samples without a score are not a policy's business: they are always kept.
+scores to keep probabilities. Samples without a score are not a policy's business: they are always kept. A policy that
+is another one in every epoch is a `Schedule`.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,17 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.summary import Summary
 
-__all__ = ["FullData", "Policy", "QuantilePruning", "Rule", "SoftPruning", "StepRule"]
+__all__ = [
+    "FullData",
+    "Moment",
+    "Policy",
+    "QuantilePruning",
+    "Rule",
+    "Schedule",
+    "SoftPruning",
+    "StepRule",
+    "check_keep",
+]
 
 # Weights are 1 / probability. Under 2^-10 a single sample would outweigh a thousand others.
 _SMALLEST = 2.0**-10
@@ -33,11 +44,37 @@ class Rule(Protocol):
         """Keep probabilities float64[n], each 0 or in [2^-10, 1], of ``scores`` (float32[n] without NaN)."""
 
 
+@runtime_checkable
 class Policy(Protocol):
     """How an epoch chooses its samples from what is known of their scores."""
 
     def rule(self, summary: Summary) -> Rule:
         """The rule for scores of this summary (its count is at least 1). Pure."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands when an epoch is planned.
+
+    epoch: from 0. epochs: of the whole run. annealing: from this epoch on everything is kept. entries: of this epoch.
+    offered, skipped: entries of the epochs before this one, and those that were not trained on; None where that is
+    not known, because the run was continued without a checkpoint.
+    """
+
+    epoch: int
+    epochs: int
+    annealing: int
+    entries: int
+    offered: int | None
+    skipped: int | None
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A policy for each epoch, by where the run stands."""
+
+    def at(self, moment: Moment) -> Policy:
+        """The policy of an epoch that may prune. Pure. Raises ConfigError for a run that cannot be what is asked."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +137,7 @@ class SoftPruning:
                 f"SoftPruning(ratio={self.ratio!r}): ratio is the share of low-score samples to drop, in [0, 1); "
                 "the paper uses 0.5. To drop none, use FullData()."
             )
-        _check_keep(f"SoftPruning(ratio={self.ratio})", (1 - self.ratio,))
+        check_keep(f"SoftPruning(ratio={self.ratio})", (1 - self.ratio,))
 
     def rule(self, summary: Summary) -> StepRule:
         """``1 - ratio`` below the mean, 1 from the mean up."""
@@ -141,14 +178,15 @@ class QuantilePruning:
             )
         if not any(self.keep):
             raise ConfigError(f"{name}: keeps nothing; at least one probability must be above 0.")
-        _check_keep(name, self.keep)
+        check_keep(name, self.keep)
 
     def rule(self, summary: Summary) -> StepRule:
         """Step at each quantile."""
         return StepRule(tuple(summary.quantiles(self.quantiles)), tuple(self.keep))
 
 
-def _check_keep(name: str, keep: Sequence[float]) -> None:
+def check_keep(name: str, keep: Sequence[float]) -> None:
+    """Raise ConfigError, about the policy ``name``, for keep probabilities that are neither 0 nor in [2^-10, 1]."""
     for p in keep:
         if p != 0 and not _SMALLEST <= p <= 1:
             raise ConfigError(

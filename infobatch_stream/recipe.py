@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from infobatch_stream.arguments import whole_number
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.plan import EpochPlan, count_steps
-from infobatch_stream.policies import FullData, Policy
+from infobatch_stream.policies import FullData, Moment, Policy, Schedule
 from infobatch_stream.sources.base import Source
 
 __all__ = ["Recipe"]
@@ -23,7 +23,7 @@ class Recipe:
     Raises ConfigError for values that cannot work.
     """
 
-    policy: Policy
+    policy: Policy | Schedule
     delta: float
     seed: int
     shuffle: bool
@@ -32,9 +32,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if isinstance(self.policy, type) or not callable(getattr(self.policy, "rule", None)):
+        if isinstance(self.policy, type) or not isinstance(self.policy, Policy | Schedule):
             raise ConfigError(
-                f"policy={self.policy!r} has no rule(summary); use e.g. SoftPruning(ratio=0.5) or FullData()."
+                f"policy={self.policy!r} has neither rule(summary) nor at(moment); use e.g. SoftPruning(ratio=0.5) or "
+                "FullData()."
             )
         if type(self.policy).__repr__ is object.__repr__:
             raise ConfigError(
@@ -53,18 +54,36 @@ class Recipe:
         """Its values as plain ones, the policy as its repr: to compare, and to save."""
         return {**{field.name: getattr(self, field.name) for field in fields(self)}, "policy": repr(self.policy)}
 
+    def check(self, source: Source, epochs: int) -> None:
+        """Raise ConfigError when no run of ``epochs`` can be what the policy asks for."""
+        self._policy_at(Moment(0, epochs, math.floor(self.delta * epochs), source.num_samples, 0, 0))
+
     def anneals(self, epoch: int, epochs: int) -> bool:
         """Whether ``epoch`` of a run of ``epochs`` trains on all samples, with weight 1."""
         return epoch >= math.floor(self.delta * epochs)
 
     def plan(
-        self, scores: NDArray[np.float32], source: Source, epoch: int, *, full: bool, lanes: int, global_batch: int
+        self,
+        scores: NDArray[np.float32],
+        source: Source,
+        epoch: int,
+        *,
+        epochs: int,
+        so_far: tuple[int, int] | None,
+        lanes: int,
+        global_batch: int,
     ) -> EpochPlan:
-        """The plan of ``epoch``. scores: float32[N], committed. full: keep everything."""
+        """The plan of ``epoch`` in a run of ``epochs``.
+
+        scores: float32[N], committed. so_far: entries of the epochs before, and how many of them were kept; None where
+        that is not known.
+        """
         pool = source.pool(epoch)
+        entries = source.num_samples if pool is None else int(pool.index.size)
+        offered, skipped = (None, None) if so_far is None else (so_far[0], so_far[0] - so_far[1])
         return EpochPlan(
             scores,
-            FullData() if full else self.policy,
+            self._policy_at(Moment(epoch, epochs, math.floor(self.delta * epochs), entries, offered, skipped)),
             seed=self.seed,
             epoch=epoch,
             global_batch=global_batch,
@@ -75,6 +94,11 @@ class Recipe:
             window=self.shuffle_window,
             drop_last=self.drop_last,
         )
+
+    def _policy_at(self, moment: Moment) -> Policy:
+        if self.anneals(moment.epoch, moment.epochs):
+            return FullData()
+        return self.policy.at(moment) if isinstance(self.policy, Schedule) else self.policy
 
     def steps_unpruned(self, source: Source, epoch: int, global_batch: int) -> int:
         """Steps of ``epoch`` if nothing were pruned."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream.budget import TableRule
 from infobatch_stream.draws import Draws, Purpose
 from infobatch_stream.policies import Rule, StepRule
 
@@ -39,6 +40,10 @@ class Selection:
         self._bands = self._rule.descending if isinstance(self._rule, StepRule) else []
         top = self._rule.keep[-1:] if isinstance(self._rule, StepRule) else ()
         self._weights = np.array([_weight(keep) for keep in (*top, *(keep for _, keep in self._bands))])
+        if isinstance(self._rule, TableRule):  # the same in half of the room, and inverted
+            self.keeps_all = bool((self._rule.units == _ONE).all())
+            self._last = (self._rule.units - 1).astype(np.uint16)
+            self._inverse = (_ONE / self._rule.units).astype(np.float32)
         self._upper, self._lower = (Draws(seed, epoch, half) for half in (Purpose.SELECT, Purpose.SELECT_FINELY))
         coarse = isinstance(self._rule, StepRule) and not any(round(p * _ONE) % 256 for p in self._rule.keep)
         self._bits = 8 if coarse else 16
@@ -89,8 +94,12 @@ class Selection:
         return self._weigh(self._scores[index])
 
     def _decide(self, scores: NDArray[np.float32], draws: NDArray[Any]) -> NDArray[np.bool_]:
+        chosen: NDArray[np.bool_]
+        if isinstance(self._rule, TableRule):
+            chosen = draws <= self._last[_halves(scores)]
+            return chosen
         if not isinstance(self._rule, StepRule):
-            chosen: NDArray[np.bool_] = draws < self._units(scores)
+            chosen = draws < self._units(scores)
             return chosen
         top = self._rule.keep[-1]
         kept = self._under(draws, top)
@@ -106,12 +115,16 @@ class Selection:
         return np.ones(draws.size, dtype=np.bool_) if unit >> self._bits else draws < draws.dtype.type(unit)
 
     def _weigh(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        weight: NDArray[np.float32]
+        if isinstance(self._rule, TableRule):
+            weight = self._inverse[_halves(scores)]
+            return weight
         if not isinstance(self._rule, StepRule):
             return (_ONE / self._units(scores)).astype(np.float32)
         band = np.zeros(scores.size, dtype=np.min_scalar_type(len(self._bands)))  # how many edges a score is below
         for edge, _ in self._bands:
             band += scores < edge
-        weight: NDArray[np.float32] = self._weights[band]
+        weight = self._weights[band]
         if self._rule.keep[-1] < 1:
             np.copyto(weight, 1, where=np.isnan(scores))
         return weight
@@ -122,6 +135,11 @@ class Selection:
         units: NDArray[np.uint32] = np.rint(self._rule(np.where(new, np.float32(0), scores)) * _ONE).astype(np.uint32)
         units[new] = _ONE
         return units
+
+
+def _halves(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """uint32[k]: the upper halves of their bits."""
+    return np.ascontiguousarray(scores).view(np.uint32) >> np.uint32(16)
 
 
 def _joined(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint16]:

@@ -1,4 +1,4 @@
-"""What a policy sees of the scores: count, mean, largest, exact quantiles; in bounded memory."""
+"""What a policy sees of the scores: count, mean, largest, exact quantiles, a tally; in bounded memory."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,15 +24,17 @@ _ASCENDING: Final = np.concatenate([np.arange(_DIGITS - 1, _NEGATIVE - 1, -1), n
 class Summary:
     """Facts about ``scores`` (float32[N], NaN = never seen), computed in passes over chunks of 2^17.
 
-    Deterministic: equal scores give equal facts on every rank.
+    Deterministic: equal scores give equal facts on every rank. pool: int64[P], the samples of a mixed epoch, with
+    repeats; only the tally is of these.
 
     Attributes:
         count: how many samples have a score.
         mean: float, mean of those scores, not above the largest; NaN when there is none.
     """
 
-    def __init__(self, scores: NDArray[np.float32]) -> None:
+    def __init__(self, scores: NDArray[np.float32], pool: NDArray[np.int64] | None = None) -> None:
         self._scores = scores
+        self._pool = pool
         self.count = 0
         sums: list[float] = []
         wide = np.empty(min(_CHUNK, scores.size), dtype=np.float64)
@@ -56,13 +58,20 @@ class Summary:
     @cached_property
     def largest(self) -> float:
         """The largest score; NaN when there is none."""
-        return max((float(chunk.max()) for chunk in self._chunks(_CHUNK) if chunk.size), default=math.nan)
+        return max((float(chunk.max()) for chunk in _seen(self._scores, _CHUNK) if chunk.size), default=math.nan)
 
-    def _chunks(self, size: int) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, self._scores.size, size):
-            chunk = self._scores[start : start + size]
-            unseen = np.isnan(chunk)
-            yield chunk[~unseen] if unseen.any() else chunk
+    def tally(self) -> tuple[NDArray[np.int64], int]:
+        """How often each upper half of a score's bits occurs among the entries of the epoch, and how many have none.
+
+        int64[2^16], by the half as a number: one for each value that a bfloat16 can have. Not a number is not counted.
+        """
+        if self._pool is None:
+            counts = _count_uppers(self._scores)
+            return counts, self._scores.size - int(counts.sum())
+        counts = np.zeros(_DIGITS, dtype=np.int64)
+        for start in range(0, self._pool.size, _COUNTED):
+            counts += _count_uppers(self._scores[self._pool[start : start + _COUNTED]])
+        return counts, self._pool.size - int(counts.sum())
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """For each share q in [0, 1]: the score at rank floor(q * count) of the sorted scores, exactly.
@@ -73,7 +82,7 @@ class Summary:
         """
         if not self.count:
             raise ValueError("no sample has a score yet, so there are no quantiles")
-        counts = self._count_uppers()[_ASCENDING]
+        counts = _count_uppers(self._scores)[_ASCENDING]
         ends = np.cumsum(counts)
         ranks = [min(math.floor(q * self.count), self.count - 1) for q in shares]
         places = [int(ends.searchsorted(rank, "right")) for rank in ranks]
@@ -88,25 +97,34 @@ class Summary:
             values.append(_score_of(upper, lower))
         return values
 
-    def _count_uppers(self) -> NDArray[np.int64]:
-        """How often each upper half of a score's bits occurs: int64[2^16]."""
-        counts = np.zeros(_DIGITS, dtype=np.int64)
-        place = np.empty(min(_COUNTED, self._scores.size), dtype=np.intp)
-        for seen in self._chunks(_COUNTED):
-            np.right_shift(_bits(seen), 16, out=place[: seen.size], casting="unsafe")
-            counts += np.bincount(place[: seen.size], minlength=_DIGITS)
-        return counts
-
     def _count_lowers(self, uppers: set[int]) -> dict[int, NDArray[np.int64]]:
         """For each of ``uppers``: how often each lower half occurs with it, int64[2^16]."""
         counts = {upper: np.zeros(_DIGITS, dtype=np.int64) for upper in uppers}
-        for seen in self._chunks(_SOUGHT):
+        for seen in _seen(self._scores, _SOUGHT):
             bits = _bits(seen)
             halves = (bits >> np.uint32(16)).astype(np.uint16)
             for upper in uppers:
                 chosen = np.flatnonzero(halves == upper)
                 np.add.at(counts[upper], bits[chosen] & np.uint32(_DIGITS - 1), 1)
         return counts
+
+
+def _seen(scores: NDArray[np.float32], size: int) -> Iterator[NDArray[np.float32]]:
+    """What is a number in chunks of ``size``."""
+    for start in range(0, scores.size, size):
+        chunk = scores[start : start + size]
+        unseen = np.isnan(chunk)
+        yield chunk[~unseen] if unseen.any() else chunk
+
+
+def _count_uppers(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """How often each upper half of a score's bits occurs: int64[2^16]."""
+    counts = np.zeros(_DIGITS, dtype=np.int64)
+    place = np.empty(min(_COUNTED, scores.size), dtype=np.intp)
+    for seen in _seen(scores, _COUNTED):
+        np.right_shift(_bits(seen), 16, out=place[: seen.size], casting="unsafe")
+        counts += np.bincount(place[: seen.size], minlength=_DIGITS)
+    return counts
 
 
 def _bits(scores: NDArray[np.float32]) -> NDArray[np.uint32]:

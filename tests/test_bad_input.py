@@ -305,7 +305,8 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(path, tmp_path, o
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda state: state.update(format=2), "has format 2; this version of infobatch-stream reads format 1"),
+        (lambda state: state.update(format=1), "has format 1; this version of infobatch-stream reads format 2"),
+        (lambda state: state.update(format=3), "has format 3; this version of infobatch-stream reads format 2"),
         (lambda state: state.clear(), "not a loader state"),
         (lambda state: state.pop("scores"), "rank 0"),
         (lambda state: state.pop("pending"), "rank 0"),

@@ -9,7 +9,7 @@ import pytest
 import infobatch_stream
 
 ROOT = Path(infobatch_stream.__file__).parent
-PURE = ["policies", "draws", "summary", "selection", "bits", "kept", "recent", "shuffle", "lanes", "plan"]
+PURE = ["policies", "budget", "draws", "summary", "selection", "bits", "kept", "recent", "shuffle", "lanes", "plan"]
 # None of these does I/O.
 STANDARD = ["collections", "dataclasses", "enum", "functools", "itertools", "math", "threading", "typing"]
 

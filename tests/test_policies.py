@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from infobatch_stream import summary as summary_module
+from infobatch_stream.budget import ProportionalPruning
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning
 from infobatch_stream.summary import Summary
@@ -25,8 +26,17 @@ POLICIES = [
     QuantilePruning((0.5,), (0.1, 1.0)),
     QuantilePruning((), (0.5,)),
     QuantilePruning([0.1, 0.5, 0.9], [2**-10, 0.25, 0.0, 1.0]),
+    ProportionalPruning(0.0, 0.5, 0.15),
+    ProportionalPruning(0.5, 0.5, 0.15),
+    ProportionalPruning(0.9, 2.0, 2**-10),
+    ProportionalPruning(0.3, 0.0, 1.0),
 ]
-KEEP_EQUAL_SCORES = [policy for policy in POLICIES if policy != QuantilePruning((), (0.5,))]
+# The others skip a share that was asked for, whatever the scores.
+KEEP_EQUAL_SCORES = [
+    policy
+    for policy in POLICIES
+    if policy != QuantilePruning((), (0.5,)) and not isinstance(policy, ProportionalPruning)
+]
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=repr)
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -123,7 +123,8 @@ def test_annealing_begins_at_the_floor_of_delta_times_epochs(epochs, first):
 
 @every_score
 def test_an_annealing_epoch_is_full_with_weight_1(scores):
-    plan = recipe(0.875).plan(scores, MapStyleSource(range(SIZE)), 80, full=True, lanes=1, global_batch=SIZE)
+    source = MapStyleSource(range(SIZE))
+    plan = recipe(0.875).plan(scores, source, 80, epochs=90, so_far=(0, 0), lanes=1, global_batch=SIZE)
     entries = plan.step(0)
     np.testing.assert_array_equal(np.sort(entries.index), np.arange(SIZE))
     assert np.all(entries.weight == 1)

@@ -139,7 +139,7 @@ def test_before_the_first_batch_is_taken_no_more_is_asked_for_than_the_bound(mak
         name = f"ahead {predownload}"
         loader = make(name, predownload=predownload)
         plan = loader._recipe.plan(
-            np.full(N, np.nan, np.float32), loader._source, 0, full=True, lanes=1, global_batch=8
+            np.full(N, np.nan, np.float32), loader._source, 0, epochs=9, so_far=(0, 0), lanes=1, global_batch=8
         )
         batches = iter(loader)
         next(batches)
