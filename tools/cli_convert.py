@@ -49,8 +49,8 @@ def convert_command(
     src: Annotated[
         str,
         typer.Argument(
-            help="Images, SRC/<class>/**/<image>; idx files (MNIST); tars; MDS; Parquet or CSV; a Hugging Face dataset "
-            "saved on disk: a folder, a file, or a pattern as 'data/*.parquet'."
+            help="Images, SRC/<class>/**/<image>; idx files (MNIST); CIFAR's Python files; tars; MDS; Parquet or CSV; "
+            "a Hugging Face dataset saved on disk: a folder, a file, or a pattern as 'data/*.parquet'."
         ),
     ],
     dst: Annotated[str, typer.Argument(help="Folder for the shards, which appears when complete; or s3://, gs:// ...")],

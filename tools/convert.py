@@ -62,7 +62,7 @@ def convert(
     ray: str | None = None,
     watch: Watch | None = None,
 ) -> Conversion:
-    """Convert ``src`` (images, idx files, shards, tables; see `read_source`) into shards in ``dst``, a folder or URL.
+    """Convert ``src`` (images, idx, CIFAR, shards, tables; see `read_source`) into shards in ``dst``, a folder or URL.
 
     A source of several splits gets a subfolder for each. The same arguments give the same bytes, whatever the number
     of processes.

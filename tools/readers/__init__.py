@@ -1,5 +1,6 @@
 """What can be converted, read by position."""
 
+from .cifar import CifarSplit
 from .idx import IdxPair, read_idx
 from .images import ImageTree
 from .mds import MdsSet
@@ -7,4 +8,4 @@ from .source import read_source
 from .table import TableSet
 from .tars import TarSet
 
-__all__ = ["IdxPair", "ImageTree", "MdsSet", "TableSet", "TarSet", "read_idx", "read_source"]
+__all__ = ["CifarSplit", "IdxPair", "ImageTree", "MdsSet", "TableSet", "TarSet", "read_idx", "read_source"]

@@ -21,9 +21,10 @@ __all__ = ["EXPECTED", "ImageTree", "has_images", "read_image"]
 EXPECTED = (
     "expected either class folders with images, SRC/<class>/**/*.jpg "
     f"(or {', '.join(sorted(IMAGE_EXTENSIONS - {'jpg'}))}), or idx files, SRC/train-images-idx3-ubyte[.gz] "
-    "with SRC/train-labels-idx1-ubyte[.gz], or MDS shards, SRC/index.json, or WebDataset tars, SRC/*.tar, or tables, "
-    "SRC/*.parquet or SRC/*.csv[.gz], or what `save_to_disk` of Hugging Face's datasets wrote; tars and tables may be "
-    "named by a pattern too, 'data-{000..099}.tar' or 'data-*.parquet'"
+    "with SRC/train-labels-idx1-ubyte[.gz], or CIFAR's Python files, SRC/data_batch_1 or SRC/train with the others, or "
+    "MDS shards, SRC/index.json, or WebDataset tars, SRC/*.tar, or tables, SRC/*.parquet or SRC/*.csv[.gz], or what "
+    "`save_to_disk` of Hugging Face's datasets wrote; tars and tables may be named by a pattern too, "
+    "'data-{000..099}.tar' or 'data-*.parquet'"
 )
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})

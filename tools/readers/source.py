@@ -9,6 +9,7 @@ from pathlib import Path
 from infobatch_stream.errors import ConfigError
 
 from ..samples import SampleSet
+from .cifar import cifar_kind, read_cifar
 from .columns import Options
 from .idx import IdxPair, idx_pairs
 from .images import EXPECTED, ImageTree, has_images
@@ -31,8 +32,9 @@ def read_source(
 ) -> list[SampleSet]:
     """The sample sets of ``src``: one per split where it has splits, else one. All have the same classes.
 
-    src: a folder of class folders with images, of idx files, of MDS shards, of tars or of tables, or one that Hugging
-        Face's ``save_to_disk`` wrote; a tar or a table (Parquet, CSV); or a pattern of those.
+    src: a folder of class folders with images, of idx files, of CIFAR's Python files, of MDS shards, of tars or of
+        tables, or one that Hugging Face's ``save_to_disk`` wrote; a tar or a table (Parquet, CSV); or a pattern of
+        those.
     columns: name -> what it is called in the source, which selects and renames; of tars extensions, of which a sample
         has one: ``{"image": "jpg;png", "label": "cls"}``. By default all.
     encodings, extensions: how columns are stored in MDS, and as members of a tar, where it is not as inferred.
@@ -58,21 +60,23 @@ def read_source(
     return _read_folder(path, options)
 
 
-def _read_folder(src: Path, options: Options) -> list[SampleSet]:
+def _read_folder(src: Path, options: Options) -> list[SampleSet]:  # noqa: PLR0911  # one for each kind
     names = sorted(path.name for path in src.iterdir() if path.is_file() and not path.name.startswith("."))
     tars = [name for name in names if name.endswith(".tar")]
     tables = [name for name in names if is_table(name)]
     saved = sorted({"dataset_dict.json", "state.json"}.intersection(names))
     pairs = idx_pairs(src)
+    cifar = cifar_kind(src)
     kinds = {
         "MDS shards (index.json)": "index.json" in names,
         f"WebDataset tars ({_some(tars)})": bool(tars),
         f"tables ({_some(tables)})": bool(tables),
         f"a saved Hugging Face dataset ({_some(saved)})": bool(saved),
         f"idx files ({_some([split + '-images' for split in pairs])})": bool(pairs),
+        f"CIFAR's Python files ({cifar.meta if cifar else ''})": cifar is not None,
     }
     there = [kind for kind, found in kinds.items() if found]
-    if there and not pairs and not saved and has_images(src):
+    if there and not (pairs or cifar or saved) and has_images(src):
         there.append("class folders with images")
     if len(there) > 1:
         raise ConfigError(
@@ -93,6 +97,8 @@ def _read_folder(src: Path, options: Options) -> list[SampleSet]:
         for one in sets:
             one.classes = classes
         return list(sets)
+    if cifar:
+        return list(read_cifar(src, cifar, options))
     splits = [path.name for path in sorted(src.iterdir()) if path.is_dir() and _is_shards(path)]
     if splits:
         raise ConfigError(
