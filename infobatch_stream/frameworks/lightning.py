@@ -1,0 +1,103 @@
+"""Lightning's Trainer over an InfoBatchLoader."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from infobatch_stream import ConfigError, InfoBatchLoader
+
+__all__ = ["InfoBatchCallback"]
+
+
+class InfoBatchCallback(Callback):
+    """Has a Trainer run the epochs of ``loader`` in full, go on from its checkpoints, and commit at the end::
+
+        trainer = Trainer(max_epochs=loader.epochs, callbacks=[InfoBatchCallback(loader)])
+        trainer.fit(model, loader, val_loader)
+
+    Lightning itself saves the loader's state in its checkpoints. The callback loads it, also from those that were
+    saved at the end of an epoch (Lightning would not), and asks for the length of every epoch anew.
+
+    Raises ConfigError for options of the Trainer that do not go with epochs of changing length.
+    """
+
+    def __init__(self, loader: InfoBatchLoader) -> None:
+        self._loader = loader
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work, and have Lightning look at the loader anew in each epoch."""
+        if stage != "fit":
+            return
+        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            _check(trainer, self._loader.epochs)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Load the loader's state (collective), and have the counters of Lightning stand where the loader stands."""
+        if trainer.state.fn != "fit":
+            return
+        loader, loop = self._loader, checkpoint["loops"]["fit_loop"]
+        states = loop["state_dict"].pop("combined_loader", [])  # popped: Lightning would load it once more
+        if len(states) != 1:
+            raise ConfigError(
+                f"the checkpoint holds the state of {len(states)} loaders; one that was saved while training from an "
+                "InfoBatchLoader holds one. Resume from such a checkpoint."
+            )
+        loader.load_state_dict(states[0])
+        if loader.step == 0:
+            _end_epoch(loop, loader.epoch)
+        if loader.epoch == loader.epochs:
+            trainer.limit_train_batches = 0  # else Lightning takes an iterator before it sees that all is done
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise ConfigError when it is another loader that is trained from."""
+        if trainer.train_dataloader is not self._loader:
+            raise ConfigError(
+                "the Trainer trains from another loader than that of the InfoBatchCallback: "
+                f"{type(trainer.train_dataloader).__name__}. Give the same InfoBatchLoader, alone, to both, and return "
+                "it from train_dataloader() each time."
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Commit the last epoch (collective); one that was broken off can still be gone on with."""
+        if self._loader.step == len(self._loader):
+            self._loader.commit()
+
+
+def _check(trainer: Trainer, epochs: int) -> None:
+    """Raise ConfigError for what takes epochs to be of one length, or counts steps instead of epochs."""
+    if trainer.max_epochs != epochs:
+        raise ConfigError(
+            f"Trainer(max_epochs={trainer.max_epochs}) and InfoBatchLoader(epochs={epochs}) differ: the loader plans "
+            "the whole run. Give both the same number; max_epochs=loader.epochs."
+        )
+    if trainer.max_steps != -1:
+        raise ConfigError(
+            f"Trainer(max_steps={trainer.max_steps}): how many steps a run has is not known in advance, since pruned "
+            "epochs are shorter. Leave max_steps out, and give max_epochs."
+        )
+    if trainer.limit_train_batches != 1.0:
+        raise ConfigError(
+            f"limit_train_batches is {trainer.limit_train_batches} (overfit_batches sets it too): epochs that are cut "
+            "off leave samples out. Leave both out; for a short try, use fewer samples or fast_dev_run."
+        )
+    if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is not None:
+        raise ConfigError(
+            f"Trainer(val_check_interval={trainer.val_check_interval}): an epoch may have fewer batches than that. "
+            "Give a share of the epoch, as 0.5, or check_val_every_n_epoch=None to count the batches of the whole run."
+        )
+
+
+def _end_epoch(loop: dict[str, Any], epoch: int) -> None:
+    """Have saved counters say that ``epoch`` epochs are over.
+
+    Checkpoints may be saved between the last batch of an epoch and its end. Lightning then compares the number of
+    batches with the length of the epoch, but the loader already has that of the next.
+    """
+    if loop["epoch_progress"]["current"]["processed"] == epoch:
+        return
+    for part in loop["epoch_progress"].values():
+        part.update(ready=epoch, started=epoch, processed=epoch, completed=epoch)
+    batches = loop["epoch_loop.batch_progress"]["total"]
+    batches["completed"] = batches["processed"]
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # Lightning counts a batch after saving

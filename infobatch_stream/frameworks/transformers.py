@@ -1,0 +1,217 @@
+"""Hugging Face's Trainer over an InfoBatchLoader."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from infobatch_stream import ConfigError, InfoBatchLoader
+
+__all__ = ["InfoBatchTrainer"]
+
+_STATE = "infobatch.pt"  # of the loader, in the folder of a checkpoint
+
+
+class InfoBatchTrainer(Trainer):
+    """A Trainer that trains from ``loader``, and evaluates, saves and logs as it always does::
+
+        args = TrainingArguments("out", num_train_epochs=loader.epochs, per_device_train_batch_size=64)
+        trainer = InfoBatchTrainer(model, args, loader=loader, eval_dataset=held_out)
+        trainer.train()  # resume_from_checkpoint=True to go on
+
+    Its gradient is that of ``mean(weight * loss)`` over the global batch. Learning rates follow `loader.progress`.
+
+    Args:
+        loader: its batches are dicts of what the model takes and "labels", so give it a ``collate_fn`` that makes them.
+        sample_loss: (outputs of the model, labels) -> float[b], the loss of each sample; default the cross-entropy of
+            a classifier's ``outputs.logits``, float[b, classes].
+        args, kwargs: as of Trainer, but no train_dataset.
+
+    Raises ConfigError for arguments that do not go with the loader.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        loader: InfoBatchLoader,
+        sample_loss: Callable[[Any, Tensor], Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._loader = loader
+        self._sample_loss = sample_loss or self._cross_entropy
+        self._check()
+        self.args.ignore_data_skip = True  # the loader itself goes on where it stood
+        self.model_accepts_loss_kwargs = False  # a mean over samples: nothing is to be divided by a count of labels
+        self.add_callback(_Epochs(loader))  # type: ignore[no-untyped-call]
+        self._steps_before = 0  # of the optimizer, in the part of the run that is resumed
+        self._sums = torch.zeros(4, device=self.args.device)
+
+    def _check(self) -> None:
+        args, loader = self.args, self._loader
+        if self.train_dataset is not None or self.compute_loss_func is not None:
+            raise ConfigError(
+                "train_dataset and compute_loss_func are not for InfoBatchTrainer: the loader has the dataset, and "
+                "sample_loss= gives the loss of each sample."
+            )
+        for name, found, wanted in (
+            ("num_train_epochs", args.num_train_epochs, loader.epochs),
+            ("per_device_train_batch_size", args.per_device_train_batch_size, loader._batch_size),
+        ):
+            if found != wanted:
+                raise ConfigError(f"TrainingArguments({name}={found}), the loader has {wanted}: give both the same.")
+        if args.max_steps > 0:
+            raise ConfigError(
+                f"TrainingArguments(max_steps={args.max_steps}): how many steps a run has is not known in advance, "
+                "since pruned epochs are shorter. Leave max_steps out, and give num_train_epochs."
+            )
+        if args.auto_find_batch_size:
+            raise ConfigError("auto_find_batch_size cannot change the batch size of the loader: leave it out.")
+        if args.n_gpu > 1:
+            raise ConfigError(
+                f"the Trainer would split each batch over {args.n_gpu} GPUs in one process; start it with torchrun, "
+                "one process per GPU (or show it one: CUDA_VISIBLE_DEVICES=0)."
+            )
+
+    # The loss ----------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """``mean(weight * loss)`` of a batch of the loader; the plain mean of one without picks, as in evaluation."""
+        inputs = dict(inputs)
+        picks, labels = inputs.pop("picks", None), inputs.pop("labels")
+        outputs = model(**inputs)
+        losses = self._sample_loss(outputs, labels)
+        if picks is None:
+            loss = losses.mean()
+        else:
+            picks = picks.to(losses.device)
+            loss = self._loader.update(losses, picks)
+            found, weight, kept = losses.detach(), picks.weight, picks.weight > 0
+            self._sums += torch.stack([(weight * found).sum(), weight.sum(), found[kept].sum(), kept.sum()])
+        return (loss, outputs) if return_outputs else loss
+
+    def _cross_entropy(self, outputs: Any, labels: Tensor) -> Tensor:
+        logits = outputs.logits
+        if logits.ndim != 2 or labels.ndim != 1:
+            raise ConfigError(
+                f"the model gives logits {list(logits.shape)} for labels {list(labels.shape)}; without sample_loss= "
+                "they are [b, classes] and [b]. Give sample_loss=, a function of outputs and labels to float[b]."
+            )
+        smoothing = self.args.label_smoothing_factor
+        return F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer; with ``loss`` also these, of all ranks since it was logged last.
+
+        data_loss: weighted mean, an estimate of the mean over all data, pruned samples included. kept_loss: plain
+        mean over the samples trained on. saved: share of all samples so far that was not trained on.
+        """
+        if "loss" in logs:
+            weighted, weights, plain, kept = self.accelerator.reduce(self._sums, "sum").tolist()
+            self._sums.zero_()
+            logs |= {"data_loss": weighted / weights, "kept_loss": plain / kept, "saved": self._loader.stats["saved"]}
+        super().log(logs, start_time)
+
+    # Epochs, steps, learning rates -------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        """The loader's batches, with the picks among the inputs."""
+        return _Batches(self._loader)
+
+    def set_initial_training_values(
+        self, args: TrainingArguments, dataloader: Any, total_train_batch_size: int
+    ) -> tuple[Any, ...]:
+        """What the Trainer takes for the size of the run: that of one that prunes nothing, which no run exceeds."""
+        loader = self._loader
+        samples = loader._source.num_samples
+        steps = loader._recipe.steps_unpruned(loader._source, 0, loader._global_batch)
+        updates = math.ceil(steps / args.gradient_accumulation_steps)
+        # By this the Trainer divides the steps of the resumed part to learn in which epoch it is.
+        per_epoch = self._steps_before / (loader.epoch + 0.5) if self._steps_before else updates
+        epochs = loader.epochs
+        return epochs, per_epoch, samples, samples * epochs, True, len(dataloader), updates * epochs
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The scheduler that ``args`` name, along the loader's progress instead of the number of steps."""
+        own = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, cast(Any, optimizer))
+        if own and isinstance(scheduler, LambdaLR):
+            scheduler.lr_lambdas = [self._by_progress(rate, num_training_steps) for rate in scheduler.lr_lambdas]
+        return scheduler
+
+    def _by_progress(self, rate: Callable[[Any], float], steps: int) -> Callable[[int], float]:
+        return lambda _: rate(steps * self._loader.progress)
+
+    # Checkpoints -------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer; the loader goes on where it stood when the checkpoint was saved (collective)."""
+        folder: Any = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
+        if folder:  # if there is none, the Trainer says so
+            self._go_on(Path(folder))
+        return super().train(folder or resume_from_checkpoint, *args, **kwargs)
+
+    def _go_on(self, folder: Path) -> None:
+        if not (folder / _STATE).exists():
+            raise ConfigError(
+                f"{folder} has no {_STATE}, the state of the loader: it was saved with save_only_model, by another "
+                "Trainer, or not to the end. Resume from another checkpoint."
+            )
+        self._loader.load_state_dict(torch.load(folder / _STATE, weights_only=True, map_location="cpu", mmap=True))
+        self._steps_before = TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[no-untyped-call]
+        state = self._loader.state_dict()
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, _STATE))
+
+
+class _Batches:
+    """What is left of the loader's epoch, as dicts."""
+
+    def __init__(self, loader: InfoBatchLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader) - self._loader.step
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for data, picks in self._loader:
+            if not isinstance(data, Mapping) or "labels" not in data:
+                found = f"keys {sorted(map(str, data))}" if isinstance(data, Mapping) else type(data).__name__
+                raise ConfigError(
+                    f"a batch of the loader is of {found}; the Trainer needs a dict of what the model takes, with "
+                    '"labels". Let the samples be dicts, or give the loader a collate_fn that makes one.'
+                )
+            yield {**data, "picks": picks}
+
+
+class _Epochs(TrainerCallback):
+    """Commits when an epoch ends, since the Trainer asks for the length of the next before it takes an iterator."""
+
+    def __init__(self, loader: InfoBatchLoader) -> None:
+        self._loader = loader
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.epoch = self._loader.progress * self._loader.epochs
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        broken_off = self._loader.step < len(self._loader) and control.should_training_stop
+        if not broken_off:  # else it can be gone on with
+            self._loader.commit()
