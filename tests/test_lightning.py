@@ -49,7 +49,7 @@ REFUSED = {
 # ---- in each of the processes
 
 
-def module_of(loader):
+def module_of(loader, stop_at):
     from lightning.pytorch import LightningModule
 
     class Digits(LightningModule):
@@ -61,6 +61,9 @@ def module_of(loader):
         def training_step(self, batch, batch_idx):
             data, picks = batch
             return loader.update(losses_of(self.net, data), picks)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop |= self.trainer.global_step == stop_at
 
         def on_before_optimizer_step(self, optimizer):
             self.rates.append(optimizer.param_groups[0]["lr"])
@@ -102,14 +105,14 @@ def saving(folder):
         yield kind(folder, filename=name, auto_insert_metric_name=False, save_top_k=-1, **choice)
 
 
-def fit(out, name, checkpoint=None, saves=None, loader_options=None, train_loader=None, **options):
+def fit(out, name, checkpoint=None, saves=None, stop_at=None, loader_options=None, train_loader=None, **options):
     """What a run reports, with a store of its own."""
     from lightning.pytorch import Trainer
 
     from infobatch_stream.frameworks.lightning import InfoBatchCallback
 
     loader, seen = loader_at(out / f"{name}.zarr", **(loader_options or {}))
-    model = module_of(loader)
+    model = module_of(loader, stop_at)
     options = {"max_epochs": loader.epochs, "num_sanity_val_steps": 0, **options}
     trainer = Trainer(
         accelerator="cpu",
@@ -150,6 +153,10 @@ def main(out):
             found[moment] = fit(out, f"rest-{number}", saved)
         half = out / "halves" / f"validation-{half_of(found['halves']):03d}.ckpt"
         found["half"] = fit(out, "half", half, val_check_interval=0.5)
+        found["stopped"] = fit(out, "stopped", saves=out / "stopped", stop_at=20)
+        for moment in ("validation", "epoch"):
+            saved = out / "stopped" / f"{moment}-020.ckpt"
+            found[f"after the stop, {moment}"] = fit(out, f"rest-{moment}", saved)
         for case, (options, _) in REFUSED.items():
             found[case] = ended_with(fit, out, case, **options)
         found["another loader"] = ended_with(fit, out, "another", train_loader=validation())
@@ -211,6 +218,17 @@ def test_a_run_resumed_from_a_validation_within_an_epoch_is_the_rest_of_it(runs)
     whole, rest = runs[0]["halves"], runs[0]["half"]
     check_rest(whole, rest, half_of(whole[0]))
     assert [rank["validated"] for rank in rest] == [rank["validated"][3:] for rank in whole]
+
+
+@pytest.mark.parametrize("moment", ["validation", "epoch"])
+def test_an_epoch_that_was_broken_off_is_gone_on_with(runs, moment):
+    for rank in runs[0]["stopped"]:
+        assert (len(rank["seen"]), rank["epoch"]) == (20, 1)
+    check_rest(runs[0]["whole"], runs[0][f"after the stop, {moment}"], 20)
+    whole = runs[0]["whole"][0]
+    for rank in runs[0][f"after the stop, {moment}"]:
+        assert rank["validated"] == whole["validated"][1:]
+        assert rank["steps"] == whole["steps"]
 
 
 def test_steps_are_counted_on_after_resuming(runs):

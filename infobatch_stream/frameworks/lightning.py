@@ -44,8 +44,7 @@ class InfoBatchCallback(Callback):
                 "InfoBatchLoader holds one. Resume from such a checkpoint."
             )
         loader.load_state_dict(states[0])
-        if loader.step == 0:
-            _end_epoch(loop, loader.epoch)
+        _stand_at(loop, loader.epoch, loader.step)
         if loader.epoch == loader.epochs:
             trainer.limit_train_batches = 0  # else Lightning takes an iterator before it sees that all is done
 
@@ -88,16 +87,20 @@ def _check(trainer: Trainer, epochs: int) -> None:
         )
 
 
-def _end_epoch(loop: dict[str, Any], epoch: int) -> None:
-    """Have saved counters say that ``epoch`` epochs are over.
+def _stand_at(loop: dict[str, Any], epoch: int, step: int) -> None:
+    """Have the saved counters say that ``epoch`` epochs are over, and of the next one ``step`` batches.
 
-    Checkpoints may be saved between the last batch of an epoch and its end. Lightning then compares the number of
-    batches with the length of the epoch, but the loader already has that of the next.
+    They may differ by one. A checkpoint that was saved after the last batch of an epoch is, for Lightning, still in it:
+    it compares the batches with the length of the epoch, but the loader already has that of the next. And an epoch
+    that was broken off (by trainer.should_stop) is over for Lightning.
     """
-    if loop["epoch_progress"]["current"]["processed"] == epoch:
-        return
-    for part in loop["epoch_progress"].values():
-        part.update(ready=epoch, started=epoch, processed=epoch, completed=epoch)
-    batches = loop["epoch_loop.batch_progress"]["total"]
-    batches["completed"] = batches["processed"]
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # Lightning counts a batch after saving
+    over = loop["epoch_progress"]["current"]["processed"]
+    if over < epoch and step == 0:
+        for part in loop["epoch_progress"].values():
+            part.update(ready=epoch, started=epoch, processed=epoch, completed=epoch)
+        batches = loop["epoch_loop.batch_progress"]["total"]
+        batches["completed"] = batches["processed"]
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # Lightning counts a batch after saving
+    elif over > epoch and step:
+        for part in loop["epoch_progress"].values():
+            part.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
