@@ -31,7 +31,7 @@ MOMENTS = {"within": (1, 5), "end": (1, None), "all": (3, None)}  # (epoch, step
 # ---- in each of the processes
 
 
-def fit(out, name, checkpoint=None, save_at=None, accumulate=1, mixed_precision="no", adapter=True):
+def fit(out, name, checkpoint=None, save_at=None, accumulate=1, mixed_precision="no", adapter=True, cpu=True):
     """What a run reports, with a store of its own."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
@@ -40,7 +40,7 @@ def fit(out, name, checkpoint=None, save_at=None, accumulate=1, mixed_precision=
 
     AcceleratorState._reset_state(True)  # it is one for the process, and another run may have other options
     GradientState._reset_state()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate, mixed_precision=mixed_precision)
+    accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=accumulate, mixed_precision=mixed_precision)
     loader, seen = loader_at(out / f"{name}.zarr")
     batches = AcceleratedLoader(loader, accelerator) if adapter else loader
     net = network()
@@ -79,6 +79,7 @@ def main(out):
         }
         for moment in MOMENTS:
             found[moment] = fit(out, f"from-{moment}", out / moment)
+        found["alone"] = ended_with(fit, out, "alone2", cpu=False)  # and without GPUs
         torch.save(found, out / f"{rank}.pt")
 
 
@@ -130,12 +131,20 @@ def test_saving_while_gradients_are_accumulated_is_refused(runs):
         assert "sync_gradients" in text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs the Accelerator knows of all processes")
+def test_an_accelerator_that_takes_each_process_for_a_run_of_its_own_is_refused(runs):
+    for error, text in runs[0]["alone"]:
+        assert error == "ConfigError"
+        assert "Accelerator(cpu=True)" in text
+
+
 def test_losses_under_mixed_precision_are_recorded_in_full_precision(runs):
     for rank in runs[0]["bf16"]:
         assert {step[4].dtype for step in rank["seen"]} == {torch.float32}
         assert rank["scores"].unique().numel() > rank["scores"].bfloat16().unique().numel()
 
 
+@pytest.mark.slow
 def test_the_example_goes_on_with_its_checkpoint(tmp_path):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*run, ROOT / "examples" / "accelerate_ddp.py", "--epochs", "3"]

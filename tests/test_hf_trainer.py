@@ -90,7 +90,13 @@ def fit(out, name, checkpoint=None, named_schedule=None, stop_at=None, loader_op
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop |= state.global_step == stop_at
 
-    choices = {"num_train_epochs": loader.epochs, "per_device_train_batch_size": BATCH, "max_grad_norm": 0, **options}
+    choices = {
+        "num_train_epochs": loader.epochs,
+        "per_device_train_batch_size": BATCH,
+        "max_grad_norm": 0,
+        "use_cpu": True,
+        **options,
+    }
     if named_schedule:
         choices |= {"lr_scheduler_type": named_schedule, "warmup_ratio": 0.1, "learning_rate": LR}
     args = TrainingArguments(
@@ -98,7 +104,6 @@ def fit(out, name, checkpoint=None, named_schedule=None, stop_at=None, loader_op
         per_device_eval_batch_size=512,
         eval_strategy="epoch",
         logging_steps=5,
-        use_cpu=True,
         report_to=[],
         disable_tqdm=True,
         **choices,
@@ -141,6 +146,7 @@ def main(out):
         found["no state"] = ended_with(fit, out, "none", out)
         found["tuples"] = ended_with(fit, out, "tuples", batches=digits())
         found["bf16"] = fit(out, "bf16", bf16=True, save_strategy="no")  # for all that follow in these processes
+        found["alone"] = ended_with(fit, out, "alone", use_cpu=False)  # and without GPUs
         torch.save(found, out / f"{rank}.pt")
 
 
@@ -237,6 +243,13 @@ def test_arguments_that_do_not_go_with_the_loader_are_refused(runs, case):
         assert REFUSED[case][1] in text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs the Trainer knows of all processes")
+def test_a_trainer_that_takes_each_process_for_a_run_of_its_own_is_refused(runs):
+    for error, text in runs[0]["alone"]:
+        assert error == "ConfigError"
+        assert "use_cpu=True" in text
+
+
 def test_a_checkpoint_without_the_state_of_the_loader_is_refused(runs):
     for error, text in runs[0]["no state"]:
         assert error == "ConfigError"
@@ -249,6 +262,7 @@ def test_batches_that_are_no_dicts_are_refused(runs):
         assert "collate_fn" in text
 
 
+@pytest.mark.slow
 def test_the_example_goes_on_with_its_checkpoint(tmp_path):
     from real_data import spam
 

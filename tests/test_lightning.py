@@ -261,6 +261,7 @@ def test_another_loader_than_that_of_the_callback_is_refused(runs):
         assert "another loader" in text
 
 
+@pytest.mark.slow
 def test_the_example_goes_on_with_its_checkpoint(tmp_path):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*run, ROOT / "examples" / "lightning_ddp.py", "--epochs", "3"]

@@ -9,6 +9,7 @@ from accelerate.state import GradientState
 from accelerate.utils import send_to_device
 
 from infobatch_stream import ConfigError, InfoBatchLoader, Picks
+from infobatch_stream.frameworks.processes import check_processes
 
 __all__ = ["AcceleratedLoader"]
 
@@ -24,9 +25,12 @@ class AcceleratedLoader(DataLoaderStateMixin):  # type: ignore[misc]  # untyped
     ``accelerator.prepare`` leaves an InfoBatchLoader alone, which is right: it is split among the ranks already. What
     is missing then is done here: batches are moved to the device, ``accumulate`` steps at the last batch of an epoch,
     however many it has, and ``save_state`` and ``load_state`` take the state of the loader along.
+
+    Raises ConfigError when the accelerator knows of other processes than the loader.
     """
 
     def __init__(self, loader: InfoBatchLoader, accelerator: Accelerator) -> None:
+        check_processes(loader, "the Accelerator", accelerator.num_processes)
         self.gradient_state = GradientState()
         self._loader = loader
         self._accelerator = accelerator

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from infobatch_stream import ConfigError, InfoBatchLoader
+from infobatch_stream.frameworks.processes import check_processes
 
 __all__ = ["InfoBatchCallback"]
 
@@ -28,6 +29,7 @@ class InfoBatchCallback(Callback):
         """Refuse what cannot work, and have Lightning look at the loader anew in each epoch."""
         if stage != "fit":
             return
+        check_processes(self._loader, "the Trainer", trainer.world_size)
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _check(trainer, self._loader.epochs)

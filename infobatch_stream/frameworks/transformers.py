@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import get_last_checkpoint
 
 from infobatch_stream import ConfigError, InfoBatchLoader
+from infobatch_stream.frameworks.processes import check_processes
 
 __all__ = ["InfoBatchTrainer"]
 
@@ -56,6 +57,7 @@ class InfoBatchTrainer(Trainer):
 
     def _check(self) -> None:
         args, loader = self.args, self._loader
+        check_processes(loader, "the Trainer", args.world_size)
         if self.train_dataset is not None or self.compute_loss_func is not None:
             raise ConfigError(
                 "train_dataset and compute_loss_func are not for InfoBatchTrainer: the loader has the dataset, and "
