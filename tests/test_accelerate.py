@@ -89,7 +89,7 @@ def main(out):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("accelerate")
-    torchrun(__file__, out, seconds=120)
+    torchrun(__file__, out, seconds=240)
     return ranks_of(out), out
 
 

@@ -150,7 +150,9 @@ def main(out):
         }
         for number, (moment, file) in enumerate(MOMENTS.items()):
             saved = out / "saved" / f"{file(ends_of(found['whole']))}.ckpt"
-            found[moment] = fit(out, f"rest-{number}", saved)
+            found[moment] = fit(out, f"rest-{number}", saved, saves=out / "again" if "shorter" in moment else None)
+        within = MOMENTS["within an epoch"](ends_of(found["whole"]))
+        found["resumed twice"] = fit(out, "twice", out / "again" / f"{within}.ckpt")
         half = out / "halves" / f"validation-{half_of(found['halves']):03d}.ckpt"
         found["half"] = fit(out, "half", half, val_check_interval=0.5)
         found["stopped"] = fit(out, "stopped", saves=out / "stopped", stop_at=20)
@@ -171,7 +173,7 @@ def main(out):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("lightning")
-    torchrun(__file__, out, seconds=120)
+    torchrun(__file__, out, seconds=240)
     return ranks_of(out), out / "saved"
 
 
@@ -212,6 +214,10 @@ def test_a_resumed_run_is_the_rest_of_the_one_that_was_not_stopped(runs, moment)
     for rank in rest:
         assert rank["validated"] == [place for place in whole[0]["validated"] if place in rank["validated"]]
         assert len(rank["validated"]) == len({step[0] for step in rank["seen"]})
+
+
+def test_a_resumed_run_can_be_resumed(runs):
+    check_rest(runs[0]["whole"], runs[0]["resumed twice"], steps_of(runs[0]["whole"][0])[0] + 5)
 
 
 def test_a_run_resumed_from_a_validation_within_an_epoch_is_the_rest_of_it(runs):

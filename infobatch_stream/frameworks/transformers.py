@@ -121,7 +121,7 @@ class InfoBatchTrainer(Trainer):
         data_loss: weighted mean, an estimate of the mean over all data, pruned samples included. kept_loss: plain
         mean over the samples trained on. saved: share of all samples so far that was not trained on.
         """
-        if "loss" in logs:
+        if "loss" in logs and self.is_in_train:
             weighted, weights, plain, kept = self.accelerator.reduce(self._sums, "sum").tolist()
             self._sums.zero_()
             logs |= {"data_loss": weighted / weights, "kept_loss": plain / kept, "saved": self._loader.stats["saved"]}
