@@ -72,7 +72,8 @@ def main(out):
             "plain": plain_run(out / "plain.zarr"),
             "whole": fit(out, "whole", save_at=MOMENTS),
             "plain accumulating": plain_run(out / "plain2.zarr", accumulate=2),
-            "accumulating": fit(out, "accumulating", accumulate=2),
+            "accumulating": fit(out, "accumulating", accumulate=2, save_at={"accumulated": (0, 4)}),
+            "rest accumulating": fit(out, "rest", out / "accumulated", accumulate=2),
             "accumulating alone": fit(out, "alone", accumulate=2, adapter=False),
             "bf16": fit(out, "bf16", mixed_precision="bf16"),
             "saving between": ended_with(fit, out, "between", accumulate=2, save_at={"between": (0, 3)}),
@@ -117,6 +118,11 @@ def test_a_resumed_run_is_the_rest_of_the_one_that_was_not_stopped(runs, moment)
     steps = steps_of(whole[0])
     epoch, step = MOMENTS[moment]
     check_rest(whole, runs[0][moment], sum(steps[:epoch]) + (step or steps[epoch]))
+
+
+def test_a_resumed_run_steps_at_the_last_batch_of_the_epoch_too(runs):
+    assert steps_of(runs[0]["accumulating"][0])[0] % 2 == 1
+    check_rest(runs[0]["accumulating"], runs[0]["rest accumulating"], 4)
 
 
 def test_a_checkpoint_holds_one_state_with_scores(runs):
