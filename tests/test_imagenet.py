@@ -123,6 +123,7 @@ def test_a_vit_trains_on_tars_in_bfloat16(shards, tmp_path):
     assert any(not torch.equal(saved["ema"][name], value) for name, value in saved["model"].items())
 
 
+@pytest.mark.slow
 def test_a_global_batch_that_cannot_be_divided_is_refused(shards, tmp_path):
     with pytest.raises(AssertionError, match="--global-batch 16 cannot be divided among 1 processes, 3 forward passes"):
         train(shards, tmp_path / "run", "--accumulate", 3)
