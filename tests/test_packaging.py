@@ -1,0 +1,61 @@
+"""What is published: sdist and wheel are made, pass the checks of PyPI, and hold all that runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("infobatch_stream", "tools", "pyproject.toml", "README.md", "LICENSE")
+
+
+def run(*command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The folder of sdist and wheel, as ``python -m build`` makes them (of what is installed: nothing is fetched)."""
+    pytest.importorskip("build", reason="needs the extra 'test'")
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "source").mkdir()
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / "source" / part)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "source")
+    return folder / "dist"
+
+
+def test_sdist_and_wheel_pass_the_checks_of_the_index(published):
+    files = sorted(published.iterdir())
+    assert [file.suffix for file in files] == [".whl", ".gz"]
+    said = run(sys.executable, "-m", "twine", "check", "--strict", *files)
+    assert said.count("PASSED") == 2
+
+
+def test_the_wheel_works_where_nothing_else_of_the_project_is(published, tmp_path):
+    """In an environment of its own, which borrows only the dependencies from this one."""
+    venv.create(tmp_path / "env", with_pip=False)
+    (wheel,) = published.glob("*.whl")
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel)
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *borrowed]), "PYTHONSAFEPATH": "1"}
+    python = tmp_path / "env" / "bin" / "python"
+    code = """
+import importlib, pkgutil, infobatch_stream
+print(infobatch_stream.__file__)
+for found in pkgutil.walk_packages(infobatch_stream.__path__, "infobatch_stream."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+"""
+    said = run(python, "-c", code, cwd=tmp_path, env=environment)
+    assert said.startswith(str(site))
+    said = run(python, "-m", "infobatch_stream.tools", "--version", cwd=tmp_path, env=environment)
+    assert "infobatch-stream" in said
