@@ -33,7 +33,7 @@ from infobatch_stream.tools.convert import convert, write_shards
 from infobatch_stream.tools.readers import read_source
 
 MODELS = {"r18": "resnet18", "r50": "resnet50", "r101": "resnet101"}
-TINY = {"num_epoch": 2, "batch_size": 16}
+TINY = {"num_epoch": 3, "batch_size": 16}  # the first and the last epoch see all samples
 
 
 @dataclass(frozen=True)
