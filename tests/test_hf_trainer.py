@@ -204,6 +204,12 @@ def test_a_run_resumed_within_an_epoch_is_the_rest_of_the_one_that_was_not_stopp
     whole, rest = runs[0]["whole"], runs[0]["after the stop"]
     check_rest(whole, rest, 20)
     assert [rank["validated"] for rank in rest] == [rank["validated"][1:] for rank in whole]
+    for mine, its in zip(whole, rest, strict=True):  # of the steps before the stop too
+        assert losses_logged(mine) == losses_logged(its)
+
+
+def losses_logged(rank):
+    return [(log["step"], log["epoch"], log["data_loss"]) for log in rank["logs"] if "data_loss" in log]
 
 
 def test_a_resumed_run_accumulates_as_the_one_that_was_not_stopped(runs):

@@ -217,7 +217,9 @@ def test_a_resumed_run_is_the_rest_of_the_one_that_was_not_stopped(runs, moment)
 
 
 def test_a_resumed_run_can_be_resumed(runs):
-    check_rest(runs[0]["whole"], runs[0]["resumed twice"], steps_of(runs[0]["whole"][0])[0] + 5)
+    whole, rest = runs[0]["whole"], runs[0]["resumed twice"]
+    check_rest(whole, rest, steps_of(whole[0])[0] + 5)
+    assert [rank["validated"] for rank in rest] == [rank["validated"][1:] for rank in whole]
 
 
 def test_a_run_resumed_from_a_validation_within_an_epoch_is_the_rest_of_it(runs):
