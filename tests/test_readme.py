@@ -80,3 +80,19 @@ def test_every_example_of_the_readme_runs(workplace):
     assert names["learning_rate"](1.0) == pytest.approx(0)
     # The loaders of the MDS and WebDataset sections, which the README does not iterate, give batches.
     assert Path("scores.zarr").is_dir()
+
+
+COMMANDS = re.findall(r"^\| [^|]+ \| `((?:python|torchrun)[^`]*examples/[^`]*)` \|$", README, re.M)
+
+
+def test_there_is_a_command_for_each_experiment_of_the_original():
+    scripts = {re.search(r"examples/(\w+)\.py", command).group(1) for command in COMMANDS}
+    assert scripts >= {"cifar", "imagenet", "segmentation", "diffusion", "finetune", "detection"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_option_of_a_command_is_one_of_its_script(command):
+    """That the scripts run is for the tests of each."""
+    script, rest = re.search(r"examples/(\w+\.py)(.*)", command).groups()
+    source = "".join((ROOT / "examples" / name).read_text() for name in (script, "recipe.py"))
+    assert [option for option in re.findall(r"--[\w-]+", rest) if f'"{option}"' not in source] == []
