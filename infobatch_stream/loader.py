@@ -493,6 +493,15 @@ class InfoBatchLoader:
         return min(1.0, (self.epoch + within) / self.epochs)
 
     @property
+    def kept_share(self) -> float:
+        """Share of the current epoch's entries that are kept, over 0 to 1. For learning rates.
+
+        A step stands for 1 / kept_share times as many samples as it holds, and its expected gradient is larger by that.
+        """
+        plan = self._plan()
+        return plan.kept / plan.entries
+
+    @property
     def stats(self) -> dict[str, float]:
         """Facts about the current epoch: flat, for a logger.
 

@@ -448,6 +448,7 @@ def test_stats_tell_of_the_epoch(make):
         kept += count
         assert (stats["epoch"], stats["step"], stats["steps"]) == (epoch, len(batches), len(batches))
         assert (stats["kept"], stats["pruned"]) == (count, N - count)
+        assert loader.kept_share == count / N
         assert stats["saved"] == pytest.approx(1 - kept / (N * (epoch + 1)))
         if epoch in (1, 2):  # the last is an annealing epoch: no threshold
             mean = ScoreStore.open(loader._path, mode="r").scores.mean(dtype=np.float64)

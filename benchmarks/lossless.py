@@ -1,0 +1,234 @@
+"""The lossless study: ``python -m benchmarks.lossless run fashion-mnist``, then ``... report``.
+
+Full data against InfoBatch, against dropping at random, and against training for fewer epochs. All variants of a seed
+are trained side by side, an epoch of each in turn, so that their times see the same machine; they start from the same
+weights. Each finished run is a line of results/lossless.jsonl, and is not made again.
+"""
+
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor, nn
+
+from benchmarks.lossless_tasks import TASKS, Task
+from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, QuantilePruning, SoftPruning
+
+RESULTS = Path(__file__).resolve().parent / "results" / "lossless.jsonl"
+BUDGETS = (0.25, 0.4, 0.5)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to spend less.
+
+    policy: of the loader. epochs: share of the full run's. weighted: by the picks' weights. rate: the learning rate is
+    multiplied by this power of the share that an epoch keeps.
+    """
+
+    policy: Any = field(default_factory=FullData)
+    epochs: float = 1.0
+    weighted: bool = True
+    rate: float = 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+VARIANTS = {
+    "full data": Variant(),
+    "InfoBatch, soft": Variant(SoftPruning(0.5)),
+    "InfoBatch, quantile": Variant(QuantilePruning((0.20, 0.85), (0.25, 0.5, 1.0))),
+    **{f"budget {_percent(b)}": Variant(BudgetPruning(b)) for b in BUDGETS},
+    **{f"budget, lower rate {_percent(b)}": Variant(BudgetPruning(b), rate=0.5) for b in BUDGETS},
+    **{f"at random {_percent(b)}": Variant(BudgetPruning(b, power=0.0)) for b in BUDGETS},
+    **{f"at random, not rescaled {_percent(b)}": Variant(BudgetPruning(b, power=0.0), weighted=False) for b in BUDGETS},
+    **{f"fewer epochs {_percent(b)}": Variant(epochs=1 - b) for b in BUDGETS},
+}
+SWEEP = {  # of BudgetPruning's own parameters
+    f"budget {_percent(b)}, power {power:g}, floor {floor:g}": Variant(BudgetPruning(b, power, floor))
+    for b in (0.4, 0.5, 0.6)
+    for power in (0.25, 0.5, 1.0)
+    for floor in (0.05, 0.15, 0.3)
+    if b / 0.8 <= 1 - floor
+}
+
+
+@dataclass
+class Run:
+    """One training run. accuracy: after each epoch, in percent; trained: samples trained on by then; seconds: of
+    training, loading and planning; saved: share of the samples of the full run that was not trained on."""
+
+    task: str
+    variant: str
+    seed: int
+    device: str
+    threads: int
+    accuracy: list[float] = field(default_factory=list)
+    trained: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    saved: float = 0.0
+
+
+def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: int) -> Iterator[Run]:
+    """Train one variant; the run as it stands after each epoch."""
+    from streaming import StreamingDataset
+
+    variant = (VARIANTS | SWEEP)[name]
+    run = Run(task.name, name, seed, torch.cuda.get_device_name() if device == "cuda" else "cpu", torch.get_num_threads())
+    torch.manual_seed(seed)
+    model = task.model().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4)
+    inputs, labels = task.test_set(folder)
+    with InfoBatchLoader(
+        StreamingDataset(local=str(folder / "train"), batch_size=1),
+        folder / f"{name} {seed}.zarr",
+        batch_size=task.batch,
+        epochs=max(1, round(epochs * variant.epochs)),
+        policy=variant.policy,
+        seed=seed,
+        existing="overwrite",
+        collate_fn=task.collate,
+    ) as loader:
+        samples = int(loader.stats["kept"])  # of an epoch before there are scores
+        for _ in range(loader.epochs):
+            torch.manual_seed(1000 * seed + loader.epoch)  # of dropout: variants take turns
+            start = time.perf_counter()
+            losses = _epoch(task, variant, model, optimizer, loader, device)
+            kept = int(loader.stats["kept"])
+            loader.commit()
+            run.seconds += time.perf_counter() - start
+            run.loss.append(losses)
+            run.trained.append(kept + (run.trained[-1] if run.trained else 0))
+            run.saved = 1 - run.trained[-1] / (samples * epochs)
+            run.accuracy.append(_accuracy(model, inputs, labels, device))
+            yield run
+
+
+def _epoch(
+    task: Task, variant: Variant, model: nn.Module, optimizer: Any, loader: InfoBatchLoader, device: str
+) -> float:
+    """One epoch; the mean loss as `update` gave it."""
+    model.train()
+    total = torch.zeros((), device=device)
+    rate = task.peak * loader.kept_share**variant.rate
+    for (inputs, labels), picks in loader:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * schedule(loader.progress)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            losses = F.cross_entropy(model(inputs.to(device)).float(), labels.to(device), reduction="none")
+        loss = loader.update(losses, picks)
+        total += loss.detach()
+        if not variant.weighted:
+            loss = losses[(picks.weight > 0).to(device)].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if task.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), task.clip)
+        optimizer.step()
+    return float(total) / max(1, loader.step)
+
+
+def schedule(progress: float, warmup: float = 0.15) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine to 0."""
+    if progress < warmup:
+        return (progress + 0.01) / (warmup + 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, device: str) -> float:
+    model.eval()
+    found = torch.cat([model(part.to(device)).argmax(1).cpu() for part in inputs.split(1000)])
+    return 100 * float((found == labels).float().mean())
+
+
+def done(results: Path) -> list[Run]:
+    """The runs in ``results``."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    return [Run(**json.loads(line)) for line in lines]
+
+
+def side_by_side(
+    task: str, names: list[str], seed: int, folder: Path, device: str, epochs: int, results: Path
+) -> None:
+    """Train ``names``, an epoch of each in turn; append each run to ``results`` when it is finished."""
+    found = {(run.task, run.variant, run.seed) for run in done(results)}
+    going = {
+        name: train(TASKS[task], name, seed, folder, device, epochs)
+        for name in names
+        if (task, name, seed) not in found
+    }
+    last: dict[str, Run] = {}
+    while going:
+        for name in list(going):
+            try:
+                last[name] = next(going[name])
+            except StopIteration:
+                del going[name]
+                with results.open("a") as file:  # one write of one line: several processes append
+                    file.write(json.dumps(asdict(last[name])) + "\n")
+                run = last[name]
+                print(f"{task}, seed {seed}: {name}: {run.accuracy[-1]:.2f} %, {run.saved:.1%} saved", flush=True)
+
+
+def _worker(seeds: list[int], arguments: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    for seed in seeds:
+        side_by_side(seed=seed, **arguments)
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help=f"Which: {', '.join(TASKS)}.")],
+    source: Annotated[Path, typer.Argument(help="Folder of the idx files, or of the e-mails.")],
+    work: Annotated[Path, typer.Option(help="Folder for shards and score stores.")] = Path("lossless"),
+    seeds: Annotated[int, typer.Option(help="How many.")] = 5,
+    first: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    sweep: Annotated[bool, typer.Option(help="BudgetPruning's parameters instead of the study.")] = False,
+    only: Annotated[str, typer.Option(help="Only variants whose names have this in them.")] = "",
+    processes: Annotated[int, typer.Option(help="Seeds at a time, each on one thread.")] = 2,
+    tiny: Annotated[bool, typer.Option(help="Few samples and 4 epochs, to see that it works.")] = False,
+    results: Annotated[Path, typer.Option(help="Where runs are added.")] = RESULTS,
+) -> None:
+    """Train what is not in RESULTS yet."""
+    chosen = TASKS[task]
+    folder = work / f"{task}{'-tiny' if tiny else ''}"
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen.prepare(source, folder, tiny=tiny)
+    arguments = {
+        "task": task,
+        "names": [name for name in (SWEEP if sweep else VARIANTS) if only in name],
+        "folder": folder,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "epochs": 8 if tiny else chosen.epochs,
+        "results": results,
+    }
+    context = multiprocessing.get_context("spawn")
+    numbers = list(range(first, first + seeds))
+    workers = [
+        context.Process(target=_worker, args=(numbers[at::processes], arguments)) for at in range(min(processes, seeds))
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

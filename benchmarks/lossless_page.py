@@ -1,0 +1,111 @@
+"""What the lossless study found: tables and a plot for docs/lossless.md."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.lossless import Run
+
+__all__ = ["Difference", "plot", "table", "write"]
+
+FULL = "full data"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences with its 95 % interval (Student's t), of ``pairs`` seeds."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+    @classmethod
+    def of(cls, first: dict[int, float], second: dict[int, float]) -> "Difference":
+        """first - second, of the seeds that both have, at least two."""
+        from scipy.stats import t
+
+        gaps = [first[seed] - second[seed] for seed in first.keys() & second.keys()]
+        mean = statistics.mean(gaps)
+        half = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+        return cls(mean, mean - half, mean + half, len(gaps))
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+
+
+def by_variant(runs: Iterable[Run]) -> dict[str, dict[int, Run]]:
+    """Runs by variant and seed."""
+    grouped: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.variant, {})[run.seed] = run
+    return grouped
+
+
+def accuracy(runs: dict[int, Run]) -> dict[int, float]:
+    """Accuracy at the end, in percent, by seed."""
+    return {seed: run.accuracy[-1] for seed, run in runs.items()}
+
+
+def table(runs: list[Run], names: Iterable[str]) -> str:
+    """A row for each of ``names`` that has runs of one task: Markdown."""
+    grouped = by_variant(runs)
+    full = grouped[FULL]
+    rows = [
+        "| variant | seeds | accuracy, % | against full data, points (95 %) | samples skipped | time saved |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in names:
+        if len(found := grouped.get(name, {})) < 2:
+            continue
+        ends = list(accuracy(found).values())
+        gap = "" if name == FULL else str(Difference.of(accuracy(found), accuracy(full)))
+        skipped = statistics.mean(run.saved for run in found.values())
+        times = [1 - found[seed].seconds / full[seed].seconds for seed in found.keys() & full.keys()]
+        saved = "" if name == FULL else f"{100 * skipped:.1f} % | {100 * statistics.mean(times):.1f} %"
+        rows.append(
+            f"| {name} | {len(found)} | {statistics.mean(ends):.2f} ± {statistics.stdev(ends):.2f} | {gap} | "
+            f"{saved or ' | '} |"
+        )
+    return "\n".join(rows)
+
+
+def plot(file: Path, runs: list[Run], names: Iterable[str], title: str) -> None:
+    """Accuracy at the end against samples trained on; bars are 95 % intervals of the mean."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from scipy.stats import t
+
+    grouped = by_variant(runs)
+    kinds: dict[str, list[tuple[float, float, float]]] = {}
+    for name in names:
+        if len(found := grouped.get(name, {})) < 2:
+            continue
+        ends = list(accuracy(found).values())
+        half = float(t.ppf(0.975, len(ends) - 1)) * statistics.stdev(ends) / math.sqrt(len(ends))
+        trained = statistics.mean(run.trained[-1] for run in found.values())
+        kind = name if name == FULL or name.startswith("InfoBatch") else name.rsplit(" ", 2)[0]
+        kinds.setdefault(kind, []).append((trained, statistics.mean(ends), half))
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    marks = dict(zip(kinds, "sDPo^v*X", strict=False))
+    for kind, points in kinds.items():
+        trained, means, halves = zip(*sorted(points), strict=True)
+        axes.errorbar(trained, means, halves, marker=marks[kind], capsize=3, label=kind, alpha=0.85)
+    axes.set(xlabel="samples trained on", ylabel="test accuracy (%)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def write(page: Path, section: str, text: str) -> None:
+    """Put ``text`` between the comments ``<!-- SECTION -->`` and ``<!-- end -->`` of ``page``."""
+    before, mark, rest = page.read_text().partition(f"<!-- {section} -->\n")
+    if not mark:
+        raise ValueError(f"{page} has no line '<!-- {section} -->'")
+    _, end, after = rest.partition("<!-- end -->")
+    page.write_text(f"{before}{mark}{text}\n{end}{after}")
