@@ -85,7 +85,8 @@ def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: i
     from streaming import StreamingDataset
 
     variant = (VARIANTS | SWEEP)[name]
-    run = Run(task.name, name, seed, torch.cuda.get_device_name() if device == "cuda" else "cpu", torch.get_num_threads())
+    where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    run = Run(task.name, name, seed, where, torch.get_num_threads())
     torch.manual_seed(seed)
     model = task.model().to(device)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -159,9 +160,7 @@ def done(results: Path) -> list[Run]:
     return [Run(**json.loads(line)) for line in lines]
 
 
-def side_by_side(
-    task: str, names: list[str], seed: int, folder: Path, device: str, epochs: int, results: Path
-) -> None:
+def side_by_side(task: str, names: list[str], seed: int, folder: Path, device: str, epochs: int, results: Path) -> None:
     """Train ``names``, an epoch of each in turn; append each run to ``results`` when it is finished."""
     found = {(run.task, run.variant, run.seed) for run in done(results)}
     going = {

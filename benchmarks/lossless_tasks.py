@@ -30,7 +30,8 @@ class Task:
 
     read(folder) -> (train, test): lists of {"data": array, "label": int}, without order. model(): fresh, on the CPU.
     collate: samples to (inputs, labels), augmented. plain: the same without augmentation. epochs, batch, peak: of the
-    full run, peak being the highest learning rate of SGD. clip: norm that gradients are cut to, 0 for none. tiny: samples of a run that only shows that it works.
+    full run, peak being the highest learning rate of SGD. clip: norm that gradients are cut to, 0 for none. tiny: how
+    many samples show that it works.
     """
 
     name: str
