@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.policies import Moment, Policy, check_keep
+from infobatch_stream.policies import Moment, Policy, annealing_epoch, check_keep
 from infobatch_stream.summary import Summary
 
 __all__ = ["BudgetPruning", "ProportionalPruning", "TableRule"]
@@ -66,7 +66,7 @@ class ProportionalPruning:
         counts = counts[present]
         wanted = round(((1 - self.share) * (int(counts.sum()) + unseen) - unseen) * _ONE)
         sizes = _sizes(self.power)
-        least = max(1, round(self.floor * _ONE))
+        least = math.ceil(self.floor * _ONE)
 
         def excess(scale: float) -> int:
             return int(counts @ _units(scale * sizes[present], least)) - wanted
@@ -85,7 +85,8 @@ class BudgetPruning:
 
     Every epoch between them keeps with probability ``clip(c * score**power, floor, 1)``, and weighs by its inverse; c
     is solved for the share that is still to be skipped, divided evenly among the epochs that may. So the run meets
-    its budget although every draw is by chance, and although samples without a score are always kept.
+    its budget although every draw is by chance and samples without a score are always kept, as far as the epochs that
+    are left allow; the loader warns when they do not.
 
     fraction: in [0, 1); see `largest` for what can be met. power: of the score, in [0, 2]: 0 skips at random, 1 keeps
     in proportion to the loss. floor: the least keep probability, in [2^-10, 1]; no sample weighs more than 1 / floor.
@@ -114,28 +115,45 @@ class BudgetPruning:
 
     def largest(self, epochs: int, delta: float = 0.875) -> float:
         """The largest fraction that can be met in a run of ``epochs``, of which floor(delta * epochs) may prune."""
-        return max(0, math.floor(delta * epochs) - 1) / epochs * (1 - self.floor)
+        return self._most(epochs, annealing_epoch(delta, epochs))
 
-    def at(self, moment: Moment) -> Policy:
-        """What is left to skip, divided by the epochs that are left for it, this one included.
+    def _most(self, epochs: int, annealing: int) -> float:
+        return max(0, annealing - 1) / epochs * (1 - self.floor)  # the first epoch has no scores to go by
 
-        Raises ConfigError when the fraction is larger than what a run of so many epochs can skip.
-        """
-        pruning = moment.annealing - 1  # the first epoch has no scores to go by
-        largest = max(0, pruning) / moment.epochs * (1 - self.floor)
-        if self.fraction > largest:
+    def check(self, moment: Moment) -> str:
+        """At epoch 0 raise ConfigError for a fraction above the largest; later say when it cannot be met any more."""
+        most = self._most(moment.epochs, moment.annealing)
+        if moment.epoch == 0 and self.fraction > most:
             raise ConfigError(
-                f"{self} asks for more than can be skipped: of {moment.epochs} epochs {max(0, pruning)} may prune (all "
-                f"but the first, and those of annealing from {moment.annealing} on), and each keeps at least "
-                f"{self.floor:g}, so the largest fraction is {math.floor(largest * 10000) / 10000:g}. Ask for less, "
-                "train longer, raise delta or lower the floor."
+                f"{self} asks for more than can be skipped: of {moment.epochs} epochs {max(0, moment.annealing - 1)} "
+                f"may prune (all but the first, and those of annealing from {moment.annealing} on), and each keeps at "
+                f"least {self.floor:g}, so the largest fraction is {math.floor(most * 10000) / 10000:g}. Ask for less, "
+                "raise epochs or delta, or lower the floor."
             )
         if moment.offered is None or moment.skipped is None:
-            share = self.fraction * moment.epochs / max(1, pruning)
+            return ""
+        run = moment.offered + moment.entries * (moment.epochs - moment.epoch)
+        reached = (moment.skipped + moment.entries * self._left(moment) * (1 - self.floor)) / run
+        if reached > self.fraction - 0.01 - 3 * math.sqrt(moment.entries) / run:  # chance stays well within
+            return ""
+        return (
+            f"{self} cannot be met any more: {max(reached, 0):.3f} of the run's samples can be skipped at most. Epochs "
+            "that prune went by without (samples that were not seen, losses that are not finite, epochs that were "
+            "raised)."
+        )
+
+    @staticmethod
+    def _left(moment: Moment) -> int:
+        """Epochs that may prune, this one included."""
+        return max(0, moment.annealing - max(1, moment.epoch))
+
+    def at(self, moment: Moment) -> Policy:
+        """What is left to skip, divided by the epochs that are left for it."""
+        if moment.offered is None or moment.skipped is None:
+            share = self.fraction * moment.epochs / max(1, moment.annealing - 1)
         else:
             run = moment.offered + moment.entries * (moment.epochs - moment.epoch)
-            left = moment.annealing - max(1, moment.epoch)
-            share = (self.fraction * run - moment.skipped) / (moment.entries * left) if left else 0.0
+            share = (self.fraction * run - moment.skipped) / (moment.entries * max(1, self._left(moment)))
         return ProportionalPruning(min(max(share, 0.0), 1 - self.floor), self.power, self.floor)
 
 

@@ -61,7 +61,7 @@ def unpack(
     """(progress, scores, pending) of a state; the scores only if ``with_scores``.
 
     Raises ConfigError, naming the difference, when the state is of another dataset, global batch or order, of a
-    newer format, damaged, or lacks the scores.
+    another format, damaged, or lacks the scores.
     """
     found = state.get("format") if isinstance(state, dict) else None
     if isinstance(found, int) and found > 0 and found != _FORMAT:

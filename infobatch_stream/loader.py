@@ -124,7 +124,7 @@ class InfoBatchLoader:
         self._begin(epoch=0)
         self._offered = self._kept = 0
         self._knows_all = True  # of the epochs before
-        self._recipe.check(self._source, self.epochs)
+        self._recipe.check(self._source, 0, epochs=self.epochs, so_far=(0, 0))
         if Ranks.known():
             self._lanes()
             # Early, where nobody else waits for this process; else all hear of it when they open the store.
@@ -212,12 +212,17 @@ class InfoBatchLoader:
                 self._source,
                 self.epoch,
                 epochs=epochs,
-                so_far=(self._offered, self._kept) if self._knows_all else None,
+                so_far=self._so_far,
                 lanes=self._lanes(),
                 global_batch=self._global_batch,
             )
             self._planned_for = epochs
         return self._planned
+
+    @property
+    def _so_far(self) -> tuple[int, int] | None:
+        """Entries of the epochs before, and how many of them were trained on, if that is known."""
+        return (self._offered, self._kept) if self._knows_all else None
 
     # Iterating ---------------------------------------------------------------------------------------------------
 
@@ -238,10 +243,12 @@ class InfoBatchLoader:
             self._advance()
         if self.epoch >= self.epochs:
             raise ConfigError(
-                f"all {self.epochs} epochs are done. Loop with 'for epoch in range(loader.epoch, loader.epochs)', "
-                "or raise loader.epochs to train on."
+                f"all {self.epochs} epochs are done. Loop with 'for epoch in range(loader.epoch, loader.epochs)'; to "
+                "train on, call loader.commit() and raise loader.epochs before it."
             )
         self._begun = self._begun or self.epochs
+        if said := self._recipe.check(self._source, self.epoch, epochs=self._begun, so_far=self._so_far):
+            self._warn_once("policy", said)
         plan, ranks = self._plan(), self._ranks
         self._requests.begin(plan, self.step, self._recipe.seed, ranks.rank, ranks.world_size, self._outlook(plan))
         self._iterating = mine = object()
@@ -391,7 +398,7 @@ class InfoBatchLoader:
         plan = self._plan()  # of the scores before the commit
         self._shared_store.commit(self.epoch)
         self._offered += plan.entries
-        self._kept += plan.kept
+        self._kept += plan.trained
         self._begin(epoch=self.epoch + 1)
 
     def commit(self) -> None:
@@ -507,10 +514,12 @@ class InfoBatchLoader:
 
         epoch, step, steps; kept, pruned: entries of the epoch; threshold: score from which all is kept, NaN without
         one; mean_score: of the committed scores; saved: share of all entries so far that was not trained on, this
-        epoch's included; not_finite, unreadable: losses and samples of this process so far.
+        epoch's included (since the run was continued, if that was without a checkpoint); not_finite, unreadable: losses
+        and samples of this process so far.
         """
         plan = self._plan()
-        kept, entries = (plan.kept, plan.entries) if self.epoch < self.epochs else (0, 0)
+        going = self.epoch < self.epochs
+        kept, trained, entries = (plan.kept, plan.trained, plan.entries) if going else (0, 0, 0)
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -519,7 +528,7 @@ class InfoBatchLoader:
             "pruned": entries - kept,
             "threshold": plan.threshold,
             "mean_score": plan.mean_score,
-            "saved": 1 - (self._kept + kept) / (self._offered + entries) if self._offered + entries else 0.0,
+            "saved": 1 - (self._kept + trained) / (self._offered + entries) if self._offered + entries else 0.0,
             "not_finite": self._recorder.not_finite,
             "unreadable": self._unreadable,
         }

@@ -49,7 +49,8 @@ class EpochPlan:
 
     Attributes:
         epoch: as given. entries: how many entries the epoch draws from (N without a pool).
-        kept: how many of them are kept. steps: how many steps every rank makes.
+        kept: how many of them are kept. steps: how many steps every rank makes. trained: entries that these hold,
+        filled-up ones not counted; ``kept`` without drop_last.
         threshold: the score from which most is kept, NaN without one. mean_score: of the scores, NaN if none is known.
     """
 
@@ -84,6 +85,7 @@ class EpochPlan:
             raise ConfigError(f"{policy} keeps none of the {self.entries} entries of epoch {epoch}; keep more.")
         self.kept = kept.size
         self.steps = count_steps(self.kept, global_batch, drop_last)
+        self.trained = min(self.kept, self.steps * global_batch)
         self.epoch = epoch
         self._global_batch = global_batch
         share, extra = divmod(self.kept, lanes)

@@ -26,6 +26,7 @@ __all__ = [
     "Schedule",
     "SoftPruning",
     "StepRule",
+    "annealing_epoch",
     "check_keep",
 ]
 
@@ -73,8 +74,14 @@ class Moment:
 class Schedule(Protocol):
     """A policy for each epoch, by where the run stands."""
 
+    def check(self, moment: Moment) -> str:
+        """What the user should hear of at this moment; "" if nothing. Asked in every epoch, those of annealing too.
+
+        Pure. Raises ConfigError, at epoch 0, for a run that cannot be what is asked for.
+        """
+
     def at(self, moment: Moment) -> Policy:
-        """The policy of an epoch that may prune. Pure. Raises ConfigError for a run that cannot be what is asked."""
+        """The policy of an epoch that may prune. Pure."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +190,11 @@ class QuantilePruning:
     def rule(self, summary: Summary) -> StepRule:
         """Step at each quantile."""
         return StepRule(tuple(summary.quantiles(self.quantiles)), tuple(self.keep))
+
+
+def annealing_epoch(delta: float, epochs: int) -> int:
+    """The first epoch of a run of ``epochs`` that keeps everything, as published."""
+    return math.floor(delta * epochs)
 
 
 def check_keep(name: str, keep: Sequence[float]) -> None:

@@ -1,6 +1,5 @@
 """How the epochs of a run are planned: the options that make the picks, validated once."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from infobatch_stream.arguments import whole_number
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.plan import EpochPlan, count_steps
-from infobatch_stream.policies import FullData, Moment, Policy, Schedule
+from infobatch_stream.policies import FullData, Moment, Policy, Schedule, annealing_epoch
 from infobatch_stream.sources.base import Source
 
 __all__ = ["Recipe"]
@@ -34,8 +33,8 @@ class Recipe:
         """Check every value."""
         if isinstance(self.policy, type) or not isinstance(self.policy, Policy | Schedule):
             raise ConfigError(
-                f"policy={self.policy!r} has neither rule(summary) nor at(moment); use e.g. SoftPruning(ratio=0.5) or "
-                "FullData()."
+                f"policy={self.policy!r} has no rule(summary) (nor check(moment) and at(moment)); use e.g. "
+                "SoftPruning(ratio=0.5) or FullData()."
             )
         if type(self.policy).__repr__ is object.__repr__:
             raise ConfigError(
@@ -54,13 +53,18 @@ class Recipe:
         """Its values as plain ones, the policy as its repr: to compare, and to save."""
         return {**{field.name: getattr(self, field.name) for field in fields(self)}, "policy": repr(self.policy)}
 
-    def check(self, source: Source, epochs: int) -> None:
-        """Raise ConfigError when no run of ``epochs`` can be what the policy asks for."""
-        self._policy_at(Moment(0, epochs, math.floor(self.delta * epochs), source.num_samples, 0, 0))
+    def check(self, source: Source, epoch: int, *, epochs: int, so_far: tuple[int, int] | None) -> str:
+        """What the user should hear of the run as it stands; see `plan` for the arguments. "" if nothing.
+
+        Raises ConfigError at epoch 0 when no run of ``epochs`` can be what the policy asks for.
+        """
+        if isinstance(self.policy, Policy):
+            return ""
+        return self.policy.check(self._moment(source, epoch, epochs, so_far))
 
     def anneals(self, epoch: int, epochs: int) -> bool:
         """Whether ``epoch`` of a run of ``epochs`` trains on all samples, with weight 1."""
-        return epoch >= math.floor(self.delta * epochs)
+        return epoch >= annealing_epoch(self.delta, epochs)
 
     def plan(
         self,
@@ -75,15 +79,17 @@ class Recipe:
     ) -> EpochPlan:
         """The plan of ``epoch`` in a run of ``epochs``.
 
-        scores: float32[N], committed. so_far: entries of the epochs before, and how many of them were kept; None where
-        that is not known.
+        scores: float32[N], committed. so_far: entries of the epochs before, and how many of them were trained on; None
+        where that is not known.
         """
         pool = source.pool(epoch)
-        entries = source.num_samples if pool is None else int(pool.index.size)
-        offered, skipped = (None, None) if so_far is None else (so_far[0], so_far[0] - so_far[1])
+        policy: Policy = FullData()
+        if not self.anneals(epoch, epochs):
+            chosen = self.policy
+            policy = chosen if isinstance(chosen, Policy) else chosen.at(self._moment(source, epoch, epochs, so_far))
         return EpochPlan(
             scores,
-            self._policy_at(Moment(epoch, epochs, math.floor(self.delta * epochs), entries, offered, skipped)),
+            policy,
             seed=self.seed,
             epoch=epoch,
             global_batch=global_batch,
@@ -95,10 +101,11 @@ class Recipe:
             drop_last=self.drop_last,
         )
 
-    def _policy_at(self, moment: Moment) -> Policy:
-        if self.anneals(moment.epoch, moment.epochs):
-            return FullData()
-        return self.policy.at(moment) if isinstance(self.policy, Schedule) else self.policy
+    def _moment(self, source: Source, epoch: int, epochs: int, so_far: tuple[int, int] | None) -> Moment:
+        pool = source.pool(epoch) if epoch else None
+        entries = source.num_samples if pool is None else int(pool.index.size)
+        offered, skipped = (None, None) if so_far is None else (so_far[0], so_far[0] - so_far[1])
+        return Moment(epoch, epochs, annealing_epoch(self.delta, epochs), entries, offered, skipped)
 
     def steps_unpruned(self, source: Source, epoch: int, global_batch: int) -> int:
         """Steps of ``epoch`` if nothing were pruned."""
