@@ -8,6 +8,7 @@ weights. Each finished run is a line of results/lossless.jsonl, and is not made 
 import json
 import math
 import multiprocessing
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,10 @@ from torch import Tensor, nn
 from benchmarks.lossless_tasks import TASKS, Task
 from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, QuantilePruning, SoftPruning
 
-RESULTS = Path(__file__).resolve().parent / "results" / "lossless.jsonl"
+HERE = Path(__file__).resolve().parent
+FULL = "full data"
+RESULTS = HERE / "results" / "lossless.jsonl"
+PAGE = HERE.parent / "docs" / "lossless.md"
 BUDGETS = (0.25, 0.4, 0.5)
 
 
@@ -45,12 +49,13 @@ def _percent(share: float) -> str:
 
 
 VARIANTS = {
-    "full data": Variant(),
+    FULL: Variant(),
     "InfoBatch, soft": Variant(SoftPruning(0.5)),
     "InfoBatch, quantile": Variant(QuantilePruning((0.20, 0.85), (0.25, 0.5, 1.0))),
     **{f"budget {_percent(b)}": Variant(BudgetPruning(b)) for b in BUDGETS},
     **{f"budget, lower rate {_percent(b)}": Variant(BudgetPruning(b), rate=0.5) for b in BUDGETS},
     **{f"at random {_percent(b)}": Variant(BudgetPruning(b, power=0.0)) for b in BUDGETS},
+    **{f"at random, lower rate {_percent(b)}": Variant(BudgetPruning(b, power=0.0), rate=0.5) for b in BUDGETS},
     **{f"at random, not rescaled {_percent(b)}": Variant(BudgetPruning(b, power=0.0), weighted=False) for b in BUDGETS},
     **{f"fewer epochs {_percent(b)}": Variant(epochs=1 - b) for b in BUDGETS},
 }
@@ -169,8 +174,9 @@ def side_by_side(task: str, names: list[str], seed: int, folder: Path, device: s
         if (task, name, seed) not in found
     }
     last: dict[str, Run] = {}
+    turn = random.Random(seed)
     while going:
-        for name in list(going):
+        for name in turn.sample(list(going), len(going)):  # who comes first finds data and kernels cold
             try:
                 last[name] = next(going[name])
             except StopIteration:
@@ -200,11 +206,13 @@ def run(
     sweep: Annotated[bool, typer.Option(help="BudgetPruning's parameters instead of the study.")] = False,
     only: Annotated[str, typer.Option(help="Only variants whose names have this in them.")] = "",
     processes: Annotated[int, typer.Option(help="Seeds at a time, each on one thread.")] = 2,
-    tiny: Annotated[bool, typer.Option(help="Few samples and 4 epochs, to see that it works.")] = False,
-    results: Annotated[Path, typer.Option(help="Where runs are added.")] = RESULTS,
+    tiny: Annotated[bool, typer.Option(help="Few samples and 8 epochs, to see that it works.")] = False,
+    results: Annotated[Path | None, typer.Option(help=f"Where runs are added; {RESULTS.name} unless tiny.")] = None,
 ) -> None:
     """Train what is not in RESULTS yet."""
     chosen = TASKS[task]
+    if results is None:
+        results = work / "tiny.jsonl" if tiny else RESULTS
     folder = work / f"{task}{'-tiny' if tiny else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     chosen.prepare(source, folder, tiny=tiny)
@@ -227,6 +235,27 @@ def run(
         worker.join()
     if any(worker.exitcode for worker in workers):
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="Where runs were added.")] = RESULTS,
+    page: Annotated[Path, typer.Option(help="The page whose tables are replaced; plots go beside it.")] = PAGE,
+) -> None:
+    """Write the tables and plots of PAGE from what is in RESULTS."""
+    from benchmarks import lossless_page
+
+    runs = done(results)
+    for task in lossless_page.sections(page) & TASKS.keys():
+        if found := [run for run in runs if run.task == task and run.variant in VARIANTS]:
+            picture = page.with_name(f"lossless-{task}.png")
+            lossless_page.plot(picture, found, VARIANTS, f"{task}: accuracy for the samples it took")
+            peers = lossless_page.against_peers(found, map(_percent, BUDGETS), ("budget", "budget, lower rate"))
+            text = f"{lossless_page.table(found, VARIANTS)}\n\n{peers}\n\n![{task}]({picture.name})"
+            lossless_page.write(page, task, text)
+        swept = [run for run in runs if run.task == task and run.variant in (*SWEEP, FULL)]
+        if f"{task}, parameters" in lossless_page.sections(page):
+            lossless_page.write(page, f"{task}, parameters", lossless_page.table(swept, (FULL, *SWEEP)))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """What the lossless study found: tables and a plot for docs/lossless.md."""
 
 import math
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.lossless import Run
+from benchmarks.lossless import FULL, Run
 
-__all__ = ["Difference", "plot", "table", "write"]
+__all__ = ["Difference", "against_peers", "plot", "sections", "table", "write"]
 
-FULL = "full data"
+PEERS = ("fewer epochs", "at random", "at random, lower rate", "at random, not rescaled")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def table(runs: list[Run], names: Iterable[str]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
-        if len(found := grouped.get(name, {})) < 2:
+        found = grouped.get(name, {})
+        if len(found.keys() & full.keys()) < 2:
             continue
         ends = list(accuracy(found).values())
         gap = "" if name == FULL else str(Difference.of(accuracy(found), accuracy(full)))
@@ -69,6 +71,29 @@ def table(runs: list[Run], names: Iterable[str]) -> str:
             f"| {name} | {len(found)} | {statistics.mean(ends):.2f} ± {statistics.stdev(ends):.2f} | {gap} | "
             f"{saved or ' | '} |"
         )
+    return "\n".join(rows)
+
+
+def against_peers(runs: list[Run], budgets: Iterable[str], ways: Iterable[str]) -> str:
+    """A row for each of ``ways`` to keep a budget: its accuracy against that of others of the same budget. Markdown."""
+    grouped = by_variant(runs)
+    rows = [
+        f"| points (95 %) | {' | '.join(f'against {peer}' for peer in PEERS)} | time saved / samples skipped |",
+        f"| --- | {'--- | ' * len(PEERS)}--- |",
+    ]
+    for budget in budgets:
+        for way in ways:
+            found = grouped.get(f"{way} {budget}", {})
+            both = found.keys() & grouped[FULL].keys()
+            if len(both) < 2:
+                continue
+            peers = [grouped.get(f"{peer} {budget}", {}) for peer in PEERS]
+            gaps = [
+                str(Difference.of(accuracy(found), accuracy(peer))) if len(found.keys() & peer.keys()) > 1 else ""
+                for peer in peers
+            ]
+            ratios = [(1 - found[seed].seconds / grouped[FULL][seed].seconds) / found[seed].saved for seed in both]
+            rows.append(f"| {way} {budget} | {' | '.join(gaps)} | {statistics.mean(ratios):.2f} |")
     return "\n".join(rows)
 
 
@@ -88,13 +113,14 @@ def plot(file: Path, runs: list[Run], names: Iterable[str], title: str) -> None:
         ends = list(accuracy(found).values())
         half = float(t.ppf(0.975, len(ends) - 1)) * statistics.stdev(ends) / math.sqrt(len(ends))
         trained = statistics.mean(run.trained[-1] for run in found.values())
-        kind = name if name == FULL or name.startswith("InfoBatch") else name.rsplit(" ", 2)[0]
+        kind = name.removesuffix(" %").rstrip("0123456789 ")  # without the budget
         kinds.setdefault(kind, []).append((trained, statistics.mean(ends), half))
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     marks = dict(zip(kinds, "sDPo^v*X", strict=False))
     for kind, points in kinds.items():
         trained, means, halves = zip(*sorted(points), strict=True)
-        axes.errorbar(trained, means, halves, marker=marks[kind], capsize=3, label=kind, alpha=0.85)
+        line = "-" if len(points) > 1 else "none"
+        axes.errorbar(trained, means, halves, marker=marks[kind], ls=line, capsize=3, label=kind, alpha=0.85)
     axes.set(xlabel="samples trained on", ylabel="test accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -102,10 +128,15 @@ def plot(file: Path, runs: list[Run], names: Iterable[str], title: str) -> None:
     plt.close(figure)
 
 
+def sections(page: Path) -> set[str]:
+    """What stands in the comments of ``page``, each alone on a line, that have an end."""
+    return set(re.findall(r"^<!-- (.+) -->\n(?=[^<]*(?:<(?!!--)[^<]*)*<!-- end -->)", page.read_text(), re.MULTILINE))
+
+
 def write(page: Path, section: str, text: str) -> None:
     """Put ``text`` between the comments ``<!-- SECTION -->`` and ``<!-- end -->`` of ``page``."""
+    if section not in sections(page):
+        raise ValueError(f"{page} has no lines '<!-- {section} -->' and '<!-- end -->'")
     before, mark, rest = page.read_text().partition(f"<!-- {section} -->\n")
-    if not mark:
-        raise ValueError(f"{page} has no line '<!-- {section} -->'")
     _, end, after = rest.partition("<!-- end -->")
     page.write_text(f"{before}{mark}{text}\n{end}{after}")

@@ -178,7 +178,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("fashion-mnist", _read_images, _small_cnn, _mirrored_images, _plain_images, 20, 128, 0.1, 0.0, 512),
-        Task("fashion-mnist-resnet18", _read_images, _resnet18, _moved_images, _plain_images, 30, 128, 0.1, 0.0, 128),
-        Task("spam", _read_mails, _TextCNN, _dropped_words, _mails, 16, 32, 0.3, 1.0, 512),
+        Task("fashion-mnist-resnet18", _read_images, _resnet18, _moved_images, _plain_images, 40, 128, 0.1, 0.0, 128),
+        Task("spam", _read_mails, _TextCNN, _dropped_words, _mails, 20, 32, 0.3, 1.0, 512),
     )
 }

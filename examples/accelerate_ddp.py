@@ -87,10 +87,9 @@ def main() -> None:
                     schedule.step()
                     optimizer.zero_grad()
                 steps += accelerator.sync_gradients
-                if steps == args.stop_after:
+                if steps == args.stop_after:  # as a job does whose time is over; nothing is committed
                     accelerator.save_state(checkpoint)
-                    accelerator.end_training()
-                    return
+                    raise SystemExit
             accelerator.save_state(checkpoint)
             accelerator.print(f"epoch {epoch}: {loader.stats['steps']} steps, saved {loader.stats['saved']:.1%}")
     images, labels = to_batch([(digits.images[i], digits.target[i]) for i in order[TRAIN:]])

@@ -77,6 +77,11 @@ class Ranks:
     def gather(self, value: T) -> list[T]:
         """``value`` of every process, in the order of their ranks. Collective."""
         if not _initialised():
+            if self.processes > 1:
+                raise OutOfStepError(
+                    f"the process group of {self.processes} processes was ended, and this is a call of all ranks: "
+                    "leave the loader's 'with' block, or call commit(), before destroy_process_group()."
+                )
             return [value]
         found: list[Any] = [None] * dist.get_world_size()
         with _reaching_others():

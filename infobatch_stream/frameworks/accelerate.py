@@ -30,7 +30,8 @@ class AcceleratedLoader(DataLoaderStateMixin):  # type: ignore[misc]  # untyped
     """
 
     def __init__(self, loader: InfoBatchLoader, accelerator: Accelerator) -> None:
-        check_processes(loader, "the Accelerator", accelerator.num_processes)
+        remedy = "Without GPUs, give Accelerator(cpu=True)."
+        check_processes(loader, "the Accelerator", accelerator.num_processes, remedy)
         self.gradient_state = GradientState()
         self._loader = loader
         self._accelerator = accelerator

@@ -24,12 +24,13 @@ class InfoBatchCallback(Callback):
 
     def __init__(self, loader: InfoBatchLoader) -> None:
         self._loader = loader
+        self._nothing_left = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and have Lightning look at the loader anew in each epoch."""
         if stage != "fit":
             return
-        check_processes(self._loader, "the Trainer", trainer.world_size)
+        check_processes(self._loader, "the Trainer", trainer.world_size, "See devices= and strategy= of the Trainer.")
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _check(trainer, self._loader.epochs)
@@ -48,6 +49,7 @@ class InfoBatchCallback(Callback):
         loader.load_state_dict(states[0])
         _stand_at(loop, loader.epoch, loader.step)
         if loader.epoch == loader.epochs:
+            self._nothing_left = True
             trainer.limit_train_batches = 0  # else Lightning takes an iterator before it sees that all is done
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,6 +60,12 @@ class InfoBatchCallback(Callback):
                 f"{type(trainer.train_dataloader).__name__}. Give the same InfoBatchLoader, alone, to both, and return "
                 "it from train_dataloader() each time."
             )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the Trainer as it was given."""
+        if self._nothing_left:
+            self._nothing_left = False
+            trainer.limit_train_batches = 1.0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Commit the last epoch (collective); one that was broken off can still be gone on with."""

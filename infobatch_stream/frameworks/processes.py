@@ -5,7 +5,7 @@ from infobatch_stream import ConfigError, InfoBatchLoader
 __all__ = ["check_processes"]
 
 
-def check_processes(loader: InfoBatchLoader, framework: str, processes: int) -> None:
+def check_processes(loader: InfoBatchLoader, framework: str, processes: int, remedy: str) -> None:
     """Raise ConfigError if the loader is split among other than the ``processes`` that average their gradients.
 
     Hugging Face's libraries take each process of torchrun for a run of its own where there is no GPU.
@@ -13,6 +13,5 @@ def check_processes(loader: InfoBatchLoader, framework: str, processes: int) -> 
     if loader._ranks.processes != processes:
         raise ConfigError(
             f"{framework} knows of {processes} process(es), but torch.distributed, by which the loader is split, of "
-            f"{loader._ranks.processes}: gradients would not be averaged. Without GPUs, give Accelerator(cpu=True) or "
-            "TrainingArguments(use_cpu=True); else see how the processes are started."
+            f"{loader._ranks.processes}: gradients would not be averaged. {remedy}"
         )

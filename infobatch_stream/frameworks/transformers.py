@@ -53,11 +53,11 @@ class InfoBatchTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # a mean over samples: nothing is to be divided by a count of labels
         self.add_callback(_Epochs(loader))  # type: ignore[no-untyped-call]
         self._steps_before = 0  # of the optimizer, in the part of the run that is resumed
-        self._sums = torch.zeros(4, device=self.args.device)
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self.args.device)
 
     def _check(self) -> None:
         args, loader = self.args, self._loader
-        check_processes(loader, "the Trainer", args.world_size)
+        check_processes(loader, "the Trainer", args.world_size, "Without GPUs, give TrainingArguments(use_cpu=True).")
         if self.train_dataset is not None or self.compute_loss_func is not None:
             raise ConfigError(
                 "train_dataset and compute_loss_func are not for InfoBatchTrainer: the loader has the dataset, and "

@@ -76,8 +76,9 @@ class CifarSplit:
         self._where = str(paths[0])
         self._choice = options.choose(found, paths[0].parent)
         self.columns = self._choice.columns
-        self.classes: list[str] | None = classes["label"]
-        self.fingerprint = fingerprint("cifar", [*(path.name for path in paths), self._images.shape])
+        self.classes: list[str] | None = classes.get(self._choice.sources.get("label", ""))
+        kept = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        self.fingerprint = fingerprint("cifar", kept)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -99,7 +100,7 @@ def cifar_kind(src: Path) -> CifarKind | None:
     there = {path.name for path in src.iterdir() if path.is_file()}
     for kind in _KINDS:
         found = kind.files & there
-        if len(found) >= 2:  # one alone may be anything: "meta", "test"
+        if kind.meta in found and len(found) >= 2:  # others may have files of these names too
             if missing := sorted(kind.files - found):
                 raise ConfigError(
                     f"{src} holds {', '.join(sorted(found))} of CIFAR, but no {', '.join(missing)}; unpack it again."

@@ -45,6 +45,7 @@ _RECONSTRUCT = (
     "numpy.core.multiarray _reconstruct",
     "numpy._core.multiarray _reconstruct",
 )  # until NumPy 2; from it on
+_KNOWN = {known.name: known for known in (_NDARRAY, *map(_Global, (*_RECONSTRUCT, "numpy dtype", "_codecs encode")))}
 _UINT8 = _Global("uint8")  # no such name can be in a pickle, which has two parts
 
 
@@ -103,10 +104,10 @@ def _run(data: bytes) -> Any:  # noqa: PLR0912  # a case for each opcode
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 _join(stack, len(stack) - int(opcode.name[-1]))
             case "GLOBAL":
-                stack.append(_Global(argument))
+                stack.append(_known(argument))
             case "STACK_GLOBAL":
                 _join(stack, len(stack) - 2)
-                stack.append(_Global(" ".join(map(_text, stack.pop()))))
+                stack.append(_known(" ".join(map(_text, stack.pop()))))
             case "REDUCE":
                 arguments = stack.pop()
                 stack.append(_result(stack.pop(), arguments))
@@ -151,6 +152,13 @@ def _text(value: object) -> str:
     if not isinstance(value, str | bytes) or len(value) > _LONGEST:
         raise ValueError(f"it has a {type(value).__name__} where a short text should be")
     return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _known(name: str) -> _Global:
+    """The same one each time: a file of references to long names must not become as many long names."""
+    if name not in _KNOWN:
+        raise ValueError(f"it calls {name[:100]!r}, which is never done")
+    return _KNOWN[name]
 
 
 def _result(called: object, arguments: object) -> Any:
