@@ -336,3 +336,18 @@ def test_what_is_no_state(path, state):
     with pytest.raises(ConfigError, match=r"not a loader state.*state_dict\(\)"):
         loader_of(path).load_state_dict(state)
     assert not path.exists()
+
+
+def test_a_state_of_a_longer_run_is_refused_until_epochs_is_raised(path, tmp_path):
+    longer = loader_of(tmp_path / "longer", epochs=5)
+    for _ in range(4):
+        for _, picks in longer:
+            longer.update(loss_of(picks.index), picks)
+            if (longer.epoch, longer.step) == (3, 2):
+                break
+    state, loader = longer.state_dict(), loader_of(path)
+    with pytest.raises(ConfigError, match=r"saved in epoch 3, and this run has 3 epochs: raise epochs"):
+        loader.load_state_dict(state)
+    loader.epochs = 5
+    loader.load_state_dict(state)
+    assert (loader.epoch, loader.step) == (3, 2)

@@ -176,7 +176,8 @@ OPTIONS = {
     "another dataset": {"kind": "wds"},
 }
 STATES = {
-    "newer format": (("format",), 2),
+    "newer format": (("format",), 3),
+    "older format": (("format",), 1),
     "no format": (("format",), KeyError),
     "no settings": (("settings",), KeyError),
     "settings of no kind": (("settings",), [1]),
@@ -193,7 +194,9 @@ STATES = {
     "epoch beyond all runs": (("progress", "epoch"), 1 << 60),
     "lanes that do not divide": (("progress", "lanes"), 3),
     "too many lanes": (("progress", "lanes"), 1 << 40),
-    "begun or not": (("progress", "full"), None),
+    "begun or not": (("progress", "begun"), None),
+    "begun in a shorter run": (("progress", "begun"), 0),
+    "text for what is known": (("progress", "knows_all"), "yes"),
     "no scores": (("scores",), KeyError),
     "no pending": (("pending",), KeyError),
     "too few scores": (("scores",), torch.zeros(N - 1)),

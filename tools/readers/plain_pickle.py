@@ -2,6 +2,7 @@
 
 import math
 import pickletools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,9 @@ def read_plain_pickle(data: bytes) -> dict[str, Any]:
     Raises ValueError, saying why.
     """
     try:
-        value = _run(data)
+        with warnings.catch_warnings():  # pickletools decodes texts of opcodes that are refused here
+            warnings.simplefilter("ignore", DeprecationWarning)
+            value = _run(data)
     except (IndexError, KeyError) as error:
         raise ValueError("its opcodes do not fit together") from error
     if not isinstance(value, dict):
