@@ -18,7 +18,7 @@ FIGURES = [
 ]
 
 
-QUICK = ("planning", "order", "jpeg")  # the others take three minutes: pytest -m slow tests/test_benchmarks.py
+QUICK = ("planning", "order")  # the others take three minutes: pytest -m slow tests/test_benchmarks.py
 
 
 @pytest.mark.ddp

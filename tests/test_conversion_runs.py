@@ -163,9 +163,12 @@ def large(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("large"), 3000, (10_000, 10_001))
 
 
+SLOW = [("mds", "KILL"), ("wds", "TERM"), ("wds", "INT")]
+
+
 @pytest.mark.parametrize(
     ("format", "how"),
-    [("mds", "KILL"), ("wds", "KILL"), ("wds", "TERM"), pytest.param("wds", "INT", marks=pytest.mark.slow)],
+    [("wds", "KILL"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_a_conversion_that_was_killed_goes_on_and_keeps_what_is_done(large, tmp_path, format, how):
     dst = tmp_path / "out"

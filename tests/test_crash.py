@@ -23,6 +23,7 @@ def crash(tmp_path, *args, seconds):
         return list(threads.map(share, range(SHARES)))
 
 
+@pytest.mark.slow
 def test_runs_killed_at_every_labelled_point_go_on_as_if_they_had_not_been(tmp_path):
     reports = crash(tmp_path, "--rounds", 1, "--extra", 1, "--seed", 0, seconds=240)
     assert {label for report in reports for label in report["labels"]} == set(POINTS)

@@ -31,6 +31,7 @@ def write_idx(folder, split, count):
         file.write(struct.pack(">2I", 0x801, count) + labels.tobytes())
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_demo_trains_on_idx_files_on_two_processes_and_tells_what_it_saved(tmp_path):
     write_idx(tmp_path, "train", 1200)

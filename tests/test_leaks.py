@@ -59,6 +59,7 @@ def growth(epochs, name, first):
     return min(after) - max(before)
 
 
+@pytest.mark.slow
 @kinds
 @ways
 def test_what_a_run_holds_does_not_grow_with_its_epochs(facts, kind, way):
@@ -68,6 +69,7 @@ def test_what_a_run_holds_does_not_grow_with_its_epochs(facts, kind, way):
     assert {name: more for name, more in grown.items() if more > 0} == {}
 
 
+@pytest.mark.slow
 @kinds
 @ways
 @pytest.mark.parametrize("name", ["resident", "resident in workers"])
@@ -76,6 +78,7 @@ def test_the_memory_of_a_run_does_not_grow_with_its_epochs(facts, kind, way, nam
     assert growth(epochs, name, 9) < GROWTH
 
 
+@pytest.mark.slow
 @kinds
 @ways
 def test_every_way_of_training_had_its_workers(facts, kind, way):

@@ -163,7 +163,7 @@ def test_a_small_cache_evicts_and_fetches_again(make, tmp_path, small_cache, opt
 
 @pytest.mark.parametrize(
     "options",
-    [FORK, {**FORK, "persistent_workers": True}, SPAWN],
+    [FORK, {**FORK, "persistent_workers": True}, pytest.param(SPAWN, marks=pytest.mark.slow)],
     ids=["fork", "fork, persistent", "spawn"],
 )
 def test_after_a_peek_workers_read_the_same(shards, make, tmp_path, options):

@@ -89,6 +89,7 @@ def threads():
 WAYS = [({}, 0), ({}, 3), ({}, 64), (FORK, 0), ({**FORK, "persistent_workers": True}, 64), (SPAWN, 64)]
 
 
+@pytest.mark.slow
 def test_picks_and_samples_do_not_depend_on_what_is_downloaded_when(make, server):
     """The augmentation neither; each shard is downloaded once."""
     wanted = None
