@@ -11,6 +11,7 @@ import multiprocessing
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -187,10 +188,9 @@ def side_by_side(task: str, names: list[str], seed: int, folder: Path, device: s
                 print(f"{task}, seed {seed}: {name}: {run.accuracy[-1]:.2f} %, {run.saved:.1%} saved", flush=True)
 
 
-def _worker(seeds: list[int], arguments: dict[str, Any]) -> None:
+def _worker(seed: int, arguments: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    for seed in seeds:
-        side_by_side(seed=seed, **arguments)
+    side_by_side(seed=seed, **arguments)
 
 
 app = typer.Typer(add_completion=False)
@@ -224,17 +224,11 @@ def run(
         "epochs": 8 if tiny else chosen.epochs,
         "results": results,
     }
-    context = multiprocessing.get_context("spawn")
-    numbers = list(range(first, first + seeds))
-    workers = [
-        context.Process(target=_worker, args=(numbers[at::processes], arguments)) for at in range(min(processes, seeds))
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise typer.Exit(1)
+    # A process for each seed: every StreamingDataset opens the shared memory of all before it in its process.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, max_tasks_per_child=1) as pool:
+        for finished in [pool.submit(_worker, seed, arguments) for seed in range(first, first + seeds)]:
+            finished.result()
 
 
 @app.command()
