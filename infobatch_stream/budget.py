@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.policies import Moment, Policy, annealing_epoch, check_keep
-from infobatch_stream.summary import Summary
+from infobatch_stream.summary import Summary, upper_halves
 
 __all__ = ["BudgetPruning", "ProportionalPruning", "TableRule"]
 
@@ -41,8 +41,7 @@ class TableRule:
 
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Keep probabilities float64[n] of ``scores``, float32[n]."""
-        halves = np.ascontiguousarray(scores).view(np.uint32) >> np.uint32(16)
-        chance: NDArray[np.float64] = self.units[halves] / _ONE
+        chance: NDArray[np.float64] = self.units[upper_halves(scores)] / _ONE
         return chance
 
 

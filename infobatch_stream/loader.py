@@ -124,7 +124,7 @@ class InfoBatchLoader:
         self._begin(epoch=0)
         self._offered = self._kept = 0
         self._knows_all = True  # of the epochs before
-        self._recipe.check(self._source, 0, epochs=self.epochs, so_far=(0, 0))
+        self._recipe.check(0, self._source.num_samples, epochs=self.epochs, so_far=(0, 0))
         if Ranks.known():
             self._lanes()
             # Early, where nobody else waits for this process; else all hear of it when they open the store.
@@ -247,9 +247,9 @@ class InfoBatchLoader:
                 "train on, call loader.commit() and raise loader.epochs before it."
             )
         self._begun = self._begun or self.epochs
-        if said := self._recipe.check(self._source, self.epoch, epochs=self._begun, so_far=self._so_far):
-            self._warn_once("policy", said)
         plan, ranks = self._plan(), self._ranks
+        if said := self._recipe.check(self.epoch, plan.entries, epochs=self._begun, so_far=self._so_far):
+            self._warn_once("policy", said)
         self._requests.begin(plan, self.step, self._recipe.seed, ranks.rank, ranks.world_size, self._outlook(plan))
         self._iterating = mine = object()
         try:

@@ -53,14 +53,15 @@ class Recipe:
         """Its values as plain ones, the policy as its repr: to compare, and to save."""
         return {**{field.name: getattr(self, field.name) for field in fields(self)}, "policy": repr(self.policy)}
 
-    def check(self, source: Source, epoch: int, *, epochs: int, so_far: tuple[int, int] | None) -> str:
-        """What the user should hear of the run as it stands; see `plan` for the arguments. "" if nothing.
+    def check(self, epoch: int, entries: int, *, epochs: int, so_far: tuple[int, int] | None) -> str:
+        """What the user should hear of the run as it stands; "" if nothing.
 
+        entries: of the epoch; see `plan` for the others.
         Raises ConfigError at epoch 0 when no run of ``epochs`` can be what the policy asks for.
         """
         if isinstance(self.policy, Policy):
             return ""
-        return self.policy.check(self._moment(source, epoch, epochs, so_far))
+        return self.policy.check(self._moment(epoch, entries, epochs, so_far))
 
     def anneals(self, epoch: int, epochs: int) -> bool:
         """Whether ``epoch`` of a run of ``epochs`` trains on all samples, with weight 1."""
@@ -83,10 +84,11 @@ class Recipe:
         where that is not known.
         """
         pool = source.pool(epoch)
+        entries = source.num_samples if pool is None else int(pool.index.size)
         policy: Policy = FullData()
         if not self.anneals(epoch, epochs):
             chosen = self.policy
-            policy = chosen if isinstance(chosen, Policy) else chosen.at(self._moment(source, epoch, epochs, so_far))
+            policy = chosen if isinstance(chosen, Policy) else chosen.at(self._moment(epoch, entries, epochs, so_far))
         return EpochPlan(
             scores,
             policy,
@@ -101,9 +103,7 @@ class Recipe:
             drop_last=self.drop_last,
         )
 
-    def _moment(self, source: Source, epoch: int, epochs: int, so_far: tuple[int, int] | None) -> Moment:
-        pool = source.pool(epoch) if epoch else None
-        entries = source.num_samples if pool is None else int(pool.index.size)
+    def _moment(self, epoch: int, entries: int, epochs: int, so_far: tuple[int, int] | None) -> Moment:
         offered, skipped = (None, None) if so_far is None else (so_far[0], so_far[0] - so_far[1])
         return Moment(epoch, epochs, annealing_epoch(self.delta, epochs), entries, offered, skipped)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from infobatch_stream.budget import TableRule
 from infobatch_stream.draws import Draws, Purpose
 from infobatch_stream.policies import Rule, StepRule
+from infobatch_stream.summary import upper_halves
 
 __all__ = ["Selection"]
 
@@ -96,7 +97,7 @@ class Selection:
     def _decide(self, scores: NDArray[np.float32], draws: NDArray[Any]) -> NDArray[np.bool_]:
         chosen: NDArray[np.bool_]
         if isinstance(self._rule, TableRule):
-            chosen = draws <= self._last[_halves(scores)]
+            chosen = draws <= self._last[upper_halves(scores)]
             return chosen
         if not isinstance(self._rule, StepRule):
             chosen = draws < self._units(scores)
@@ -117,7 +118,7 @@ class Selection:
     def _weigh(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         weight: NDArray[np.float32]
         if isinstance(self._rule, TableRule):
-            weight = self._inverse[_halves(scores)]
+            weight = self._inverse[upper_halves(scores)]
             return weight
         if not isinstance(self._rule, StepRule):
             return (_ONE / self._units(scores)).astype(np.float32)
@@ -135,11 +136,6 @@ class Selection:
         units: NDArray[np.uint32] = np.rint(self._rule(np.where(new, np.float32(0), scores)) * _ONE).astype(np.uint32)
         units[new] = _ONE
         return units
-
-
-def _halves(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """uint32[k]: the upper halves of their bits."""
-    return np.ascontiguousarray(scores).view(np.uint32) >> np.uint32(16)
 
 
 def _joined(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint16]:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Summary"]
+__all__ = ["Summary", "upper_halves"]
 
 # The mean is summed over these fixed chunks and combined exactly, so it does not depend on who sums it.
 _CHUNK = 1 << 17
@@ -125,6 +125,11 @@ def _count_uppers(scores: NDArray[np.float32]) -> NDArray[np.int64]:
         np.right_shift(_bits(seen), 16, out=place[: seen.size], casting="unsafe")
         counts += np.bincount(place[: seen.size], minlength=_DIGITS)
     return counts
+
+
+def upper_halves(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """uint32[n]: the upper halves of the bits of ``scores``, by which `Summary.tally` counts."""
+    return _bits(scores) >> np.uint32(16)
 
 
 def _bits(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
