@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
+from recipe import add_policy_options, cosine, policy_of, set_rates
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from torch import nn
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
 
-from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, QuantilePruning, SoftPruning
+from infobatch_stream import InfoBatchLoader
 
-POLICIES = {"soft": SoftPruning(), "quantile": QuantilePruning(), "budget": BudgetPruning(0.25), "full": FullData()}
 SIDE, GRID = 64, 8  # pixels, cells
 
 
@@ -128,7 +128,7 @@ def compare(model, scenes):
 
 def main():
     parser = argparse.ArgumentParser(description="Detect objects with InfoBatch.")
-    parser.add_argument("--policy", choices=POLICIES, default="soft")
+    add_policy_options(parser, default="soft", fraction=0.25)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=32, help="of all processes together")
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -156,15 +156,15 @@ def main():
         args.store,
         batch_size=args.batch_size // ranks,
         epochs=3 if args.tiny else args.epochs,
-        policy=POLICIES[args.policy],
+        policy=policy_of(args),
+        delta=args.delta,
         seed=args.seed,
         existing="overwrite",
         collate_fn=collate,
     ) as loader:
         for epoch in range(loader.epochs):
             for (images, *truth), picks in loader:
-                for group in optimizer.param_groups:
-                    group["lr"] = args.lr * 0.5 * (1 + math.cos(math.pi * loader.progress))
+                set_rates(optimizer, cosine(loader.progress, args.lr))
                 loss = loader.update(losses_of(net(images), *truth), picks)
                 optimizer.zero_grad()
                 loss.backward()

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from recipe import add_policy_options, cosine, policy_of, set_rates
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from torch import nn
 
-from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, QuantilePruning, ScoreStore, SoftPruning
+from infobatch_stream import InfoBatchLoader, ScoreStore
 
-POLICIES = {"soft": SoftPruning(), "quantile": QuantilePruning(), "budget": BudgetPruning(0.25), "full": FullData()}
 LEVELS = 1000  # noise levels
 BINS = 20  # of levels that share a mean
 NEWEST = 0.3  # share of the newest visit in an average score
@@ -100,7 +100,7 @@ def true_losses(model, images):
 
 def main():
     parser = argparse.ArgumentParser(description="Train a diffusion model with InfoBatch.")
-    parser.add_argument("--policy", choices=POLICIES, default="soft")
+    add_policy_options(parser, default="soft", fraction=0.25)
     parser.add_argument("--score", choices=("loss", "usual", "average"), default="average")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=64, help="of all processes together")
@@ -128,14 +128,14 @@ def main():
         args.store,
         batch_size=args.batch_size // ranks,
         epochs=3 if args.tiny else args.epochs,
-        policy=POLICIES[args.policy],
+        policy=policy_of(args),
+        delta=args.delta,
         seed=args.seed,
         existing="overwrite",
     ) as loader:
         for epoch in range(loader.epochs):
             for batch, picks in loader:
-                for group in optimizer.param_groups:
-                    group["lr"] = args.lr * 0.5 * (1 + math.cos(math.pi * loader.progress))
+                set_rates(optimizer, cosine(loader.progress, args.lr))
                 t, noise = torch.randint(LEVELS, (len(batch),)), torch.randn(batch.shape)
                 losses = losses_of(net(model.noisy(batch, t, noise), t), noise)
                 score = losses if args.score == "loss" else model.usual.score(losses, t, picks.weight)

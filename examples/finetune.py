@@ -19,12 +19,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from recipe import add_policy_options, cosine, policy_of, set_rates
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, QuantilePruning, SoftPruning
+from infobatch_stream import InfoBatchLoader
 
-POLICIES = {"soft": SoftPruning(), "quantile": QuantilePruning(), "budget": BudgetPruning(0.25), "full": FullData()}
 LENGTH = 96  # tokens of a prompt and its answer
 END = 256  # the token after an answer, and the padding
 IGNORE = -100  # transformers' label of tokens that are not learnt
@@ -88,7 +88,7 @@ def bits_per_token(model, pairs):
 def main():
     parser = argparse.ArgumentParser(description="Fine-tune a language model with InfoBatch.")
     parser.add_argument("--mails", type=Path, help="folder of folders of JSON files")
-    parser.add_argument("--policy", choices=POLICIES, default="soft")
+    add_policy_options(parser, default="soft", fraction=0.25)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=32, help="of all processes together")
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -117,15 +117,15 @@ def main():
         args.store,
         batch_size=args.batch_size // ranks,
         epochs=3 if args.tiny else args.epochs,
-        policy=POLICIES[args.policy],
+        policy=policy_of(args),
+        delta=args.delta,
         seed=args.seed,
         existing="overwrite",
         collate_fn=collate,
     ) as loader:
         for epoch in range(loader.epochs):
             for (ids, labels), picks in loader:
-                for group in optimizer.param_groups:
-                    group["lr"] = args.lr * 0.5 * (1 + math.cos(math.pi * loader.progress))
+                set_rates(optimizer, cosine(loader.progress, args.lr))
                 # Padding stands at the end, where no token before it looks: it needs no attention mask.
                 loss = loader.update(losses_of(net(input_ids=ids).logits, labels), picks)
                 optimizer.zero_grad()

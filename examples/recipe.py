@@ -14,12 +14,12 @@ from infobatch_stream import BudgetPruning, FullData, QuantilePruning, SoftPruni
 POLICIES = ("soft", "quantile", "budget", "full")
 
 
-def add_policy_options(parser: argparse.ArgumentParser, default: str | None) -> None:
+def add_policy_options(parser: argparse.ArgumentParser, default: str | None, fraction: float = 0.4) -> None:
     parser.add_argument("--policy", choices=POLICIES, default=default)
     parser.add_argument("--ratio", type=float, default=0.5, help="soft: share of the samples below the mean to skip")
     parser.add_argument("--quantiles", type=float, nargs="+", default=[0.20, 0.85], help="quantile: bands of losses")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="quantile: share kept of each")
-    parser.add_argument("--fraction", type=float, default=0.4, help="budget: share of the whole run to skip")
+    parser.add_argument("--fraction", type=float, default=fraction, help="budget: share of the whole run to skip")
     parser.add_argument("--delta", type=float, default=0.875, help="share of the epochs after which nothing is skipped")
 
 

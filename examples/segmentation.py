@@ -8,7 +8,6 @@ A small U-Net learns from 4 of 5 stamps, and is tried on scenes of the others. D
 """
 
 import argparse
-import math
 import os
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
+from recipe import add_policy_options, cosine, policy_of, set_rates
 from torch import nn
 
-from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, QuantilePruning, SoftPruning
+from infobatch_stream import InfoBatchLoader
 
-POLICIES = {"soft": SoftPruning(), "quantile": QuantilePruning(), "budget": BudgetPruning(0.25), "full": FullData()}
 CLASSES = ("background", "animals", "food", "plants", "vehicles")
 SIDE = 48
 IGNORE = 255  # as in Pascal VOC: pixels on an edge, which belong to neither side
@@ -131,7 +130,7 @@ def mean_iou(model, dataset):
 def main():
     parser = argparse.ArgumentParser(description="Segment pictures with InfoBatch.")
     parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"))
-    parser.add_argument("--policy", choices=POLICIES, default="soft")
+    add_policy_options(parser, default="soft", fraction=0.25)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=32, help="of all processes together")
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -159,14 +158,14 @@ def main():
         args.store,
         batch_size=args.batch_size // ranks,
         epochs=3 if args.tiny else args.epochs,
-        policy=POLICIES[args.policy],
+        policy=policy_of(args),
+        delta=args.delta,
         seed=args.seed,
         existing="overwrite",
     ) as loader:
         for epoch in range(loader.epochs):
             for (images, masks), picks in loader:
-                for group in optimizer.param_groups:
-                    group["lr"] = args.lr * 0.5 * (1 + math.cos(math.pi * loader.progress))
+                set_rates(optimizer, cosine(loader.progress, args.lr))
                 loss = loader.update(losses_of(net(images), masks), picks)
                 optimizer.zero_grad()
                 loss.backward()

@@ -29,7 +29,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
 @cache
 def example(name):
     """What is in an example, without running it."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "examples")  # as for a script that is run
         warnings.simplefilter("ignore")  # of transformers, at import
         return SimpleNamespace(**runpy.run_path(str(ROOT / "examples" / f"{name}.py")))
 
