@@ -11,7 +11,7 @@ from benchmarks.lossless import FULL, Run
 
 __all__ = ["Difference", "against_peers", "plot", "sections", "table", "write"]
 
-PEERS = ("fewer epochs", "at random", "at random, lower rate", "at random, not rescaled")
+PEERS = ("fewer epochs", "at random", "at random, not rescaled")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from benchmarks.measure import Spread, in_child, in_turn, ratio, seconds
 from benchmarks.published import first_batch
 from benchmarks.report import Figure
+from infobatch_stream.budget import ProportionalPruning
 from infobatch_stream.plan import EpochPlan
-from infobatch_stream.policies import SoftPruning
+from infobatch_stream.policies import Policy, SoftPruning
 
 __all__ = ["TITLE", "growth", "plan", "plot", "run", "scores_file"]
 
@@ -21,6 +22,8 @@ IMAGENET = 1_281_167
 BATCH, SHARD = 256, 1300
 GROWTH = "planning {:,} samples"
 _BLOCK = 1 << 22
+_SOFT = SoftPruning(0.5)
+_BUDGET = ProportionalPruning(0.5, 0.5, 0.15)  # what BudgetPruning makes of an epoch
 
 
 def scores_file(folder: Path, count: int) -> Path:
@@ -48,11 +51,13 @@ def shard_sizes(count: int) -> NDArray[np.int64]:
     return sizes
 
 
-def plan(scores: NDArray[np.float32], epoch: int, shards: bool = True, **options: Any) -> EpochPlan:
+def plan(
+    scores: NDArray[np.float32], epoch: int, shards: bool = True, policy: Policy = _SOFT, **options: Any
+) -> EpochPlan:
     """Our plan of an epoch."""
     sizes = shard_sizes(scores.size) if shards else None
     options = {"global_batch": BATCH, **options}
-    return EpochPlan(scores, SoftPruning(0.5), seed=1, epoch=epoch, shard_sizes=sizes, **options)
+    return EpochPlan(scores, policy, seed=1, epoch=epoch, shard_sizes=sizes, **options)
 
 
 def growth(file: Path, rounds: int, shards: bool = True) -> tuple[list[float], list[float]]:
@@ -78,6 +83,18 @@ def against_published(file: Path, rounds: int) -> dict[str, list[float]]:
         },
         rounds,
         warmup=1 if rounds > 3 else 0,
+    )
+
+
+def of_a_budget(file: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds with the rule of a budget and with that of soft pruning, in turn. Runs in a child."""
+    scores = mapped(file)
+    return in_turn(
+        {
+            "budget": lambda: seconds(lambda: plan(scores, 3, policy=_BUDGET).step(0)),
+            "soft": lambda: seconds(lambda: plan(scores, 3).step(0)),
+        },
+        rounds,
     )
 
 
@@ -135,6 +152,13 @@ def run(tiny: bool) -> list[Figure]:
                 Figure(0, GROWTH.format(count), Spread.of(ours).scaled(1e9 / count), "ns/sample", "growth"),
                 Figure(0, f"{count:,} samples, against a plain read of the scores", ratio(ours, read), "x", "max()"),
             ]
+        count = sizes[1]
+        found, _ = in_child(of_a_budget, scores_file(folder, count), 1 if tiny else 5)
+        budget, soft = Spread.of(found["budget"]).scaled(1e9 / count), ratio(found["budget"], found["soft"])
+        figures += [
+            Figure(0, f"planning {count:,} samples for a budget", budget, "ns/sample", "BudgetPruning"),
+            Figure(0, f"{count:,} samples for a budget, against soft pruning", soft, "x", "SoftPruning"),
+        ]
         (ours, _), _ = in_child(growth, scores_file(folder, large), 1 if tiny else 5)
         _, memory = in_child(once, file if not tiny else scores_file(folder, large), False)
         figures += [

@@ -78,7 +78,15 @@ def test_a_row_says_accuracy_difference_and_what_was_saved():
     assert rows[3].startswith("| budget 50 % | 3 | 91.07 ± 1.12 | +0.07 (-0.56 to +0.69) | 50.0 % | 49.3 % |")
     peers = against_peers(RUNS, ["50 %"], ["budget"]).splitlines()
     assert peers[2].startswith("| budget 50 % | +1.07 (")
-    assert peers[2].endswith(" |  |  |  | 0.99 |")
+    assert peers[2].endswith(" |  |  | 0.99 |")
+
+
+@pytest.mark.parametrize("name", lossless.TASKS)
+def test_by_the_root_rule_a_step_that_stands_for_4_times_as_many_samples_is_twice_as_large(name):
+    task = lossless.TASKS[name]
+    by_weights = 1 if task.adaptive else 4  # times as large a step that the weights alone make
+    assert task.rate(0.25) * by_weights == pytest.approx(2 * task.rate(1.0))
+    assert task.rate(1.0) == task.peak
 
 
 def test_a_page_without_the_place_for_a_table_is_refused(tmp_path):
