@@ -1,8 +1,9 @@
 """The lossless study: ``python -m benchmarks.lossless run fashion-mnist``, then ``... report``.
 
 Full data against InfoBatch, against dropping at random, and against training for fewer epochs. All variants of a seed
-are trained side by side, an epoch of each in turn, so that their times see the same machine; they start from the same
-weights. Each finished run is a line of results/lossless.jsonl, and is not made again.
+are trained side by side: an epoch of that which has done the least of its run, so that all of them, short ones too,
+begin and end together and their times see the same machine. They start from the same weights. Each finished run is a
+line of results/lossless.jsonl, and is not made again.
 """
 
 import json
@@ -45,6 +46,10 @@ class Variant:
     epochs: float = 1.0
     weighted: bool = True
     root: bool = False
+
+    def length(self, epochs: int) -> int:
+        """Epochs of its run, when that of full data has ``epochs``."""
+        return max(1, round(epochs * self.epochs))
 
 
 def _percent(share: float) -> str:
@@ -104,7 +109,7 @@ def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: i
         StreamingDataset(local=str(folder / "train"), batch_size=1),
         folder / f"{name} {seed}.zarr",
         batch_size=task.batch,
-        epochs=max(1, round(epochs * variant.epochs)),
+        epochs=variant.length(epochs),
         policy=variant.policy,
         seed=seed,
         existing="overwrite",
@@ -168,25 +173,24 @@ def done(results: Path) -> list[Run]:
 
 
 def side_by_side(task: str, names: list[str], seed: int, folder: Path, device: str, epochs: int, results: Path) -> None:
-    """Train ``names``, an epoch of each in turn; append each run to ``results`` when it is finished."""
+    """Train ``names``, epoch by epoch in turn; append each run to ``results`` when it is finished."""
     found = {(run.task, run.variant, run.seed) for run in done(results)}
-    going = {
-        name: train(TASKS[task], name, seed, folder, device, epochs)
-        for name in names
-        if (task, name, seed) not in found
-    }
+    missing = [name for name in names if (task, name, seed) not in found]
+    going = {name: train(TASKS[task], name, seed, folder, device, epochs) for name in missing}
+    trained = dict.fromkeys(missing, 0.0)  # share of each run
     last: dict[str, Run] = {}
-    turn = random.Random(seed)
+    chance = random.Random(seed)
     while going:
-        for name in turn.sample(list(going), len(going)):  # who comes first finds data and kernels cold
-            try:
-                last[name] = next(going[name])
-            except StopIteration:
-                del going[name]
-                with results.open("a") as file:  # one write of one line: several processes append
-                    file.write(json.dumps(asdict(last[name])) + "\n")
-                run = last[name]
-                print(f"{task}, seed {seed}: {name}: {run.accuracy[-1]:.2f} %, {run.saved:.1%} saved", flush=True)
+        name = min(going, key=lambda name: (trained[name], chance.random()))
+        try:
+            last[name] = next(going[name])
+            trained[name] += 1 / (VARIANTS | SWEEP)[name].length(epochs)
+        except StopIteration:
+            del going[name]
+            with results.open("a") as file:  # one write of one line: several processes append
+                file.write(json.dumps(asdict(last[name])) + "\n")
+            run = last[name]
+            print(f"{task}, seed {seed}: {name}: {run.accuracy[-1]:.2f} %, {run.saved:.1%} saved", flush=True)
 
 
 def _worker(seed: int, arguments: dict[str, Any]) -> None:
