@@ -194,9 +194,6 @@ TASKS = {
     task.name: task
     for task in (
         Task("fashion-mnist", _read_images, _small_cnn, _mirrored_images, _plain_images, False, 20, 128, 0.1, 512),
-        Task(
-            "fashion-mnist-adamw", _read_images, _small_cnn, _mirrored_images, _plain_images, True, 20, 128, 3e-3, 512
-        ),
         Task("fashion-mnist-resnet18", _read_images, _resnet18, _moved_images, _plain_images, False, 40, 128, 0.1, 128),
         Task("spam", _read_mails, _TextCNN, _dropped_words, _mails, True, 20, 32, 3e-3, 512),
     )
