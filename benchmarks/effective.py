@@ -8,7 +8,7 @@ that is kept is no better than chance.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from benchmarks import lossless_page
-from benchmarks.lossless import PAGE, schedule
+from benchmarks.lossless import PAGE, Variant, train_epoch
 from benchmarks.lossless_tasks import TASKS, Task
-from infobatch_stream import BudgetPruning, InfoBatchLoader, SoftPruning
+from infobatch_stream import BudgetPruning, InfoBatchLoader, ScoreStore, SoftPruning
 from infobatch_stream.budget import ProportionalPruning
 from infobatch_stream.policies import Policy, annealing_epoch
 from infobatch_stream.summary import Summary
@@ -65,30 +65,22 @@ def measure(task: Task, folder: Path, seed: int) -> list[tuple[NDArray[np.float3
     torch.manual_seed(seed)
     model = task.model()
     optimizer = task.optimizer(model.parameters())
+    variant, store = Variant(BudgetPruning(0.5)), folder / f"effective {seed}.zarr"
     found = []
     with InfoBatchLoader(
         dataset,
-        folder / f"effective {seed}.zarr",
+        store,
         batch_size=task.batch,
         epochs=task.epochs,
-        policy=BudgetPruning(0.5),
+        policy=variant.policy,
         seed=seed,
         existing="overwrite",
         collate_fn=task.collate,
     ) as loader:
         for epoch in range(annealing_epoch(0.875, task.epochs)):
             if epoch % EVERY == 1:
-                known: Any = loader._store
-                found.append((known.scores[chosen], norms(model, inputs, labels)))
-            for (some, theirs), picks in loader:
-                for group in optimizer.param_groups:
-                    group["lr"] = task.peak * schedule(loader.progress)
-                with torch.autocast("cpu", torch.bfloat16):
-                    losses = F.cross_entropy(model(some).float(), theirs, reduction="none")
-                loss = loader.update(losses, picks)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                found.append((ScoreStore.open(store, "r").scores[chosen], norms(model, inputs, labels)))
+            train_epoch(task, variant, model, optimizer, loader, "cpu")
             loader.commit()
     return found
 

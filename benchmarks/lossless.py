@@ -70,8 +70,7 @@ VARIANTS = {
     **{f"fewer epochs {_percent(b)}": Variant(epochs=1 - b) for b in BUDGETS},
 }
 SWEEP = {  # of BudgetPruning's own parameters
-    f"budget {_percent(b)}, power {power:g}, floor {floor:g}": Variant(BudgetPruning(b, power, floor))
-    for b in BUDGETS[2:]
+    f"budget 50 %, power {power:g}, floor {floor:g}": Variant(BudgetPruning(0.5, power, floor))
     for power in (0.25, 0.5, 1.0)
     for floor in (0.05, 0.15, 0.3)
 }
@@ -119,7 +118,7 @@ def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: i
         for _ in range(loader.epochs):
             torch.manual_seed(1000 * seed + loader.epoch)  # of dropout: variants take turns
             start = time.perf_counter()
-            losses = _epoch(task, variant, model, optimizer, loader, device)
+            losses = train_epoch(task, variant, model, optimizer, loader, device)
             kept = int(loader.stats["kept"])
             loader.commit()
             run.seconds += time.perf_counter() - start
@@ -130,7 +129,7 @@ def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: i
             yield run
 
 
-def _epoch(
+def train_epoch(
     task: Task, variant: Variant, model: nn.Module, optimizer: Any, loader: InfoBatchLoader, device: str
 ) -> float:
     """One epoch; the mean loss as `update` gave it."""
