@@ -55,8 +55,8 @@ def table(runs: list[Run], names: Iterable[str]) -> str:
     grouped = by_variant(runs)
     full = grouped[FULL]
     rows = [
-        "| variant | seeds | accuracy, % | against full data, points (95 %) | samples skipped | time saved |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| variant | seeds | accuracy, % | against full data, points (95 %) | samples skipped | seconds | time saved |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
         found = grouped.get(name, {})
@@ -64,12 +64,15 @@ def table(runs: list[Run], names: Iterable[str]) -> str:
             continue
         ends = list(accuracy(found).values())
         gap = "" if name == FULL else str(Difference.of(accuracy(found), accuracy(full)))
-        skipped = statistics.mean(run.saved for run in found.values())
         times = [1 - found[seed].seconds / full[seed].seconds for seed in found.keys() & full.keys()]
-        saved = "" if name == FULL else f"{100 * skipped:.1f} % | {100 * statistics.mean(times):.1f} %"
+        skipped, saved = (
+            "" if name == FULL else f"{100 * statistics.mean(shares):.1f} %"
+            for shares in ([run.saved for run in found.values()], times)
+        )
+        seconds = statistics.mean(run.seconds for run in found.values())
         rows.append(
             f"| {name} | {len(found)} | {statistics.mean(ends):.2f} ± {statistics.stdev(ends):.2f} | {gap} | "
-            f"{saved or ' | '} |"
+            f"{skipped} | {seconds:.0f} | {saved} |"
         )
     return "\n".join(rows)
 

@@ -1,10 +1,13 @@
 """What several test files share."""
 
+import ctypes
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +23,45 @@ package = types.ModuleType("infobatch_stream")
 package.__path__ = [sys.argv.pop(1)]
 sys.modules["infobatch_stream"] = package
 """
+
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS of Linux's sched.h
+_PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of its mount.h
+
+LONG = {
+    "accelerate", "benchmarks", "cifar", "conversion_runs", "demo", "hf_trainer", "imagenet", "lightning", "lost_nodes",
+    "nodes", "other_losses", "packaging", "remote_mds",
+}  # fmt: skip
+"""What is tested in files that take longer than 10 seconds each; `long`, so that what a change broke is soon known."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are `long` are left out
+def pytest_collection_modifyitems(items):
+    """Mark what is `long`."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in LONG:
+            item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def alone(request, tmp_path_factory):
+    """Give each worker of ``pytest -n 2`` a /dev/shm and a TMPDIR of its own.
+
+    Through these all StreamingDatasets of a machine find each other, and tests remove there what others left. And let
+    Ctrl-C reach the processes that tests start: workers ignore it.
+    """
+    if not hasattr(request.config, "workerinput"):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (
+        libc.unshare(_NEW_MOUNTS)
+        or libc.mount(b"none", b"/", None, _PRIVATE, None)
+        or libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None)
+    ):
+        pytest.exit(f"pytest -n needs root: /dev/shm of its own: {os.strerror(ctypes.get_errno())}; leave -n out.")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("t"))
+    yield
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +93,23 @@ def no_stale_shared_memory():
     clean_stale_shared_memory()
 
 
+@pytest.fixture(scope="module")
+def no_old_objects():
+    """Take all objects there are, those of the libraries, out of collections, which cost a second each with them."""
+    import streaming  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
-def few_open_files(monkeypatch):
+def few_open_files(no_old_objects, monkeypatch):
     """End shared memory with its test: streaming does so at exit, and each dataset opens that of all before it."""
     ends = []
     monkeypatch.setattr("streaming.base.shared.memory.atexit", SimpleNamespace(register=ends.append))
     yield
-    gc.collect()
+    if ends:
+        gc.collect()
     for end in ends:
         with suppress(BufferError):
             end()

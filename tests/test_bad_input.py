@@ -109,7 +109,7 @@ def test_iterable_datasets_are_refused_with_the_ways_out(path, tmp_path, of):
     assert not path.parent.exists()
 
 
-@pytest.mark.parametrize("dataset", [object(), iter([1]), 5, {1, 2}], ids=str)
+@pytest.mark.parametrize("dataset", [object(), iter([1]), 5, {1, 2}], ids=lambda dataset: type(dataset).__name__)
 def test_what_has_no_length_or_items_is_refused(path, dataset):
     with pytest.raises(ConfigError, match="has no __len__ and __getitem__"):
         loader_of(path, dataset)
@@ -290,7 +290,7 @@ def change(**progress):
         ({"shuffle": False}, "shuffle=True"),
         ({"drop_last": True}, "drop_last=False"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_a_state_of_another_run_is_refused_and_changes_nothing(path, tmp_path, options, message):
     state = loader_of(tmp_path / "first").state_dict()

@@ -74,8 +74,8 @@ def test_an_interval_is_that_of_the_paired_differences():
 
 def test_a_row_says_accuracy_difference_and_what_was_saved():
     rows = table(RUNS, VARIANTS).splitlines()
-    assert rows[2] == "| full data | 3 | 91.00 ± 1.00 |  |  |  |"
-    assert rows[3].startswith("| budget 50 % | 3 | 91.07 ± 1.12 | +0.07 (-0.56 to +0.69) | 50.0 % | 49.3 % |")
+    assert rows[2] == "| full data | 3 | 91.00 ± 1.00 |  |  | 133 |  |"
+    assert rows[3].startswith("| budget 50 % | 3 | 91.07 ± 1.12 | +0.07 (-0.56 to +0.69) | 50.0 % | 67 | 49.3 % |")
     peers = against_peers(RUNS, ["50 %"], ["budget"]).splitlines()
     assert peers[2].startswith("| budget 50 % | +1.07 (")
     assert peers[2].endswith(" |  |  | 0.99 |")
