@@ -69,6 +69,8 @@ def read_pairs(folder):
         answer = next((text.strip() for text in paragraphs if len(text.strip()) >= 20), None)
         if subject and answer:
             pairs.append((f"{subject}\n".encode(errors="replace"), answer.encode(errors="replace")))
+    if not pairs:
+        raise SystemExit(f'{folder} has no e-mails that can be answered: <kind>/<name>.json, {{"text": "From ..."}}')
     np.random.default_rng(0).shuffle(pairs)  # folders are kinds of e-mails
     return pairs
 

@@ -40,6 +40,8 @@ LENGTH = 128  # words of an e-mail
 def read_mails(folder: Path, number: int):
     """Bodies of e-mails, without the headers, and whether each is spam; the same for everyone who asks."""
     files = sorted(folder.glob("*/*.json"))
+    if not files:
+        raise SystemExit(f'{folder} has no e-mails: <kind>/<name>.json, {{"text": "From ..."}}')
     chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:number]]
     bodies = [json.loads(file.read_text())["text"].partition("\n\n")[2] for file in chosen]
     return bodies, [int("spam" in file.parent.name) for file in chosen]

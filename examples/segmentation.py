@@ -36,10 +36,12 @@ def losses_of(logits, masks):
 
 
 def read_stamps(folder):
-    """[(RGBA picture, class)] of a folder, or drawn ones where it is not there."""
-    if folder.is_dir():
+    """[(RGBA picture, class)] of a folder, or drawn ones where none is given."""
+    if folder is not None:
         paths = [(path, kind) for kind, name in enumerate(CLASSES) for path in sorted((folder / name).rglob("*.png"))]
         stamps = [(Image.open(path).convert("RGBA"), kind) for path, kind in paths]
+        if not stamps:
+            raise SystemExit(f"{folder} has no pictures of Tux Paint's stamps: {', '.join(CLASSES[1:])}/**/*.png")
     else:
         rng = np.random.default_rng(0)
         stamps = [(draw(rng, kind), kind) for kind in range(1, len(CLASSES)) for _ in range(40)]
@@ -129,7 +131,7 @@ def mean_iou(model, dataset):
 
 def main():
     parser = argparse.ArgumentParser(description="Segment pictures with InfoBatch.")
-    parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"))
+    parser.add_argument("--stamps", type=Path, help="folder of Tux Paint's stamps; without it shapes are drawn")
     add_policy_options(parser, default="soft", fraction=0.25)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=32, help="of all processes together")

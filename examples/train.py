@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from infobatch_stream import IndexedWebDataset, InfoBatchLoader
@@ -29,7 +30,8 @@ SIDE = 32
 def to_batch(samples):
     """A batch of MDS's dicts or WebDataset's tuples, as float32[b, 3, SIDE, SIDE] and int64[b]."""
     pairs = [(s["image"], s["label"]) if isinstance(s, dict) else s for s in samples]
-    pixels = [np.asarray(image.convert("RGB").resize((SIDE, SIDE)), dtype=np.float32) for image, _ in pairs]
+    images = [Image.fromarray(image) if isinstance(image, np.ndarray) else image for image, _ in pairs]
+    pixels = [np.asarray(image.convert("RGB").resize((SIDE, SIDE)), dtype=np.float32) for image in images]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255, torch.tensor(
         [int(label) for _, label in pairs]
     )
@@ -43,21 +45,24 @@ def open_dataset(shards: str, cache: str):
 
     if "://" in shards:
         return StreamingDataset(remote=shards, local=cache, batch_size=1)
+    if not Path(shards, "index.json").exists():
+        raise SystemExit(f"{shards} has neither index.json nor *.tar: infobatch-stream convert makes shards of images")
     return StreamingDataset(local=shards, batch_size=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small CNN on image shards with InfoBatch.")
-    parser.add_argument("shards")
+    parser.add_argument("shards", help="folder or URL of MDS shards or tars")
     parser.add_argument("--cache", default="cache", help="folder for shards that are downloaded")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64, help="per process")
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--store", type=Path, default=Path("scores-train.zarr"))
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
+    parser.add_argument("--store", type=Path, default=Path("scores-train.zarr"), help="made if it is not there")
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"), help="a run goes on from it")
     args = parser.parse_args()
+    args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
 
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if distributed:
@@ -88,6 +93,8 @@ def main() -> None:
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             loader.load_state_dict(saved["loader"])
+            if leads and loader.epoch == loader.epochs:
+                print(f"{args.checkpoint} is of a run that is complete; raise --epochs to train on")
         for epoch in range(loader.epoch, loader.epochs):
             for (images, labels), picks in loader:
                 for group in optimizer.param_groups:

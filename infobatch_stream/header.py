@@ -84,7 +84,7 @@ def checksum(fields: Mapping[str, Any]) -> int:
 def not_a_store(path: Path, found: str) -> StoreError:
     """The error for a path at which there is no store of ours."""
     return StoreError(
-        f"{path} is not a score store: {found}. Give the path of a store that ScoreStore.create made, "
+        f"{path} is not a score store: {found}. Give the path of a store that an InfoBatchLoader made, "
         "or one that does not exist yet, to have it made."
     )
 

@@ -333,7 +333,9 @@ class InfoBatchLoader:
         if score is not None:
             _check_losses("score", score, len(picks))
         if picks._step is not None:
-            if picks._epoch != self.epoch or self._store is None:
+            if self._store is None:
+                raise OutOfStepError("these picks are another loader's: this one has not begun an epoch yet.")
+            if picks._epoch != self.epoch:
                 raise OutOfStepError(
                     f"these picks are of epoch {picks._epoch}, the loader is in epoch {self.epoch}: update each "
                     "batch before the next epoch begins."
@@ -394,7 +396,11 @@ class InfoBatchLoader:
     def _advance(self) -> None:
         """Commit this epoch and stand before the next. Collective; the ranks have met."""
         if not self._updated and self.step < self._plan().steps:
-            self._warn_once("update", f"epoch {self.epoch} went by without update(): its losses are not known")
+            self._warn_once(
+                "update",
+                f"epoch {self.epoch} went by without update(): its losses are not known, and "
+                "nothing can be pruned without losses. Call loss = loader.update(losses, picks) for every batch",
+            )
         plan = self._plan()  # of the scores before the commit
         self._shared_store.commit(self.epoch)
         self._offered += plan.entries
@@ -542,6 +548,6 @@ def _check_losses(name: str, losses: Tensor, samples: int) -> None:
     if not isinstance(losses, Tensor) or losses.shape != (samples,) or not losses.is_floating_point():
         found = f"{losses.dtype}{list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
         raise ConfigError(
-            f"{name} is {found}; it must have one float per sample of the batch: [{samples}]. "
+            f"{name} is {found}; it must be a torch.Tensor of one float per sample of the batch: [{samples}]. "
             "Compute it with reduction='none' (and average what a sample has beyond one number)."
         )

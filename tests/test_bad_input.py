@@ -256,7 +256,9 @@ def begun(path):
 )
 def test_losses_that_are_not_one_number_per_sample(begun, losses, found):
     loader, picks = begun
-    with pytest.raises(ConfigError, match=rf"losses is (torch\.)?{found}; .*\[8\].*reduction='none'"):
+    with pytest.raises(
+        ConfigError, match=rf"losses is (torch\.)?{found}; .*be a torch\.Tensor of .*\[8\].*reduction='none'"
+    ):
         loader.update(losses, picks)
     if losses is not None:
         with pytest.raises(ConfigError, match=rf"score is (torch\.)?{found}"):

@@ -721,6 +721,13 @@ def test_picks_of_another_epoch_are_refused(make):
     assert loader.step == 0
 
 
+def test_picks_of_another_loader_are_refused(make, tmp_path):
+    _, picks = next(iter(make()))
+    other = InfoBatchLoader(Noisy(16), tmp_path / "other.zarr", batch_size=8, epochs=1)
+    with pytest.raises(OutOfStepError, match="picks are another loader's"):
+        other.update(loss_of(picks.index), picks)
+
+
 # ---- workers and options
 
 

@@ -115,10 +115,15 @@ def test_a_picture_of_ignored_pixels_has_the_loss_0(segmented):
     assert example("segmentation").losses_of(*segmented)[4] == 0
 
 
+def test_a_folder_without_stamps_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="has no pictures of Tux Paint's stamps"):
+        example("segmentation").read_stamps(tmp_path / "missing")
+
+
 @pytest.mark.parametrize("real", [False, True])
-def test_scenes_show_every_class_and_ignore_only_edges(tmp_path, real):
+def test_scenes_show_every_class_and_ignore_only_edges(real):
     seg = example("segmentation")
-    stamps = seg.read_stamps(real_data.stamps() if real else tmp_path / "missing")
+    stamps = seg.read_stamps(real_data.stamps() if real else None)
     scenes = seg.Scenes(stamps, 60, seed=0)
     masks = torch.stack([scenes[number][1] for number in range(60)])
     assert masks.unique().tolist()[:5] == [0, 1, 2, 3, 4]

@@ -29,6 +29,7 @@ from webdataset.writer import TarWriter
 
 from infobatch_stream.errors import DataError, MissingExtraError
 from infobatch_stream.sources.tar_index import load_index
+from infobatch_stream.tools.convert import convert
 from infobatch_stream.tools.duplicates import digest, find_duplicates
 from infobatch_stream.tools.encodings import fixed_size
 from infobatch_stream.tools.findings import Findings, Problem, Severity
@@ -382,6 +383,18 @@ def test_duplicates_are_found_across_shards_and_formats_of_names(tmp_path):
     write_tar(tmp_path / "tars/a-1.tar", [{"__key__": "z", "cls": b"1", "jpg": b"abc"}])
     report = verify([tmp_path / "tars"], duplicates=True)
     assert the_one_of(report, Severity.WARNING) == [(0, f"the same content in {tmp_path}/tars/a-1.tar row 0")]
+
+
+@pytest.mark.parametrize("format", ["mds", "wds"])
+def test_names_do_not_tell_duplicates_apart_nor_does_what_is_missing_make_some(tmp_path, format):
+    for name, k in (("1", 0), ("2", 0), ("3", 1)):
+        (tmp_path / "src/a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "src/a" / f"{name}.jpg").write_bytes(jpeg(k))
+    convert(tmp_path / "src", tmp_path / "out", format)
+    report = verify([tmp_path / "out"], duplicates=True)
+    assert [problem.severity for problem in report.problems] == [Severity.WARNING, Severity.NOTE]
+    missing = verify([tmp_path / "out"], duplicates=True, columns=["png", "label" if format == "mds" else "cls"])
+    assert {problem.severity for problem in missing.problems} == {Severity.ERROR}
 
 
 def the_one_of(report: Report, severity: Severity) -> list:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from .writers import ShardFormat
 __all__ = ["convert_command", "parse_size"]
 
 _SHOWN = 10  # problems; --json has all
+_SHOWN_CLASSES = 8
 
 
 def parse_size(text: str) -> int:
@@ -124,10 +126,15 @@ def convert_command(
         _print(done, seconds)
 
 
+def _some(names: Sequence[str]) -> str:
+    """The first of them, by which one sees whether it was the right folder."""
+    return ", ".join(names[:_SHOWN_CLASSES]) + (", ..." if len(names) > _SHOWN_CLASSES else "")
+
+
 def _print(done: Conversion, seconds: float) -> None:
     for part in done.parts:
         shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
-        classes = f" of {len(done.classes):,} classes" if done.classes else ""
+        classes = f" of {len(done.classes):,} classes ({_some(done.classes)})" if done.classes else ""
         typer.echo(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
     total, size = sum(part.samples for part in done.parts), sum(part.bytes for part in done.parts)
     skipped = f"; skipped {done.skipped:,} files that are no images in class folders" if done.skipped else ""

@@ -43,7 +43,8 @@ class MdsSamples:
         self._fixed = np.array([size or 0 for *_, size in columns], np.int64)
         self._checks: list[Check | None] = [mds_check(encoding, checks.decode) for _, encoding, _ in columns]
         content = checks.columns or [name for name, *_ in columns if name not in _NOT_CONTENT]
-        self._content = [k for k, (name, *_) in enumerate(columns) if name in content] if checks.contents else None
+        compares = checks.contents and {name for name, *_ in columns} >= set(content)  # what is missing is an error
+        self._content = [k for k, (name, *_) in enumerate(columns) if name in content] if compares else None
 
     def contents(self) -> bytes:
         """The digests of the samples; of those that could not be read, none."""

@@ -19,6 +19,7 @@ from infobatch_stream.sources.urls import expand_shards, is_remote, local_path
 from .duplicates import CONTENT_BYTES, KEY_BYTES, find_duplicates
 from .findings import LISTED, Checked, Checks, Findings, Problem, Severity
 from .pool import ordered_map
+from .readers.columns import read_columns
 from .verify_mds import MdsShard, read_mds_index
 from .verify_tars import TarShard
 
@@ -77,7 +78,7 @@ def verify(
     """Check ``shards``: folders with an index.json (MDS), folders of tars, tars, braces and globs; all local.
 
     columns: each sample must have them: columns of MDS, extensions of tar members.
-    duplicates: look for samples of the same content, all fields but the key and, of MDS, ``name``; or ``columns``.
+    duplicates: look for samples of the same content, all fields but the key and ``name``; or ``columns``.
     decode: decode images, arrays, JSON and numbers. Pickled values never are.
     workers: processes; the report is the same for any number. Memory is a few blocks and the largest sample for each,
         and 8 bytes per sample, 24 with ``duplicates``; of a shard compressed by zstd or snappy, all of it.
@@ -140,8 +141,8 @@ def _open(item: str, found: list[Findings]) -> list[MdsShard] | list[TarShard]:
         inside = [name for name in names if Path(name).parent == folder]
         _look_for_gaps([Path(name).name for name in inside], found[-1])
         _look_for_halves((file.name for file in folder.glob("*")), found[-1])
-        classes = _count_classes(folder, found[-1])
-        tars += [TarShard(name, name, classes) for name in inside]
+        classes, aside = _count_classes(folder, found[-1]), _names(folder, found[-1])
+        tars += [TarShard(name, name, classes, aside) for name in inside]
     return tars
 
 
@@ -159,6 +160,16 @@ def _count_classes(folder: Path, findings: Findings) -> int | None:
         findings.error(f"{place} is no list of names")
         return None
     return len(classes)
+
+
+def _names(folder: Path, findings: Findings) -> tuple[str, ...]:
+    """The extensions of the column ``name``, by the columns.json of ``folder``."""
+    try:
+        columns = read_columns([str(folder)]) or {}
+    except DataError as error:
+        findings.error(str(error))
+        return ()
+    return tuple(columns["name"].wds.split(";")) if "name" in columns else ()
 
 
 def _look_around(folder: Path, known: set[str], findings: Findings) -> None:

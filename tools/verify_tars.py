@@ -27,11 +27,15 @@ _END = 2 * _RECORD  # bytes of zeros that end a tar
 
 @dataclass(frozen=True)
 class TarShard:
-    """A tar: the local file, what to call it, and how many classes its labels (``cls``) may be of."""
+    """A tar: the local file, what to call it, and how many classes its labels (``cls``) may be of.
+
+    aside: extensions that are no part of a sample's content.
+    """
 
     path: str
     name: str
     classes: int | None = None
+    aside: tuple[str, ...] = ()
 
     def check(self, checks: Checks) -> Checked:
         """Everything that can be wrong with this shard."""
@@ -117,6 +121,8 @@ class TarShard:
         if not (checks.decode or checks.contents):
             return b""
         decoders = {name: tar_check(name) if checks.decode else None for name in index.extensions}
+        compared = set(checks.columns or index.extensions).difference(() if checks.columns else self.aside)
+        compares = checks.contents and compared <= set(index.extensions)  # what is missing is an error, and no content
         digests = []
         for row in range(len(index)):
             values = []
@@ -127,9 +133,9 @@ class TarShard:
                     data = b"".join(blocks())
                     self._decode(name, decoder, data, row, index, findings)
                     blocks = partial(iter, [data])
-                if name in (checks.columns or index.extensions):
+                if name in compared:
                     values.append((length, blocks))
-            if checks.contents:
+            if compares:
                 digests.append(digest((length, blocks()) for length, blocks in values))
         return b"".join(digests)
 

@@ -102,7 +102,8 @@ class MdsShards:
                 compression=compression, hashes=sorted(hashes),
             )  # fmt: skip
         except (TypeError, ValueError, KeyError, AssertionError) as error:
-            raise ConfigError(f"MDS cannot store the columns {encodings}: {error}") from error
+            chosen = f"compression {compression}, hashes {sorted(hashes)}, columns {encodings}"
+            raise ConfigError(f"MDS shards cannot be written with {chosen}: {error}") from error
         self._limit = shard_bytes
         self.finished: list[WrittenShard] = []
 

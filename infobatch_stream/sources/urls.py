@@ -71,8 +71,18 @@ def _find(pattern: str, kinds: tuple[str, ...]) -> list[str]:
         else:
             return [pattern]
     if not found:
-        raise DataError(f"There is no shard at {pattern}: a folder must hold {kinds[0]}, a glob must match files.")
+        raise DataError(
+            f"There is no shard at {pattern}: a folder must hold {kinds[0]}, a glob must match files.{_inside(pattern)}"
+        )
     return sorted(found)
+
+
+def _inside(folder: str) -> str:
+    """What to say of folders in ``folder`` that hold shards."""
+    found = sorted(file.parent.name for kind in ("*/*.tar", "*/index.json") for file in Path(folder).glob(kind))
+    if found:
+        return f" Its folders {', '.join(dict.fromkeys(found))} hold shards: name one of them."
+    return " (It holds MDS shards, which need this for nothing.)" if Path(folder, "index.json").exists() else ""
 
 
 def _find_remote(pattern: str, kinds: tuple[str, ...]) -> list[str]:
