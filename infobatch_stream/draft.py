@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from infobatch_stream import layout
 from infobatch_stream.errors import StoreError
+from infobatch_stream.history import carry
 from infobatch_stream.litter import abandoned, hold, remove_abandoned
 
 __all__ = ["Draft", "put_back", "tidy"]
@@ -38,7 +39,7 @@ class Draft:
     ) -> None:
         self._path = path
         self._replace = replace
-        self._num_samples = header.num_samples
+        self._header = header
         self._lock = -1
         self._new = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
         self._needed = 2 * layout.file_size(header.num_samples)
@@ -63,9 +64,16 @@ class Draft:
 
     def fill(self, array: str, start: int, values: NDArray[np.float32]) -> None:
         """Put ``values`` (float32[k]) at ``start`` of "scores" or "pending"."""
-        whole = layout.map_array(self._new, array, self._num_samples, "r+")
+        whole = layout.map_array(self._new, array, self._header.num_samples, "r+")
         whole[start : start + len(values)] = values
         whole.flush()
+
+    def keep_history(self) -> None:
+        """Take over what is known of earlier epochs from the store at the path, if it is of the same data."""
+        with suppress(StoreError):  # damaged: it is replaced for that
+            old = layout.read_header(self._path)
+            if (old.num_samples, old.fingerprint) == (self._header.num_samples, self._header.fingerprint):
+                carry(self._path, self._new, self._header.epoch)
 
     def place(self) -> None:
         """Make it the store at the path, by renaming; a store to be replaced is moved aside first, then removed."""

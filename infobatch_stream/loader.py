@@ -1,6 +1,8 @@
 """InfoBatchLoader: the one object that users hold. It wires the rest together."""
 
+import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,6 +19,7 @@ from infobatch_stream.arguments import check_choice, whole_number
 from infobatch_stream.checkpoint import Progress, pack, unpack
 from infobatch_stream.errors import ConfigError, OutOfStepError
 from infobatch_stream.fetch import Fetcher, OnError, Requests, request
+from infobatch_stream.history import Epoch
 from infobatch_stream.opening import Contents, Existing, check_owner, path_on_node
 from infobatch_stream.outlook import Outlook, shards_in_window
 from infobatch_stream.picks import Picks
@@ -66,6 +69,7 @@ class InfoBatchLoader:
         drop_last: drop the last, incomplete step instead of filling it up with entries of weight 0.
         on_error: "raise", or "replace" to put a readable sample with weight 0 for one that cannot be read.
         existing: what to do with a store that holds epochs: "error", "overwrite" or "continue".
+        history: keep the losses of every epoch in the store (`ScoreStore.at`), not only what became of it.
         predownload: how many steps ahead the shards that this rank needs are downloaded, where they are not local.
         process_group: the group over which data is split, when that is not all processes.
         collate_fn: as of DataLoader. dataloader: further options of the inner DataLoader, as num_workers.
@@ -96,6 +100,7 @@ class InfoBatchLoader:
         on_error: OnError = "raise",
         existing: Existing = "error",
         predownload: int = 64,
+        history: bool = False,
         process_group: "dist.ProcessGroup | None" = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         **dataloader: Any,
@@ -104,6 +109,7 @@ class InfoBatchLoader:
         if canonical_nodes is not None:
             canonical_nodes = whole_number("canonical_nodes", canonical_nodes, 1)
         self._predownload = whole_number("predownload", predownload, 0)
+        self._history = bool(history)
         check_choice("on_error", on_error, ("raise", "replace"))
         check_choice("existing", existing, ("error", "overwrite", "continue"))
         for name in _OURS.keys() & dataloader.keys():
@@ -153,6 +159,7 @@ class InfoBatchLoader:
         self._updated = self._exhausted = False
         self._planned: EpochPlan | None = None
         self._planned_for = 0
+        self._started = 0.0
         self._iterating: object = None
 
     # Who and how many --------------------------------------------------------------------------------------------
@@ -252,6 +259,7 @@ class InfoBatchLoader:
             self._warn_once("policy", said)
         self._requests.begin(plan, self.step, self._recipe.seed, ranks.rank, ranks.world_size, self._outlook(plan))
         self._iterating = mine = object()
+        self._started = self._started or time.monotonic()
         try:
             batches = iter(self.dataloader)
             widen(batches)
@@ -402,7 +410,9 @@ class InfoBatchLoader:
                 "nothing can be pruned without losses. Call loss = loader.update(losses, picks) for every batch",
             )
         plan = self._plan()  # of the scores before the commit
-        self._shared_store.commit(self.epoch)
+        seconds = time.monotonic() - self._started if self._started else math.nan
+        row = Epoch(self.epoch, plan.entries, plan.kept, plan.trained, plan.threshold, seconds)
+        self._shared_store.commit(row, recorded=self._history)
         self._offered += plan.entries
         self._kept += plan.trained
         self._begin(epoch=self.epoch + 1)

@@ -187,6 +187,7 @@ class Opening:
         header = layout.Header(self._num_samples, self._fingerprint, epoch, "ready")
         put = self._contents or Contents(None, None, epoch)
         self._draft = Draft(self._path, header, scores=put.scores, pending=put.pending, replace=self._path.exists())
+        self._draft.keep_history()
 
     def _copy(self, source: int) -> None:
         """Bring the scores of the group ``source`` into the drafts of the others. Collective among the leaders."""

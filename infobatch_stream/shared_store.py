@@ -13,6 +13,7 @@ from typing import Self
 
 from infobatch_stream import layout
 from infobatch_stream.errors import ConfigError, StoreError
+from infobatch_stream.history import Epoch, History
 from infobatch_stream.opening import BLOCK, Contents, Existing, Opening, neighbours
 from infobatch_stream.owner import Owner
 from infobatch_stream.store import ScoreStore
@@ -113,18 +114,22 @@ class SharedStore:
         if self._committing is None:  # one that failed may have reached this store; it is to be repeated
             self.store.check()
 
-    def commit(self, epoch: int) -> None:
+    def commit(self, epoch: Epoch, *, recorded: bool = False) -> None:
         """Make what all ranks recorded in ``epoch`` the scores of the next, in every store. Collective.
 
-        May be repeated after it failed: a store that is at the next epoch already stays there.
+        May be repeated after it failed: a store that is at the next epoch already stays there. recorded: keep the
+        losses in its history.
         """
-        again, self._committing = self._committing is not None, epoch
+        again, self._committing = self._committing is not None, epoch.number
+        history = History(self.store.path, epoch, recorded=recorded)
         self._merge()
-        self._ranks.together(_COMMIT, lambda: self._commit(epoch, again) if self._groups.leads else None)
+        self._ranks.together(
+            _COMMIT, lambda: self._commit(history, epoch.number, again) if self._groups.leads else None
+        )
         self._ranks.together(_COMMIT, self.store.refresh)
         self._committing = None
 
-    def _commit(self, epoch: int, again: bool) -> None:
-        self.store.commit(epoch)
+    def _commit(self, history: History, epoch: int, again: bool) -> None:
+        self.store.commit(epoch, history=history)
         if again:  # a store that had been committed before got its losses back in the merge
             self.store.discard_pending()

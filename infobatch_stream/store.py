@@ -28,6 +28,7 @@ from infobatch_stream import layout
 from infobatch_stream.arguments import check_choice, whole_number
 from infobatch_stream.draft import Draft, put_back
 from infobatch_stream.errors import ConfigError, StoreError
+from infobatch_stream.history import History, scores_at
 
 __all__ = ["ScoreStore"]
 
@@ -127,6 +128,14 @@ class ScoreStore:
         self._check_length("scores")
         return _read_only(self._scores)
 
+    def at(self, epoch: int) -> NDArray[np.float32]:
+        """float32[N]: the scores that the first ``epoch`` epochs left; NaN = never seen.
+
+        Raises StoreError for epochs of which they were not kept (InfoBatchLoader(history=True) does).
+        """
+        epoch = whole_number("epoch", epoch, 0)
+        return np.array(self.scores) if epoch == self.epoch else scores_at(self.path, self.num_samples, epoch)
+
     @property
     def pending(self) -> NDArray[np.float32]:
         """float32[N], read-only view of what this epoch recorded so far; NaN = not seen in it."""
@@ -168,12 +177,13 @@ class ScoreStore:
         self._pending[index[finite]] = values[finite]
         return int(index.size - np.count_nonzero(finite))
 
-    def commit(self, epoch: int | None = None) -> None:
+    def commit(self, epoch: int | None = None, *, history: History | None = None) -> None:
         """Make what was recorded the scores of the next epoch; ``epoch`` grows by one.
 
         To be called by one process, when no other records or reads; the others `refresh` afterwards. epoch: the one
-        to commit, if that may have been done before: then nothing happens. Raises StoreError when the store is not
-        at its epoch any more, or its files were replaced or cut by another program since they were mapped.
+        to commit, if that may have been done before: then nothing happens. history: is told of it. Raises StoreError
+        when the store is not at its epoch any more, or its files were replaced or cut by another program since they
+        were mapped.
         """
         self._check_writable()
         with _exclusive(self.path):
@@ -187,7 +197,11 @@ class ScoreStore:
             if not begun and (header.state, header.epoch) != ("ready", self.epoch):
                 raise self._elsewhere(header)
             self._check_mapped()
+            if history and not begun:
+                history.before(self.scores, self.pending)
             self._finish_or_tell(header if begun else header.replace(state="apply"), begun=begun)
+        if history:
+            history.after(self.scores)
 
     def _finish_or_tell(self, header: layout.Header, *, begun: bool = True) -> None:
         """Do what is left of a commit from ``header`` on, which is to be written first unless it is ``begun``."""

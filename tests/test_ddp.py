@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ddp_scripts.data import loss_of, wds, write_mds, write_wds
 from ddp_scripts.launch import environment, torchrun
 
 from infobatch_stream import InfoBatchLoader
+from infobatch_stream.history import epochs, training
 
 pytestmark = pytest.mark.ddp
 
@@ -32,7 +34,7 @@ def by_wds(tmp_path_factory):
     write_wds(out / "wds")
     found = ranks_of(out, "wds")["wds"]
     alone = InfoBatchLoader(wds(out / "wds"), out / "alone.zarr", **{**RUN, "batch_size": 8})
-    return found, train(alone)
+    return found, train(alone), out
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def by_mds(tmp_path_factory):
 
 @pytest.mark.parametrize("mode", WDS_MODES)
 def test_wds_ranks_share_one_plan_and_record_all_of_it(by_wds, mode):
-    ranks, alone = by_wds
+    ranks, alone, _ = by_wds
     check_run([rank[mode] for rank in ranks], alone)
 
 
@@ -60,6 +62,15 @@ def test_wds_ranks_share_one_plan_and_record_all_of_it(by_wds, mode):
 def test_mds_ranks_share_one_plan_and_record_all_of_it(by_mds, mode):
     ranks, alone, _ = by_mds
     check_run([rank[mode] for rank in ranks], alone)
+
+
+def test_two_ranks_keep_the_history_of_one_process(by_wds):
+    stores = [by_wds[2] / name for name in ("wds.zarr", "alone.zarr")]
+    for ours, alone in zip(*map(epochs, stores), strict=True):
+        assert repr(replace(ours, seconds=0.0)) == repr(replace(alone, seconds=0.0))
+    ours, alone = (training(store, 3) for store in stores)
+    assert ours.times.tolist() == alone.times.tolist()
+    assert ours.last.tolist() == alone.last.tolist()
 
 
 @pytest.mark.parametrize("kind", ["wds", "mds"])

@@ -5,6 +5,7 @@ leads to another file on each, as on real machines. Where these can be made, the
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from ddp_scripts.data import wds, write_wds
 from ddp_scripts.launch import Torchrun
 from ddp_scripts.network import network_is_possible, nodes_of
 from ddp_scripts.nodes import CASES, EPOCHS, STARTS, N, go_on, make
+
+from infobatch_stream.history import epochs, training
 
 pytestmark = pytest.mark.ddp
 
@@ -55,10 +58,19 @@ def test_after_every_commit_all_stores_are_those_of_one_process(ranks, launched,
     found = ranks[case]
     data = wds(launched[1] / "wds") if "wds" in case else None
     check_run(found, train(make(tmp_path, "alone", data=data)), 48 if data else N)
-    for epochs in zip(*found, strict=True):
-        files, litter = equal([epoch["note"] for epoch in epochs])
+    for ends in zip(*found, strict=True):
+        files, litter = equal([epoch["note"] for epoch in ends])
         assert {"zarr.json", "scores/c/0", "pending/c/0"} <= files.keys()
         assert not litter
+
+
+def test_all_nodes_have_the_history_of_the_run(launched):
+    stores = sorted(launched[1].rglob("map.zarr"))
+    assert len(stores) == 2
+    assert len(epochs(stores[0])) == EPOCHS
+    for one, other in zip(*map(epochs, stores), strict=True):
+        assert repr(replace(one, seconds=0.0)) == repr(replace(other, seconds=0.0))
+    assert len({training(store, EPOCHS).times.tobytes() for store in stores}) == 1
 
 
 @pytest.mark.parametrize("size", [1, 3, 45])

@@ -36,11 +36,10 @@ def make(here, name, size=N, data=None, **options):
 
 
 def digest(path):
-    """By file of a store, what is in it; without the name of the process that has it, which may differ."""
+    """By file of a store, what is in it; without the process that has it, and its history, which may be of its own."""
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     found = {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    found.pop(OWNER, None)
-    return found
+    return {name: digest for name, digest in found.items() if name != OWNER and not name.startswith("history/")}
 
 
 def digest_of(loader):
