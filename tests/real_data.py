@@ -11,8 +11,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 _TIMEOUT = 300  # seconds for a download
 
 
@@ -46,6 +44,8 @@ class _Set:
     def folder(self) -> Path:
         folder = Path(os.environ.get(self.variable) or self.place / self.inside)
         if not folder.is_dir():
+            import pytest  # not needed to fetch
+
             pytest.skip(f"{self.name} is not here: fetch it with python tests/real_data.py, or set {self.variable}")
         return folder
 

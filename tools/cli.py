@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from .cli_convert import convert_command
+from .cli_report import report_command
+from .cli_scores import export_command, inspect_command, simulate_command
 from .cli_shards import index_command, verify_command
 from .console import reported
 
@@ -41,6 +43,10 @@ def options(
 app.command("convert")(convert_command)
 app.command("verify")(verify_command)
 app.command("index")(index_command)
+app.command("inspect")(inspect_command)
+app.command("report")(report_command)
+app.command("simulate")(simulate_command)
+app.command("export")(export_command)
 
 
 class Optimizer(StrEnum):

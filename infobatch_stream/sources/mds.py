@@ -1,5 +1,6 @@
 """MDS shards, through the user's own StreamingDataset: downloads, decoding and ``__getitem__`` stay his."""
 
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,16 @@ from infobatch_stream.sources.mds_reading import MdsFiles, MdsReading
 if TYPE_CHECKING:
     from streaming import StreamingDataset
 
-__all__ = ["MdsSource", "check_shard"]
+__all__ = ["MdsSource", "check_shard", "mds_fingerprint"]
 
 _MIXING = ("shuffle_seed", "sampling_method", "sampling_granularity", "epoch_seed_change")  # of resample_streams
+
+
+def mds_fingerprint(
+    shard_sizes: Sequence[int], streams: Sequence[int], files: Iterable[tuple[str, int, Iterable[tuple[str, str]]]]
+) -> str:
+    """That of shards with so many samples, each of a stream, with (basename, bytes, hashes) of each of their files."""
+    return fingerprint("mds", [*shard_sizes, *streams, *((name, size, sorted(hashes)) for name, size, hashes in files)])
 
 
 class MdsSource:
@@ -36,12 +44,10 @@ class MdsSource:
         self._ends = np.cumsum(self.shard_sizes)
         self._cache = MdsCache(dataset)
         streams = np.asarray(dataset.stream_per_shard).tolist()
-        files = [
-            (raw.basename, raw.bytes, sorted(raw.hashes.items()))
-            for shard in dataset.shards
-            for raw, _ in shard.file_pairs
-        ]
-        self.fingerprint = fingerprint("mds", [*self.shard_sizes.tolist(), *streams, *files])
+        files = (
+            (raw.basename, raw.bytes, raw.hashes.items()) for shard in dataset.shards for raw, _ in shard.file_pairs
+        )
+        self.fingerprint = mds_fingerprint(self.shard_sizes.tolist(), streams, files)
         self._cache.check_local()
         samples = np.asarray(dataset.samples_per_stream).tolist()
         self.mixing: dict[str, Any] = {}

@@ -1,0 +1,158 @@
+"""SVG as text: elements, scales, and the frame of a chart. Whatever is put into it is escaped."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Frame", "Scale", "element", "join", "line_path", "short", "spans"]
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 38  # pixels around the plot, for ticks and labels
+_MULTIPLES: Final = (1, 2, 5)
+
+
+def element(name: str, *children: str, **attributes: object) -> Markup:
+    """``<name attributes>children</name>``. ``class_`` is class, ``_`` is ``-``; those that are None are left out."""
+    told = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup("<{name}{told}>{inside}</{name}>").format(name=name, told=told, inside=join(children))
+
+
+def join(parts: Iterable[str]) -> Markup:
+    """The parts in a row, escaped unless they are Markup."""
+    return Markup("").join(map(escape, parts))
+
+
+def _plain(value: object) -> object:
+    return short(value) if isinstance(value, float) else value
+
+
+def short(pixels: float) -> str:
+    """A coordinate with one decimal at most."""
+    text = f"{pixels:.1f}".removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+def line_path(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+    """The data of a path through the points (float64[n] each, pixels); broken where one is NaN."""
+    parts = []
+    pen = "M"
+    for across, down in zip(x.tolist(), y.tolist(), strict=True):
+        if math.isnan(across) or math.isnan(down):
+            pen = "M"
+            continue
+        parts.append(f"{pen}{short(across)} {short(down)}")
+        pen = "L"
+    return "".join(parts)
+
+
+def spans(known: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Where ``known`` (bool[n]) is true without a break: (start, end), end not included."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in changes.reshape(-1, 2)]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values from low to high, low < high, to pixels from start to end. log: by their logarithms, 0 < low."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Pixels, like ``values``; those beyond the ends are put there, NaN stays."""
+        inside = np.clip(np.asarray(values, np.float64), self.low, self.high)
+        low, high = self.low, self.high
+        if self.log:
+            inside, low, high = np.log(inside), math.log(low), math.log(high)
+        return np.asarray(self.start + (inside - low) / (high - low) * (self.end - self.start))
+
+    def at(self, value: float) -> float:
+        """Pixels of one value."""
+        return float(self(value))
+
+    def ticks(self, most: int) -> list[float]:
+        """Round values in it, at most ``most`` (2 or more)."""
+        if not self.log:
+            return self._even(most)
+        if self.high < 10 * self.low:
+            return self._even(most)
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        for multiples in (_MULTIPLES, (1, 3), (1,)):
+            values = [by * 10.0**power for power in powers for by in multiples]
+            inside = [value for value in values if self.low <= value <= self.high]
+            if len(inside) <= most:
+                break
+        return inside[:: -(-len(inside) // most)]
+
+    def _even(self, most: int) -> list[float]:
+        power = math.floor(math.log10((self.high - self.low) / most))
+        for step in (by * 10.0**p for p in (power, power + 1, power + 2) for by in _MULTIPLES):
+            # The ends, which are often round, may be a rounding error away from it.
+            numbers = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
+            if len(numbers) <= most:
+                break
+        return [step * number for number in numbers]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A chart of ``width`` x ``height`` pixels with a plot in it; x and y are its scales, as values."""
+
+    width: int
+    height: int
+    x: Scale
+    y: Scale
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        x: tuple[float, float],
+        y: tuple[float, float],
+        log: Literal["", "y", "x", "xy"] = "",
+    ) -> "Frame":
+        """The frame for values from x[0] to x[1] and y[0] to y[1]."""
+        width, height = size
+        across = Scale(*x, _LEFT, width - _RIGHT, "x" in log)
+        return cls(width, height, across, Scale(*y, height - _BOTTOM, _TOP, "y" in log))
+
+    def drawn(
+        self,
+        *content: str,
+        label: str,
+        x_name: str,
+        y_name: str,
+        x_ticks: Sequence[tuple[float, str]],
+        y_ticks: Sequence[tuple[float, str]],
+        role: Literal["img", "group"] = "img",
+    ) -> Markup:
+        """The whole SVG. label: what it shows, for who cannot see it; role: "group" if there are links in it."""
+        left, right, bottom = self.x.start, self.x.end, self.y.start
+        lines = [element("path", class_="grid", d=f"M{left} {short(self.y.at(at))}H{right}") for at, _ in y_ticks]
+        texts = [
+            *(element("text", text, class_="y", x=left - 6, y=self.y.at(at) + 4.0) for at, text in y_ticks),
+            *(element("text", text, class_="x", x=self.x.at(at), y=bottom + 15) for at, text in x_ticks),
+            element("text", y_name, class_="name", x=2, y=12),
+            element("text", x_name, class_="x name", x=(left + right) / 2, y=bottom + 32),
+        ]
+        axis = element("path", class_="axis", d=f"M{left} {bottom}H{right}")
+        return element(
+            "svg",
+            element("g", *lines, aria_hidden="true"),
+            *content,
+            element("g", axis, *texts, aria_hidden="true"),
+            viewBox=f"0 0 {self.width} {self.height}",
+            role=role,
+            aria_label=label,
+        )
