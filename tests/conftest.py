@@ -4,7 +4,6 @@ import ctypes
 import gc
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ sys.modules["infobatch_stream"] = package
 
 _NEW_MOUNTS = 0x20000  # CLONE_NEWNS of Linux's sched.h
 _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of its mount.h
+_BIND = 0x1000  # MS_BIND
 
 LONG = {
     "accelerate", "benchmarks", "cifar", "conversion_runs", "demo", "hf_trainer", "imagenet", "lightning", "lost_nodes",
@@ -46,21 +46,22 @@ def pytest_collection_modifyitems(items):
 def alone(request, tmp_path_factory):
     """Give each worker of ``pytest -n 2`` a /dev/shm and a TMPDIR of its own.
 
-    Through these all StreamingDatasets of a machine find each other, and tests remove there what others left. And let
-    Ctrl-C reach the processes that tests start: workers ignore it.
+    Through these all StreamingDatasets of a machine find each other, and tests remove there what others left. The name of
+    TMPDIR is short, for sockets.
     """
     if not hasattr(request.config, "workerinput"):
         yield
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     libc = ctypes.CDLL(None, use_errno=True)
+    temporary = os.fsencode(tmp_path_factory.mktemp("t"))
     if (
         libc.unshare(_NEW_MOUNTS)
         or libc.mount(b"none", b"/", None, _PRIVATE, None)
         or libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None)
+        or libc.mount(temporary, b"/mnt", None, _BIND, None)
     ):
         pytest.exit(f"pytest -n needs root: /dev/shm of its own: {os.strerror(ctypes.get_errno())}; leave -n out.")
-    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("t"))
+    os.environ["TMPDIR"] = tempfile.tempdir = "/mnt"
     yield
 
 

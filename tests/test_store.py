@@ -726,7 +726,7 @@ DAMAGE = {
     "shard gone": (lambda path: (path / "pending/c/0").unlink(), ["pending/c/0", "No such file"]),
     "array gone": (lambda path: shutil.rmtree(path / "pending"), ["pending/zarr.json"]),
     "array metadata gone": (lambda path: (path / "scores/zarr.json").unlink(), ["scores/zarr.json"]),
-    "group metadata gone": (lambda path: (path / "zarr.json").unlink(), ["not a score store", "ScoreStore.create"]),
+    "group metadata gone": (lambda path: (path / "zarr.json").unlink(), ["not a score store", "an InfoBatchLoader made"]),
     "shard index broken": (break_shard_index, ["pending/c/0", "shard index", "another program"]),
     "only fill values written": (rewrite_as_fill_values, ["pending/c/0"]),
     "cut JSON": (put("zarr.json", b'{"attributes": {'), ["not a score store", "zarr.json cannot be read"]),
@@ -912,13 +912,13 @@ def test_a_fingerprint_that_no_header_holds_makes_nothing(path):
 @foreign
 def test_what_is_not_a_store_is_refused(path, put, mode):
     put(path)
-    with pytest.raises(StoreError, match=r"is not a score store.*ScoreStore\.create"):
+    with pytest.raises(StoreError, match=r"is not a score store.*InfoBatchLoader"):
         ScoreStore.open(path, mode)
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
 def test_a_missing_store_is_refused_and_not_made(path, mode):
-    with pytest.raises(StoreError, match=r"is not a score store.*No such file.*ScoreStore\.create"):
+    with pytest.raises(StoreError, match=r"is not a score store.*No such file.*InfoBatchLoader"):
         ScoreStore.open(path, mode)
     assert not path.exists()
 

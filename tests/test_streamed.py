@@ -95,7 +95,7 @@ def test_a_file_of_several_packed_parts_is_read_to_its_end(here, tmp_path):
     "command", ["cat HERE/sN.tar", "gzip -c HERE/sN.tar", "head -c 3 HERE/sN.tar; sleep 0.1; tail -c +4 HERE/sN.tar"]
 )
 def test_commands_give_samples(here, command):
-    commands = [command.replace("HERE", str(here)).replace("N", str(shard)) for shard in range(SHARDS)]
+    commands = [command.replace("N", str(shard)).replace("HERE", str(here)) for shard in range(SHARDS)]
     assert plain(Streamed([f"pipe:{command}" for command in commands])) == plain(IndexedWebDataset(here))
 
 

@@ -86,6 +86,9 @@ class Child:
 
 def _main(link, scratch, act, arguments):
     os.setsid()
+    # Whoever started the tests may have ignored it, and whoever started the server, as convert does, have it blocked.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     tempfile.tempdir = multiprocessing.current_process()._config["tempdir"] = scratch
     try:
         value = act(link, *arguments)
