@@ -46,8 +46,8 @@ def pytest_collection_modifyitems(items):
 def alone(request, tmp_path_factory):
     """Give each worker of ``pytest -n 2`` a /dev/shm and a TMPDIR of its own.
 
-    Through these all StreamingDatasets of a machine find each other, and tests remove there what others left. The name of
-    TMPDIR is short, for sockets.
+    Through these all StreamingDatasets of a machine find each other, and tests remove there what others left.
+    TMPDIR has a short name, for sockets.
     """
     if not hasattr(request.config, "workerinput"):
         yield

@@ -726,7 +726,7 @@ DAMAGE = {
     "shard gone": (lambda path: (path / "pending/c/0").unlink(), ["pending/c/0", "No such file"]),
     "array gone": (lambda path: shutil.rmtree(path / "pending"), ["pending/zarr.json"]),
     "array metadata gone": (lambda path: (path / "scores/zarr.json").unlink(), ["scores/zarr.json"]),
-    "group metadata gone": (lambda path: (path / "zarr.json").unlink(), ["not a score store", "an InfoBatchLoader made"]),
+    "group metadata gone": (lambda path: (path / "zarr.json").unlink(), ["not a score store", "InfoBatchLoader"]),
     "shard index broken": (break_shard_index, ["pending/c/0", "shard index", "another program"]),
     "only fill values written": (rewrite_as_fill_values, ["pending/c/0"]),
     "cut JSON": (put("zarr.json", b'{"attributes": {'), ["not a score store", "zarr.json cannot be read"]),
