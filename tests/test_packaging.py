@@ -59,3 +59,12 @@ for found in pkgutil.walk_packages(infobatch_stream.__path__, "infobatch_stream.
     assert said.startswith(str(site))
     said = run(python, "-m", "infobatch_stream.tools", "--version", cwd=tmp_path, env=environment)
     assert "infobatch-stream" in said
+    run(
+        python,
+        "-c",
+        "from infobatch_stream import ScoreStore; ScoreStore.create('s.zarr', 3)",
+        cwd=tmp_path,
+        env=environment,
+    )
+    run(python, "-m", "infobatch_stream.tools", "report", "s.zarr", cwd=tmp_path, env=environment)  # by its templates
+    assert "<h1>s.zarr</h1>" in (tmp_path / "report.html").read_text()
