@@ -321,15 +321,24 @@ def replay(path: Path, num_samples: int) -> Iterator[NDArray[np.float32]]:
 def carry(old: Path, new: Path, epoch: int) -> None:
     """Give the store at ``new`` the history of that at ``old``, of the epochs before ``epoch``.
 
-    By hard links, which do no harm: Zarr replaces files.
+    By hard links, which do no harm: Zarr replaces files. One that cannot be taken over is a warning, and left behind.
     """
     if not (old / _GROUP).is_dir():
         return
-    shutil.copytree(old / _GROUP, new / _GROUP, copy_function=_link)
-    group: Any = zarr.open_group(new / _GROUP, mode="a")
-    for name in (*_ROWS, "recorded"):
-        if name in group and group[name].shape[0] > epoch:
-            group[name].resize((epoch, *group[name].shape[1:]))
+    try:
+        shutil.copytree(old / _GROUP, new / _GROUP, copy_function=_link)
+        group: Any = zarr.open_group(new / _GROUP, mode="a")
+        for name in (*_ROWS, "recorded"):
+            if name in group and group[name].shape[0] > epoch:
+                group[name].resize((epoch, *group[name].shape[1:]))
+    except Exception as error:  # zarr and its codecs have many
+        shutil.rmtree(new / _GROUP, ignore_errors=True)
+        warnings.warn(
+            f"the history in {old / _GROUP} cannot be read ({type(error).__name__}: {error}), so it begins anew; the "
+            "scores are not concerned.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _link(source: str, target: str) -> None:

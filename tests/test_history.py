@@ -214,6 +214,17 @@ def test_a_description_counts_every_score_and_no_other(values, unseen):
     assert (np.diff(found.quantiles) >= 0).all()
 
 
+def test_a_damaged_history_does_not_keep_a_checkpoint_from_being_loaded(tmp_path):
+    path = tmp_path / "s.zarr"
+    state = train(loader(path), until=(3, 4))
+    (path / "history" / "mean" / "zarr.json").write_text('{"zarr_format": 3')
+    run = loader(path)
+    with pytest.warns(RuntimeWarning, match="so it begins anew"):
+        run.load_state_dict(state)
+    train(run)
+    assert [row.number for row in epochs(path)] == [3, 4, 5]
+
+
 def test_zarr_reads_it(tmp_path):
     train(loader(tmp_path / "s.zarr", 3))
     group = zarr.open_group(tmp_path / "s.zarr", mode="r")["history"]

@@ -22,7 +22,7 @@ _OLD: Final = 5  # ages that are listed
 
 def facts(found: Snapshot) -> dict[str, Any]:
     """All that `page` shows, and the histogram, as plain values; NaN is None."""
-    now = _plain(_now(found))
+    now = _plain(found.now())
     return {
         "path": str(found.store.path),
         "num_samples": found.store.num_samples,
@@ -37,11 +37,6 @@ def facts(found: Snapshot) -> dict[str, Any]:
         "last_trained": _ages(found),
         "epochs": [_plain(one) for one in found.epochs],
     }
-
-
-def _now(found: Snapshot) -> Epoch:
-    """The scores as they are, described as those of an epoch are."""
-    return Epoch(found.epoch - 1, 0, 0, 0, math.nan, math.nan).describing(found.scores)
 
 
 def _recorded(found: Snapshot) -> int:
@@ -97,7 +92,7 @@ def page(found: Snapshot) -> RenderableType:
         grid.add_row(name, Text(value))
     parts: list[RenderableType] = [Text(str(found.store.path), style="bold"), grid]
     if unseen < total:
-        parts += [Text(), _distribution(_now(found))]
+        parts += [Text(), _distribution(found.now())]
     if found.epochs:
         parts += [Text(), _table(found.epochs)]
     return Group(*parts)

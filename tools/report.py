@@ -59,7 +59,7 @@ def build(store: Path, *, dataset: str | None = None, count: int = 32) -> str:
     index = np.unique(np.concatenate([np.empty(0, np.int64), *(gallery.index for gallery in galleries)]))
     seen = {} if shards is None else exhibits(shards, index)
     lines = _lines(found, index)
-    now = Epoch(found.epoch - 1, 0, 0, 0, math.nan, math.nan).describing(found.scores)
+    now = found.now()
     return _page(
         found=found,
         name=found.store.path.name,

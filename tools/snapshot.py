@@ -65,6 +65,10 @@ class Snapshot:
         parts = range(0, self.scores.size, _BLOCK)
         return sum(int(np.count_nonzero(np.isnan(self.scores[start : start + _BLOCK]))) for start in parts)
 
+    def now(self) -> Epoch:
+        """The scores as they are, described as those that an epoch left."""
+        return Epoch(self.epoch - 1, 0, 0, 0, math.nan, math.nan).describing(self.scores)
+
     def by_epoch(self, name: str) -> Floats:
         """float64[E]: a fact of each epoch, NaN where it is not known."""
         found = np.full(self.epoch, np.nan)

@@ -78,7 +78,10 @@ def _find(pattern: str, kinds: tuple[str, ...]) -> list[str]:
 
 
 def _inside(folder: str) -> str:
-    """What to say of folders in ``folder`` that hold shards."""
+    """What to say of folders in ``folder`` that hold shards; nothing where it is none."""
+    folder = local_path(folder)
+    if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises for a pattern that is too long
+        return ""
     found = sorted(file.parent.name for kind in ("*/*.tar", "*/index.json") for file in Path(folder).glob(kind))
     if found:
         return f" Its folders {', '.join(dict.fromkeys(found))} hold shards: name one of them."
