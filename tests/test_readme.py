@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(
-    r"^```(sh|python)\n(.*?)^```", re.sub(r"<!-- ci: \w+ -->\n```sh.*?```", "", README, flags=re.S), re.M | re.S
+    r"^```(sh|python)\n(.*?)^```", re.sub(r"<!-- ci: [\w-]+ -->\n```sh.*?```", "", README, flags=re.S), re.M | re.S
 )
 # What takes an afternoon is cut to what takes a moment.
 SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 3": "--epochs 2"}
