@@ -4,10 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("infobatch_stream", "tools", "pyproject.toml", "README.md", "LICENSE")
@@ -68,3 +72,24 @@ for found in pkgutil.walk_packages(infobatch_stream.__path__, "infobatch_stream.
     )
     run(python, "-m", "infobatch_stream.tools", "report", "s.zarr", cwd=tmp_path, env=environment)  # by its templates
     assert "<h1>s.zarr</h1>" in (tmp_path / "report.html").read_text()
+
+
+def test_constraints_for_pip_are_the_versions_of_the_lock_of_uv():
+    locked = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    versions = {(one["name"], one["version"]) for one in locked if "editable" not in one["source"]}
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert {tuple(line.split(" ;")[0].split("==")) for line in lines} == versions
+
+
+def test_the_lock_of_uv_was_made_of_the_dependencies_as_they_are():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    (project,) = (one for one in locked if "editable" in one["source"])
+    known = {(one["name"], one.get("specifier", "")) for one in project["metadata"]["requires-dist"]}
+    for line in [
+        *declared["dependencies"],
+        *(one for extra in declared["optional-dependencies"].values() for one in extra),
+    ]:
+        wanted = Requirement(line)
+        found = {SpecifierSet(bounds) for name, bounds in known if name == canonicalize_name(wanted.name)}
+        assert wanted.specifier in found, f"{line}: run 'uv lock', then make constraints.txt (docs/installing.md)"
