@@ -350,12 +350,13 @@ def test_required_columns_unknown_encodings_and_hashes(mds):
     shard.write_bytes(data.replace(b'"bytes"', b'"mine!"', 1))
     without_hashes(mds)
     change_index(mds, lambda index: index["shards"][0]["column_encodings"].__setitem__(6, "mine!"))
-    assert "encoding 'mine!', which is not streaming's" in the_one(verify([mds]), Severity.WARNING).what
+    (_, one), (_, other) = the_one_of(verify([mds]), Severity.WARNING)
+    assert "have different columns ('raw')" in one
+    assert "encoding 'mine!', which is not streaming's" in other
 
 
 def test_files_that_nobody_reads_are_noted(mds, tars):
     (mds / "shard.00009.mds").write_bytes(b"x")
-    (mds / "columns.json").write_text("{}")  # as convert writes it
     (mds / "sub").mkdir()
     (mds / "sub" / "notes.txt").write_text("x")
     (mds / "shard.00003.mds.tmp").write_text("x")
@@ -363,8 +364,8 @@ def test_files_that_nobody_reads_are_noted(mds, tars):
     (tars / "notes.txt").write_text("x")
     assert lines(verify([mds, tars])) == [
         f"warning: {mds}: shard.00003.mds.tmp was left by something that was broken off; remove it",
+        f"warning: {mds}: shard.00009.mds is named by no index.json, so nothing reads it",
         f"warning: {tars}: .0123456789abcdef.index.tmp was left by something that was broken off; remove it",
-        f"note: {mds}: shard.00009.mds is named by no index.json, so nothing reads it",
         f"note: {mds}: sub/notes.txt is named by no index.json, so nothing reads it",
     ]
 
@@ -373,13 +374,14 @@ def test_duplicates_are_found_across_shards_and_formats_of_names(tmp_path):
     images = [jpeg(k) for k in (0, 1, 2, 1, 3, 0, 1)]
     mds = write_mds(tmp_path / "mds", samples=[{"image": image, "label": k % 2} for k, image in enumerate(images)])
     assert verify([mds]).problems == ()
-    report = verify([mds], duplicates=True)
+    report = verify([mds], duplicates=True, columns=["image", "label"])
     assert the_one_of(report, Severity.WARNING) == [(1, f"the same content in {mds}/shard.00000.mds row 3")]
-    report = verify([mds], duplicates=True, columns=["image"])
-    assert [row for row, _ in the_one_of(report, Severity.WARNING)] == [0, 1]
-    assert "row 3, " in report.problems[1].what
-    assert report.problems[2].what == "3 samples have the content of an earlier one"
-    write_tar(tmp_path / "tars/a-0.tar", [{"__key__": "x", "jpg": b"abc", "cls": b"1"}, {"__key__": "y", "jpg": b"d"}])
+    for columns in ((), ("image",)):
+        report = verify([mds], duplicates=True, columns=columns)
+        assert [row for row, _ in the_one_of(report, Severity.WARNING)] == [0, 1]
+        assert "row 3 (label 1), " in report.problems[1].what
+        assert report.problems[2].what == "3 samples have the content of an earlier one"
+    write_tar(tmp_path / "tars/a-0.tar", [{"__key__": "x", "jpg": b"abc", "cls": b"1"}, {"__key__": "y", "jpg": b"d", "cls": b"1"}])
     write_tar(tmp_path / "tars/a-1.tar", [{"__key__": "z", "cls": b"1", "jpg": b"abc"}])
     report = verify([tmp_path / "tars"], duplicates=True)
     assert the_one_of(report, Severity.WARNING) == [(0, f"the same content in {tmp_path}/tars/a-1.tar row 0")]
@@ -495,6 +497,7 @@ def test_sets_of_tars(tmp_path):
         "infobatch-stream index",
         f"warning: {first}, row 0, key 'k': the same key in {first} row 2",
         f"warning: {first}, row 1, key 'l': the same key in {last} row 1",
+        f"note: {tmp_path}/a: the numbers of its shards begin at 1, not at 0: is x-0000.tar missing?",
         "note: 2 samples have the key of an earlier one",
     ]
 

@@ -38,6 +38,7 @@ _OURS = (
     "shard*.mds.*",
     "shard-*.tar",
     "shard-*.tar.index.npz",
+    "shards.json",
 )
 
 Record = dict[str, Any]

@@ -1,15 +1,28 @@
-"""Samples that are equal, found by digests: 16 bytes of memory for each, and little more."""
+"""Samples that are equal, found by digests: 16 bytes of memory for each, 8 for its label, and little more."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CONTENT_BYTES", "KEY_BYTES", "Duplicates", "digest", "find_duplicates", "key_digest"]
+__all__ = [
+    "CONTENT_BYTES",
+    "KEY_BYTES",
+    "Duplicates",
+    "digest",
+    "find_duplicates",
+    "key_digest",
+    "label_code",
+    "label_of",
+]
 
 CONTENT_BYTES, KEY_BYTES = 16, 8
+_WORD = 1 << 63  # from here on a label's code is a digest of a text, and below it the label, a whole number
+_NONE = (1 << 64) - 1
+_NUMBER = re.compile(rb"0|[1-9]\d{0,17}")
 _PARTS = 16  # looked at one after the other, so that sorting takes a fraction of the memory of the digests
 
 
@@ -28,27 +41,57 @@ def key_digest(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=KEY_BYTES).digest()
 
 
+def label_code(label: bytes | None) -> bytes:
+    """8 bytes for the label of a sample, a text; None for a sample without one."""
+    text = (label or b"").strip()
+    if label is None:
+        code = _NONE
+    elif _NUMBER.fullmatch(text):
+        code = int(text)
+    else:
+        code = min(int.from_bytes(key_digest(text), "little") | _WORD, _NONE - 1)
+    return code.to_bytes(8, "little")
+
+
+def label_of(codes: bytes, row: int) -> int | None:
+    """The label of a sample in codes one behind the other, where it is a whole number."""
+    code = int.from_bytes(codes[8 * row : 8 * row + 8], "little")
+    return code if code < _WORD else None
+
+
+Groups = tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+"""For each group of equal samples their number, and the places (shard, row) of the first of them."""
+
+
 @dataclass(frozen=True)
 class Duplicates:
     """Groups of equal samples: how many, how many samples are in them beyond the first of each, and the first groups.
 
-    first: for each such group the number of its samples, and the places (shard, row) of the first of them.
+    conflicts: groups of which not all samples have the same label; conflicting: the first of those, which are not in
+    ``first``.
     """
 
     groups: int
     copies: int
-    first: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+    first: Groups
+    conflicts: int = 0
+    conflicting: Groups = ()
 
 
-def find_duplicates(digests: Sequence[bytes], width: int, most: int) -> Duplicates:
+def find_duplicates(
+    digests: Sequence[bytes], width: int, most: int, labels: Sequence[bytes] | None = None
+) -> Duplicates:
     """The samples with equal digests, of ``width`` bytes (a multiple of 8), one behind the other for each shard.
 
-    The groups whose first samples come first are listed, ``most`` of them, and of each ``most`` places.
+    The groups whose first samples come first are listed, ``most`` of them, and of each ``most`` places. labels: the
+    `label_code` of each sample, likewise.
     """
     shards = [np.frombuffer(shard, "<u8").reshape(-1, width // 8) for shard in digests]
+    codes = [np.frombuffer(shard, "<u8") for shard in labels or ()]
     begins = np.cumsum([0, *map(len, shards)])
-    groups = copies = 0
+    groups = copies = conflicts = 0
     listed: list[NDArray[np.int64]] = []
+    conflicting: list[NDArray[np.int64]] = []
     for part in range(_PARTS):
         chosen = [np.flatnonzero(shard[:, 0] % _PARTS == part) for shard in shards]
         if not sum(map(len, chosen)):
@@ -62,10 +105,32 @@ def find_duplicates(digests: Sequence[bytes], width: int, most: int) -> Duplicat
         several = np.flatnonzero(np.diff(bounds) > 1)
         groups += len(several)
         copies += int((np.diff(bounds)[several] - 1).sum())
-        early = several[np.argsort(places[bounds[several]])][:most]
-        listed += [places[bounds[group] : bounds[group + 1]] for group in early]
-        listed = sorted(listed, key=lambda found: int(found[0]))[:most]
-    return Duplicates(groups, copies, tuple((len(found), _places(found[:most], begins)) for found in listed))
+        if codes:
+            its = np.concatenate([shard[rows] for shard, rows in zip(codes, chosen, strict=True)])[order]
+            differ = several[_differ(its, bounds)[several]]
+            conflicts += len(differ)
+            conflicting = _earliest(conflicting, differ, places, bounds, most)
+            several = np.setdiff1d(several, differ, assume_unique=True)
+        listed = _earliest(listed, several, places, bounds, most)
+    texts = [tuple((len(found), _places(found[:most], begins)) for found in some) for some in (listed, conflicting)]
+    return Duplicates(groups, copies, texts[0], conflicts, texts[1])
+
+
+def _differ(labels: NDArray[np.uint64], bounds: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool[groups]: whether there are two labels in the groups, which begin and end at ``bounds``."""
+    highest = np.maximum.reduceat(np.where(labels == _NONE, np.uint64(0), labels), bounds[:-1])
+    lowest = np.minimum.reduceat(labels, bounds[:-1])
+    return np.logical_and(highest > lowest, lowest != _NONE)
+
+
+def _earliest(
+    listed: list[NDArray[np.int64]], groups: NDArray[np.int64], places: NDArray[np.int64], bounds: NDArray[np.int64],
+    most: int,
+) -> list[NDArray[np.int64]]:  # fmt: skip
+    """The first ``most`` of ``listed`` and of the groups, by their first places."""
+    early = groups[np.argsort(places[bounds[groups]])][:most]
+    listed = listed + [places[bounds[group] : bounds[group + 1]] for group in early]
+    return sorted(listed, key=lambda found: int(found[0]))[:most]
 
 
 def _places(found: NDArray[np.int64], begins: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:

@@ -2,8 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from .members import Members
+from .written import visible
 
 __all__ = ["LISTED", "Checked", "Checks", "Findings", "Problem", "Severity"]
 
@@ -36,7 +39,7 @@ class Problem:
         places += [] if self.row is None else [f"row {self.row}"]
         places += [] if self.key is None else [f"key {self.key!r}"]
         text = f"{self.severity}: {', '.join(places)}{': ' if places else ''}{self.what}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return visible(text)
 
 
 class Findings:
@@ -94,14 +97,17 @@ class Checks:
 class Checked:
     """What was found in one shard of so many samples, in files of so many bytes.
 
-    contents, keys: a digest of each sample's content (16 bytes) and key (8 bytes), one behind the other; b"" where
-        they were not asked for, or there are none.
-    indexed: whether it has its index, if it is a tar.
+    contents, labels, keys: of each sample a digest of its content (16 bytes), a `label_code` and a digest of its key
+        (8 bytes each), one behind the other; b"" where they were not asked for, or there are none.
+    indexed, readable, members: of a tar, whether it has its index, and could be read; what members samples have.
     """
 
     findings: Findings
     samples: int = 0
     size: int = 0
     contents: bytes = b""
+    labels: bytes = b""
     keys: bytes = b""
     indexed: bool = True
+    readable: bool = True
+    members: Members = field(default_factory=Members)

@@ -10,6 +10,7 @@ from infobatch_stream.errors import DataError
 
 from .bucket import is_url
 from .destination import Destination, Record
+from .manifest import MANIFEST, manifest_of
 from .samples import Column
 from .task import Target, Written
 from .writers import ShardFormat, WrittenShard
@@ -139,6 +140,9 @@ class Ledger:
             if self._target.format is ShardFormat.MDS:
                 index = {"shards": [shard["entry"] for shard in shards], "version": 2}
                 self._out.write(f"{prefix}index.json", json.dumps(index, sort_keys=True))
+            else:  # by which one sees that a tar is missing
+                listed = [(shard["file"].rpartition("/")[2], shard["samples"], shard["bytes"]) for shard in shards]
+                self._out.write(f"{prefix}{MANIFEST}", manifest_of(listed))
 
     def summary(self, dst: Path | str, skipped: int) -> Conversion:
         """What was written, for the user."""

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .duplicates import digest
-from .findings import Checks, Findings
-from .samples import KEY, MEMBERS
+from .duplicates import digest, label_code
+from .findings import Checks, Findings, Severity
+from .roles import LABELS, content_of, label_among
 from .streams import BLOCK, Stream
 from .values import Check, mds_check
 
 __all__ = ["MdsColumn", "MdsSamples"]
 
 _LARGEST_CONFIG = 1 << 20  # bytes
-_LABELS = ("label", "cls")
-_NOT_CONTENT = (KEY, MEMBERS, "name")  # what tells samples of the same content apart
+_IMAGES = ("jpeg", "png", "pil", "jpeg_array", "jpegarray")
 
 MdsColumn = tuple[str, str, int | None]
 """Name, encoding, and bytes of each value (None where they differ)."""
@@ -42,13 +41,17 @@ class MdsSamples:
         self._digests: list[bytes] = []
         self._fixed = np.array([size or 0 for *_, size in columns], np.int64)
         self._checks: list[Check | None] = [mds_check(encoding, checks.decode) for _, encoding, _ in columns]
-        content = checks.columns or [name for name, *_ in columns if name not in _NOT_CONTENT]
-        compares = checks.contents and {name for name, *_ in columns} >= set(content)  # what is missing is an error
-        self._content = [k for k, (name, *_) in enumerate(columns) if name in content] if compares else None
+        names = {name: encoding in _IMAGES for name, encoding, _ in columns}
+        content = checks.columns or content_of(names)
+        compares = checks.contents and names.keys() >= set(content)  # what is missing is an error
+        self._content = [k for k, name in enumerate(names) if name in content] if compares else None
+        self._labels: list[bytes] = []
+        label = label_among(names)
+        self._label = None if label is None else list(names).index(label)
 
-    def contents(self) -> bytes:
-        """The digests of the samples; of those that could not be read, none."""
-        return b"".join(self._digests)
+    def contents(self) -> tuple[bytes, bytes]:
+        """The digests of the samples, and the codes of their labels; of those that could not be read, none."""
+        return b"".join(self._digests), b"".join(self._labels)
 
     def read(self, stream: Stream) -> None:
         """Check what the stream holds; of a damaged shard, as much as can be told apart."""
@@ -117,6 +120,10 @@ class MdsSamples:
         good = np.flatnonzero(~bad).tolist()
         for column, check in enumerate(self._checks):
             self._check_label(column, first, good, starts[:, column], values)
+            if self._columns[column][1] in _IMAGES:
+                for row in np.flatnonzero(~bad & (sizes[:, column] == 0)).tolist():
+                    what = f"column {self._columns[column][0]!r} is empty, and no image"
+                    self._findings.add(Severity.WARNING, what, first + row)
             if check is None:
                 continue
             for row, start, end in zip(good, starts[good, column].tolist(), ends[good, column].tolist(), strict=True):
@@ -133,7 +140,7 @@ class MdsSamples:
         """Compare labels with the number of names in classes.json."""
         name, encoding, size = self._columns[column]
         classes = self._classes
-        if classes is None or name not in _LABELS or not size or "int" not in encoding:
+        if classes is None or name not in LABELS or not size or "int" not in encoding:
             return
         dtype = np.dtype(f"<{'u' if encoding.startswith('u') else 'i'}{size}")
         labels = values[starts[good][:, None] + np.arange(size)].view(dtype)[:, 0]
@@ -151,7 +158,19 @@ class MdsSamples:
             else:
                 parts = [data[starts[row, column] : ends[row, column]] for column in self._content or ()]
             self._digests.append(digest((len(part), iter([part])) for part in parts))
+            label = None
+            if self._label is not None and not bad[row]:
+                label = _text_of(data[starts[row, self._label] : ends[row, self._label]], self._columns[self._label])
+            self._labels.append(label_code(label))
 
 
 def _undecodable(column: MdsColumn, error: Exception) -> str:
     return f"column {column[0]!r} is no {column[1]} ({type(error).__name__}: {error})"
+
+
+def _text_of(data: bytes, column: MdsColumn) -> bytes:
+    """A label as text: whole numbers are stored as 1 to 8 bytes."""
+    _, encoding, size = column
+    if not size or "int" not in encoding:
+        return data
+    return b"%d" % int.from_bytes(data, "little", signed=not encoding.startswith("u"))

@@ -1,35 +1,32 @@
 """What is wrong with a set of shards, MDS or tars, and where."""
 
-import json
 import os
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.urls import expand_shards, is_remote, local_path
 
-from .duplicates import CONTENT_BYTES, KEY_BYTES, find_duplicates
+from .beside import count_classes, look_around, look_for_gaps
+from .duplicates import CONTENT_BYTES, KEY_BYTES, find_duplicates, label_of
 from .findings import LISTED, Checked, Checks, Findings, Problem, Severity
+from .manifest import holds_mds
 from .pool import ordered_map
-from .readers.columns import read_columns
+from .tar_sets import TarSet, open_tars
 from .verify_mds import MdsShard, read_mds_index
-from .verify_tars import TarShard
 
 __all__ = ["Report", "Shard", "Track", "verify"]
 
-_BESIDE = ("index.json", "classes.json", "columns.json")
 _PRELOAD = ("webdataset.tariterators", "PIL.Image")
-_PLACES = 5  # of equal samples, or numbers of missing shards, that are listed
-_NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")
-_HALF = re.compile(r"\.(tmp|part|partial|incomplete|crdownload)([.-]|$)")  # what a writer or download leaves that died
+_PLACES = 5  # of equal samples that are listed
+_WILD = re.compile(r"[*?[]")
 
 Track = Callable[[int, int], None]
 """Is called when shards are done: of how many in all, and the bytes of the last."""
@@ -77,16 +74,25 @@ def verify(
 ) -> Report:
     """Check ``shards``: folders with an index.json (MDS), folders of tars, tars, braces and globs; all local.
 
-    columns: each sample must have them: columns of MDS, extensions of tar members.
-    duplicates: look for samples of the same content, all fields but the key and ``name``; or ``columns``.
+    columns: each sample must have them: columns of MDS; of tars columns that columns.json names, or extensions of
+        members, ``jpg;png`` for one of several.
+    duplicates: look for samples of the same content, first those with different labels. Compared is the main image; of
+        samples without images all but key, ``name`` and label; or ``columns``.
     decode: decode images, arrays, JSON and numbers. Pickled values never are.
     workers: processes; the report is the same for any number. Memory is a few blocks and the largest sample for each,
-        and 8 bytes per sample, 24 with ``duplicates``; of a shard compressed by zstd or snappy, all of it.
+        and 8 bytes per sample, 32 with ``duplicates``; of a shard compressed by zstd or snappy, all of it.
 
     Nothing is written. Raises ConfigError for arguments that cannot be meant, and MissingExtraError.
     """
     found: list[Findings] = []
-    tasks = list({task.name: task for item in shards for task in _open(os.fspath(item), found)}.values())
+    tasks: list[Shard] = []
+    sets: list[TarSet] = []
+    for item in shards:
+        for one in _open(os.fspath(item), found):
+            if isinstance(one, TarSet):
+                sets.append(one)
+            tasks += one.shards if isinstance(one, TarSet) else [one]
+    tasks = list({task.name: task for task in tasks}.values())
     checked: list[Checked] = []
     check = partial(_check, Checks(tuple(columns), decode, duplicates))
     with closing(ordered_map(check, tasks, workers, preload=_PRELOAD)) as results:
@@ -95,12 +101,16 @@ def verify(
             if track is not None:
                 track(len(tasks), done.size)
     found += [done.findings for done in checked]
+    results_of = {task.name: done for task, done in zip(tasks, checked, strict=True)}
+    for one in {tuple(shard.name for shard in one.shards): one for one in sets}.values():
+        found.append(one.compare([results_of[shard.name] for shard in one.shards], columns))
     found.append(_check_indexes([task.name for task, done in zip(tasks, checked, strict=True) if not done.indexed]))
     for folder in dict.fromkeys(Path(task.name).parent for task in tasks):  # two sets may well have the same keys
         own = [place for place, task in enumerate(tasks) if Path(task.name).parent == folder]
-        found.append(_equal([tasks[k] for k in own], [checked[k].keys for k in own], KEY_BYTES, "key"))
+        found.append(_equal_keys([tasks[k] for k in own], [checked[k].keys for k in own]))
     if duplicates:
-        found.append(_equal(tasks, [done.contents for done in checked], CONTENT_BYTES, "content"))
+        labels = [done.labels for done in checked]
+        found = [*_equal_contents(tasks, [done.contents for done in checked], labels), *found]
     counts = sum((findings.counts for findings in found), Counter[Severity]())
     problems = [problem for findings in found for problem in findings.problems()]
     problems.sort(key=lambda problem: list(Severity).index(problem.severity))
@@ -117,16 +127,18 @@ def _check(checks: Checks, shard: Shard) -> Checked:
         return shard.check(checks)
 
 
-def _open(item: str, found: list[Findings]) -> list[MdsShard] | list[TarShard]:
-    """The shards that ``item`` means, with what is found without reading them."""
+def _open(item: str, found: list[Findings]) -> list[MdsShard] | list[TarSet]:
+    """What ``item`` means: the shards of an MDS folder, or tars by their folders; with what is found unread."""
     path = local_path(item)
-    if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises for a name that is too long
+    is_folder = os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for a name that is too long
+    if is_folder and holds_mds(Path(path)):
         folder = Path(path)
-        if (folder / "index.json").exists() or any(folder.glob("*.mds*")):
-            found.append(Findings(path))
-            shards = read_mds_index(folder, found[-1], _count_classes(folder, found[-1]))
-            _look_around(folder, {file.name for shard in shards for file in shard.files()}, found[-1])
-            return shards
+        found.append(Findings(path))
+        shards = read_mds_index(folder, found[-1], count_classes(folder, found[-1]))
+        names = [shard.raw.name for shard in shards]
+        look_for_gaps(names, names, found[-1], whole=True)
+        look_around(folder, {file.name for shard in shards for file in shard.files()}, found[-1])
+        return shards
     try:
         if is_remote(item):
             raise DataError(f"{item} is not on this machine, and only local shards are checked: copy them here")
@@ -135,77 +147,12 @@ def _open(item: str, found: list[Findings]) -> list[MdsShard] | list[TarShard]:
         found.append(Findings(item))
         found[-1].error(str(error))
         return []
-    tars: list[TarShard] = []
+    sets = []
     for folder in dict.fromkeys(Path(name).parent for name in names):
         found.append(Findings(str(folder)))
         inside = [name for name in names if Path(name).parent == folder]
-        _look_for_gaps([Path(name).name for name in inside], found[-1])
-        _look_for_halves((file.name for file in folder.glob("*")), found[-1])
-        classes, aside = _count_classes(folder, found[-1]), _names(folder, found[-1])
-        tars += [TarShard(name, name, classes, aside) for name in inside]
-    return tars
-
-
-def _count_classes(folder: Path, findings: Findings) -> int | None:
-    """The number of names in the classes.json of ``folder``, if there is one."""
-    place = folder / "classes.json"
-    try:
-        classes = json.loads(place.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        findings.error(f"{place} cannot be read ({error})")
-        return None
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        findings.error(f"{place} is no list of names")
-        return None
-    return len(classes)
-
-
-def _names(folder: Path, findings: Findings) -> tuple[str, ...]:
-    """The extensions of the column ``name``, by the columns.json of ``folder``."""
-    try:
-        columns = read_columns([str(folder)]) or {}
-    except DataError as error:
-        findings.error(str(error))
-        return ()
-    return tuple(columns["name"].wds.split(";")) if "name" in columns else ()
-
-
-def _look_around(folder: Path, known: set[str], findings: Findings) -> None:
-    """Note the files in an MDS folder that belong to none of its shards."""
-    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
-    half = _look_for_halves(names, findings)
-    for name in names:
-        if name not in known | half and Path(name).name not in _BESIDE:
-            findings.add(Severity.NOTE, f"{name} is named by no index.json, so nothing reads it")
-
-
-def _look_for_halves(names: Iterable[str], findings: Findings) -> set[str]:
-    """Warn of what a writer or a download left that was broken off."""
-    half = {name for name in names if _HALF.search(name)}
-    for name in sorted(half):
-        findings.add(Severity.WARNING, f"{name} was left by something that was broken off; remove it")
-    return half
-
-
-def _look_for_gaps(names: list[str], findings: Findings) -> None:
-    """Warn of numbers that are missing between those of shards that are called alike."""
-    numbers = defaultdict[tuple[str, str], list[str]](list)
-    for name in names:
-        if (match := _NUMBERED.fullmatch(name)) is not None:
-            numbers[match[1], match[3]].append(match[2])
-    for (before, behind), texts in numbers.items():
-        there = set(map(int, texts))
-        first, last = min(there), max(there)
-        count = last - first + 1 - len(there)
-        if 0 < count <= len(there):  # else they are no numbers of shards
-            missing = islice((number for number in range(first, last) if number not in there), _PLACES)
-            shown = ", ".join(f"{before}{number:0{len(texts[0])}}{behind}" for number in missing)
-            findings.add(
-                Severity.WARNING, f"{count:,} missing between the shards {first:,} and {last:,}: {shown}"
-                f"{', ...' if count > _PLACES else ''}",
-            )  # fmt: skip
+        sets.append(open_tars(folder, inside, found[-1], whole=is_folder or bool(_WILD.search(path))))
+    return sets
 
 
 def _check_indexes(without: list[str]) -> Findings:
@@ -218,17 +165,45 @@ def _check_indexes(without: list[str]) -> Findings:
     return findings
 
 
-def _equal(tasks: Sequence[Shard], digests: list[bytes], width: int, what: str) -> Findings:
-    """Warn of samples with an equal key or content."""
-    twice = find_duplicates(digests, width, LISTED)
+def _equal_keys(tasks: Sequence[Shard], digests: list[bytes]) -> Findings:
+    """Warn of samples with an equal key."""
+    twice = find_duplicates(digests, KEY_BYTES, LISTED)
     findings = Findings("")
     for count, places in twice.first:
         (shard, row), *others = places[:_PLACES]
         shown = ", ".join(f"{tasks[other].name} row {its}" for other, its in others)
-        more = f", and {count - len(others) - 1:,} more" if count > len(others) + 1 else ""
-        key = tasks[shard].key(row) if width == KEY_BYTES else None
-        findings.add(Severity.WARNING, f"the same {what} in {shown}{more}", row, key, tasks[shard].name)
+        what = f"the same key in {shown}{_more(count, others)}"
+        findings.add(Severity.WARNING, what, row, tasks[shard].key(row), tasks[shard].name)
     findings.counts[Severity.WARNING] = twice.groups
     if twice.groups:
-        findings.add(Severity.NOTE, f"{twice.copies:,} samples have the {what} of an earlier one")
+        findings.add(Severity.NOTE, f"{twice.copies:,} samples have the key of an earlier one")
     return findings
+
+
+def _equal_contents(tasks: Sequence[Shard], digests: list[bytes], labels: list[bytes]) -> tuple[Findings, Findings]:
+    """Warn of samples with an equal content: first of those that have different labels."""
+    twice = find_duplicates(digests, CONTENT_BYTES, LISTED, labels)
+    conflicts, equal = Findings(""), Findings("")
+    for count, places in twice.conflicting:
+        (shard, row), *others = places[:_PLACES]
+        shown = ", ".join(f"{tasks[s].name} row {r}{_label(labels[s], r)}" for s, r in others)
+        what = f"the same content under different labels: here{_label(labels[shard], row) or ' one'}, and {shown}"
+        conflicts.add(Severity.WARNING, f"{what}{_more(count, others)}", row, None, tasks[shard].name)
+    for count, places in twice.first:
+        (shard, row), *others = places[:_PLACES]
+        shown = ", ".join(f"{tasks[s].name} row {r}" for s, r in others)
+        equal.add(Severity.WARNING, f"the same content in {shown}{_more(count, others)}", row, None, tasks[shard].name)
+    conflicts.counts[Severity.WARNING] = twice.conflicts
+    equal.counts[Severity.WARNING] = twice.groups - twice.conflicts
+    if twice.groups:
+        equal.add(Severity.NOTE, f"{twice.copies:,} samples have the content of an earlier one")
+    return conflicts, equal
+
+
+def _label(codes: bytes, row: int) -> str:
+    label = label_of(codes, row)
+    return "" if label is None else f" (label {label})"
+
+
+def _more(count: int, others: Sequence[object]) -> str:
+    return f", and {count - len(others) - 1:,} more" if count > len(others) + 1 else ""

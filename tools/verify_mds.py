@@ -14,6 +14,7 @@ from infobatch_stream.sources.mds import check_shard
 from .encodings import fixed_size, is_known
 from .findings import Checked, Checks, Findings, Severity
 from .mds_samples import MdsColumn, MdsSamples
+from .readers.columns import read_columns
 from .streams import Stream, blocks_of, decompressed, hasher
 
 __all__ = ["MdsShard", "read_mds_index"]
@@ -57,7 +58,38 @@ def read_mds_index(folder: Path, findings: Findings, classes: int | None) -> "li
                 findings.error(f"{place} names {shard.raw.name!r} twice")
             names |= {file.name for file in shard.files()}
             shards.append(shard)
+    if not entries or (shards and not any(shard.samples for shard in shards)):
+        findings.error(f"{place} names {'no shards' if not entries else 'shards without any sample'}")
+    _compare_columns(place, shards, findings)
     return shards
+
+
+def _compare_columns(place: Path, shards: "list[MdsShard]", findings: Findings) -> None:
+    """The columns of the shards with each other, and with the columns.json beside them."""
+    found = {shard.columns: shard for shard in reversed(shards)}
+    if len(found) > 1:
+        (first, one), (second, other) = list(found.items())[-1:-3:-1]
+        differ = sorted({name for name, *_ in set(first) ^ set(second)})
+        what = f"{one.raw.name} and {other.raw.name} have different columns ({', '.join(map(repr, differ))})"
+        findings.add(Severity.WARNING, f"{what}: they are of two datasets, or written by two programs")
+    try:
+        told = read_columns([place.parent])
+    except DataError as error:
+        findings.error(str(error))
+        return
+    expected = None if told is None else {name: column.mds for name, column in told.items()}
+    for columns, shard in found.items():
+        encodings = {name: encoding for name, encoding, _ in columns}
+        if expected is not None and expected != encodings:
+            findings.error(
+                f"columns.json says {_shown(expected)}, and {shard.raw.name} has {_shown(encodings)}: it is of other "
+                "shards; remove it"
+            )
+            return
+
+
+def _shown(columns: dict[str, str]) -> str:
+    return ", ".join(f"{name!r}: {encoding}" for name, encoding in columns.items())[:200] or "nothing"
 
 
 @dataclass(frozen=True)
@@ -108,8 +140,12 @@ class MdsShard:
             raise TypeError(f"compression {entry['compression']!r}")
         if not isinstance(entry["size_limit"], str | None) and not entry["size_limit"] >= 0:
             raise ValueError(f"size_limit {entry['size_limit']!r}")
+        if packed is not None and not entry["compression"]:
+            raise ValueError(f"{packed.name} is compressed, and no compression is named")
         parts = [entry[f"column_{part}"] for part in ("names", "encodings", "sizes")]
         columns = tuple(zip(*parts, strict=True))
+        if len(set(entry["column_names"])) < len(columns):
+            raise ValueError(f"two columns of one name among {entry['column_names']}")
         for name, encoding, size in columns:
             if not (isinstance(name, str) and isinstance(encoding, str)):
                 raise TypeError(f"column {name!r} of encoding {encoding!r}")
@@ -146,7 +182,7 @@ class MdsShard:
         if there[self.raw.name]:
             self._read(self.raw, reading, findings)
         present = (file for file in self.files() if there[file.name] is not None)
-        return Checked(findings, self.samples, sum(file.size for file in present), reading.contents())
+        return Checked(findings, self.samples, sum(file.size for file in present), *reading.contents())
 
     def _check_columns(self, checks: Checks, findings: Findings) -> None:
         names = [name for name, *_ in self.columns]

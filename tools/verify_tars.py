@@ -1,7 +1,7 @@
 """Checks of tars as webdataset reads them, and of their indexes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from io import BufferedReader, FileIO
 from itertools import pairwise
@@ -11,31 +11,37 @@ from typing import BinaryIO
 import numpy as np
 
 from infobatch_stream.errors import DataError
+from infobatch_stream.sources.tar_grouping import is_passed_over
 from infobatch_stream.sources.tar_headers import TarError, read_members
 from infobatch_stream.sources.tar_index import TarIndex, is_fresh, load_index
 
-from .duplicates import digest, key_digest
+from .duplicates import digest, key_digest, label_code
 from .findings import Checked, Checks, Findings, Severity
+from .manifest import Listed
+from .members import Members
 from .streams import BLOCK, blocks_of
+from .tar_columns import TarColumns
 from .values import Check, tar_check
 
 __all__ = ["TarShard"]
 
 _RECORD = 512
 _END = 2 * _RECORD  # bytes of zeros that end a tar
+_LABEL = 1 << 12  # bytes of a label, at most
 
 
 @dataclass(frozen=True)
 class TarShard:
-    """A tar: the local file, what to call it, and how many classes its labels (``cls``) may be of.
+    """A tar: the local file, what to call it, how many classes its labels (``cls``) may be of, and its columns.
 
-    aside: extensions that are no part of a sample's content.
+    listed: what a list of the shards says of it.
     """
 
     path: str
     name: str
     classes: int | None = None
-    aside: tuple[str, ...] = ()
+    columns: TarColumns = field(default_factory=TarColumns)
+    listed: Listed | None = None
 
     def check(self, checks: Checks) -> Checked:
         """Everything that can be wrong with this shard."""
@@ -44,15 +50,18 @@ class TarShard:
             index = TarIndex.build(self.path)
             with Path(self.path).open("rb") as file:
                 self._check_end(index, findings)
+                self._check_listed(index, findings)
                 indexed = self._check_index(index, findings)
                 self._check_members(checks.columns, index, findings)
-                contents = self._contents(file, index, checks, findings)
+                self.columns.check_first(index, partial(_read, file), findings)
+                contents, labels = self._contents(file, index, checks, findings)
         except (DataError, TarError, OSError) as error:
             findings.error(str(error))
-            return Checked(findings)
+            return Checked(findings, readable=False)
         text, bounds = index.key_text.tobytes(), index.key_bounds.tolist()
         keys = b"".join(key_digest(text[begin:end]) for begin, end in pairwise(bounds))
-        return Checked(findings, len(index), index.stamp[0], contents, keys, indexed)
+        members = Members.of(index, self.columns.extensions)
+        return Checked(findings, len(index), index.stamp[0], contents, labels, keys, indexed, members=members)
 
     def key(self, row: int) -> str | None:
         """The key of a sample, if the shard can still be read."""
@@ -62,24 +71,45 @@ class TarShard:
             return None
 
     def _check_end(self, index: TarIndex, findings: Findings) -> None:
-        """Behind the last member there must be two records of zeros, and nothing else."""
-        size, last = index.stamp[0], int(index.offset[-1] + index.length[-1]) if index.offset.size else 0
-        begin = -(-last // _RECORD) * _RECORD
-        with _Rest(FileIO(self.path), begin) as file:
-            if size - begin >= _RECORD:
-                for _ in read_members(file, size - begin):  # folders, and members that are in no sample
-                    pass
-            end = begin + file.last
+        """All members must be in samples, and behind the last be two records of zeros, and nothing else."""
+        size = index.stamp[0]
+        links: list[str] = []
+        with _Walked(FileIO(self.path)) as file:
+            names = (member.name for member in read_members(file, size, links.append))
+            aside = list(filter(is_passed_over, names))
+            end = file.last
             if size - end < _END:
                 findings.error(
                     f"it has no end: two records of zeros are missing at byte {end:,}, so it was probably cut off "
                     "between two members; copy or write it again"
                 )
-            file.seek(file.last)
+            file.seek(end)
             if any(block.count(0) < len(block) for block in blocks_of(file)):
                 findings.error(
                     f"behind its end, in the {size - end:,} bytes from {end:,} on, there is something that nothing "
                     "reads, another tar for example; write it again"
+                )
+        if links:
+            findings.error(
+                f"{len(links):,} of its members are links, the first {links[0]!r}: WebDataset reads no links, so their "
+                "samples lack them; write the tar again with the files themselves (GNU tar: -h --hard-dereference)"
+            )
+        if aside:
+            what = f"{len(aside):,} of its members are in no sample, the first {aside[0]!r}: WebDataset passes over a"
+            findings.add(Severity.NOTE, f"{what} name without an extension, or that begins with a dot")
+        if not len(index):
+            findings.add(Severity.WARNING, "it holds no sample")
+
+    def _check_listed(self, index: TarIndex, findings: Findings) -> None:
+        if self.listed is None:
+            return
+        for found, expected, what in (
+            (index.stamp[0], self.listed.size, "bytes"), (len(index), self.listed.samples, "samples")
+        ):  # fmt: skip
+            if expected is not None and found != expected:
+                findings.error(
+                    f"it has {found:,} {what}, {self.listed.place} says {expected:,}: it was changed, or is of another "
+                    "dataset; fetch or write it again"
                 )
 
     def _check_index(self, index: TarIndex, findings: Findings) -> bool:
@@ -105,43 +135,49 @@ class TarShard:
     def _check_members(self, columns: tuple[str, ...], index: TarIndex, findings: Findings) -> None:
         rows = np.repeat(np.arange(len(index)), np.diff(index.sample_bounds))
         for wanted in columns:
+            codes = [index.extensions.index(e) for e in self.columns.meant(wanted) if e in index.extensions]
             has = np.zeros(len(index), bool)
-            if wanted in index.extensions:
-                has[rows[index.extension == index.extensions.index(wanted)]] = True
+            has[rows[np.isin(index.extension, codes)]] = True
             if len(index) and not has.any():
-                findings.error(f"none of its {len(index):,} samples has {wanted!r}, but {_names(index.extensions)}")
+                there = ", ".join(map(repr, sorted(index.extensions)))
+                findings.error(f"none of its {len(index):,} samples has {wanted!r}, but {there}")
                 continue
             missing = np.flatnonzero(~has).tolist()
             findings.add_rows(Severity.ERROR, missing, f"it has no {wanted!r}", index.key)
         empty = rows[index.length == 0].tolist()
         findings.add_rows(Severity.WARNING, empty, "a member of it is empty", index.key)
 
-    def _contents(self, file: BinaryIO, index: TarIndex, checks: Checks, findings: Findings) -> bytes:
-        """Decode what can be decoded, if that is asked for; a digest of each sample, likewise."""
+    def _contents(self, file: BinaryIO, index: TarIndex, checks: Checks, findings: Findings) -> tuple[bytes, bytes]:
+        """Decode what can be decoded, if that is asked for; a digest and a label of each sample, likewise."""
         if not (checks.decode or checks.contents):
-            return b""
-        decoders = {name: tar_check(name) if checks.decode else None for name in index.extensions}
-        compared = set(checks.columns or index.extensions).difference(() if checks.columns else self.aside)
-        compares = checks.contents and compared <= set(index.extensions)  # what is missing is an error, and no content
-        digests = []
+            return b"", b""
+        decoders = {name: self.columns.checks(name, tar_check) if checks.decode else [] for name in index.extensions}
+        compared, labels = self.columns.compared(index.extensions, checks.columns)
+        digests, codes = [], []
         for row in range(len(index)):
-            values = []
+            values, label = [], None
             for name, offset, length in sorted(index.members(row)):
-                decoder = decoders[name]
                 blocks = partial(_blocks, file, offset, length)
-                if decoder is not None:
+                if decoders[name]:
                     data = b"".join(blocks())
-                    self._decode(name, decoder, data, row, index, findings)
+                    self._decode(name, decoders[name], data, row, index, findings)
                     blocks = partial(iter, [data])
                 if name in compared:
                     values.append((length, blocks))
-            if compares:
-                digests.append(digest((length, blocks()) for length, blocks in values))
-        return b"".join(digests)
+                if name in labels and checks.contents:
+                    label = b"".join(_blocks(file, offset, min(length, _LABEL)))
+            if checks.contents and compared:
+                # What lacks the content is equal to nothing.
+                parts = values or [(row, partial(iter, [self.name.encode("utf-8", "surrogateescape")]))]
+                digests.append(digest((length, blocks()) for length, blocks in parts))
+                codes.append(label_code(label))
+        return b"".join(digests), b"".join(codes)
 
-    def _decode(self, name: str, decoder: Check, data: bytes, row: int, index: TarIndex, findings: Findings) -> None:
+    def _decode(
+        self, name: str, decoders: list[Check], data: bytes, row: int, index: TarIndex, findings: Findings
+    ) -> None:
         try:
-            value = decoder(data)
+            value, *_ = [decoder(data) for decoder in decoders]
         except Exception as error:  # decoders raise nearly anything
             findings.error(f"its {name!r} cannot be decoded ({type(error).__name__}: {error})", row, index.key(row))
             return
@@ -150,16 +186,18 @@ class TarShard:
             findings.error(what, row, index.key(row))
 
 
-class _Rest(BufferedReader):
-    """A file from the byte ``begin`` on. last: where it was last sent to."""
+class _Walked(BufferedReader):
+    """A file. last: where it was last sent to."""
 
-    def __init__(self, file: FileIO, begin: int) -> None:
-        super().__init__(file)
-        self._begin, self.last = begin, 0
+    last = 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self.last = offset
-        return super().seek(self._begin + offset, whence)
+        return super().seek(offset, whence)
+
+
+def _read(file: BinaryIO, offset: int, length: int) -> bytes:
+    return b"".join(_blocks(file, offset, length))
 
 
 def _blocks(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
@@ -167,7 +205,3 @@ def _blocks(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:
     while length and (block := file.read(min(length, BLOCK))):
         length -= len(block)
         yield block
-
-
-def _names(extensions: list[str]) -> str:
-    return ", ".join(map(repr, sorted(extensions)))

@@ -1,9 +1,9 @@
-"""Numbers as they are written for people."""
+"""Numbers and texts as they are written for people."""
 
 import math
 from typing import Final
 
-__all__ = ["DASH", "duration", "number", "percent"]
+__all__ = ["DASH", "duration", "number", "percent", "visible"]
 
 DASH: Final = "\N{EN DASH}"
 """For what is not known."""
@@ -41,3 +41,8 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days} d {hours % 24} h"
     return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+
+
+def visible(text: str) -> str:
+    """``text``, in which nothing that a file holds, or is called, can move the cursor or colour a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

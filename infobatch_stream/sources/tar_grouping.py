@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.tar_headers import TarError, read_members
 
-__all__ = ["Payload", "compression_of", "read_fields", "split_name"]
+__all__ = ["Payload", "compression_of", "is_passed_over", "read_fields", "split_name"]
 
 # The default of skip_meta in webdataset.tariterators.tar_file_iterator: members that are in no sample. (Its other
 # rule, on names as `__meta__`, skips nothing that could be in one.)
@@ -46,6 +46,11 @@ def read_fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str
         raise DataError(
             f"{path} ({size:,} bytes) is no tar that can be read by index: {error}. Copy or write it again."
         ) from error
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether webdataset puts a member of this name in no sample, though it is not called like one of its metadata."""
+    return split_name(name)[0] is None and not _SKIP_META.match(name)
 
 
 def split_name(name: str) -> tuple[str, str] | tuple[None, None]:

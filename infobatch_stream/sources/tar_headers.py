@@ -7,7 +7,7 @@ What is accepted means the same as to tarfile, and so to webdataset; the fuzz te
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 __all__ = ["Member", "TarError", "read_members"]
@@ -17,6 +17,7 @@ _LONGEST = 1 << 20  # bytes of a long name or an extended header; Linux takes pa
 _SHOWN = 200  # characters of a name in an error
 _REGULAR = (b"0", b"\0", b"7")
 _EMPTY = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes: no payload, whatever their size says
+_LINKS = (b"1", b"2")
 _LONG_NAME, _LONG_LINK, _GLOBAL, _SPARSE = b"L", b"K", b"g", b"S"
 _AHEAD = (_LONG_NAME, _LONG_LINK, _GLOBAL, b"x", b"X")
 _SIGNED = struct.Struct("148b8x356b")  # a header without its checksum, as some old programs summed it up
@@ -36,10 +37,11 @@ class Member(NamedTuple):
     length: int
 
 
-def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
+def read_members(file: BinaryIO, size: int, link: Callable[[str], object] = lambda name: None) -> Iterator[Member]:
     """The regular members of the tar ``file`` of ``size`` bytes, in order. Raises TarError and OSError.
 
-    Memory does not grow with the tar. The payloads that are given lie within the file, one behind the other.
+    link: called with the name of each hard or symbolic link, which is passed over, as by webdataset. Memory does not
+    grow with the tar. The payloads that are given lie within the file, one behind the other.
     """
     position = 0
     ahead: dict[str, str] = {}  # what extended headers say of the member behind them: the first counts, as to tarfile
@@ -70,6 +72,8 @@ def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
             )
         ahead = {}
         if kind in _EMPTY or (kind == b"\0" and _text(block[:100]).endswith("/")):  # an old form of a folder
+            if kind in _LINKS:
+                link(name)
             continue
         if length > size - position:
             raise TarError(f"member {name[:_SHOWN]!r} ends beyond the end of the file")

@@ -1,0 +1,69 @@
+"""What lies beside shards, as far as it can be checked without reading them."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from infobatch_stream.errors import DataError
+
+from .findings import Findings, Severity
+from .manifest import MANIFEST
+from .numbering import gaps
+from .readers.columns import read_columns
+from .tar_columns import TarColumns
+
+__all__ = ["columns_of", "count_classes", "look_around", "look_for_gaps", "look_for_halves"]
+
+_BESIDE = ("index.json", "classes.json", "columns.json", MANIFEST)
+_SHARD = re.compile(r"\.mds(\.|$)")
+_HALF = re.compile(r"\.(tmp|part|partial|incomplete|crdownload)([.-]|$)")  # what a writer or download leaves that died
+
+
+def count_classes(folder: Path, findings: Findings) -> int | None:
+    """The number of names in the classes.json of ``folder``, if there is one."""
+    place = folder / "classes.json"
+    try:
+        classes = json.loads(place.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        findings.error(f"{place} cannot be read ({error})")
+        return None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        findings.error(f"{place} is no list of names")
+        return None
+    return len(classes)
+
+
+def columns_of(folder: Path, findings: Findings) -> TarColumns:
+    """The columns that the columns.json of ``folder`` names."""
+    try:
+        return TarColumns(read_columns([str(folder)]) or {})
+    except DataError as error:
+        findings.error(str(error))
+        return TarColumns()
+
+
+def look_around(folder: Path, known: set[str], findings: Findings) -> None:
+    """Warn of the shards in an MDS folder that its index.json does not name, and note other files."""
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
+    half = look_for_halves(names, findings)
+    for name in names:
+        if name not in known | half and Path(name).name not in _BESIDE:
+            severity = Severity.WARNING if _SHARD.search(name) else Severity.NOTE
+            findings.add(severity, f"{name} is named by no index.json, so nothing reads it")
+
+
+def look_for_halves(names: Iterable[str], findings: Findings) -> set[str]:
+    """Warn of what a writer or a download left that was broken off."""
+    half = {name for name in names if _HALF.search(name)}
+    for name in sorted(half):
+        findings.add(Severity.WARNING, f"{name} was left by something that was broken off; remove it")
+    return half
+
+
+def look_for_gaps(names: Iterable[str], there: Iterable[str], findings: Findings, *, whole: bool) -> None:
+    """Warn of shards that are missing by the numbers in their names; see `gaps`."""
+    for gap in gaps(names, set(there), whole=whole):
+        findings.add(Severity.WARNING if gap.likely else Severity.NOTE, gap.what)
