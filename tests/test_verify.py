@@ -381,7 +381,10 @@ def test_duplicates_are_found_across_shards_and_formats_of_names(tmp_path):
         assert [row for row, _ in the_one_of(report, Severity.WARNING)] == [0, 1]
         assert "row 3 (label 1), " in report.problems[1].what
         assert report.problems[2].what == "3 samples have the content of an earlier one"
-    write_tar(tmp_path / "tars/a-0.tar", [{"__key__": "x", "jpg": b"abc", "cls": b"1"}, {"__key__": "y", "jpg": b"d", "cls": b"1"}])
+    write_tar(
+        tmp_path / "tars/a-0.tar",
+        [{"__key__": "x", "jpg": b"abc", "cls": b"1"}, {"__key__": "y", "jpg": b"d", "cls": b"1"}],
+    )
     write_tar(tmp_path / "tars/a-1.tar", [{"__key__": "z", "cls": b"1", "jpg": b"abc"}])
     report = verify([tmp_path / "tars"], duplicates=True)
     assert the_one_of(report, Severity.WARNING) == [(0, f"the same content in {tmp_path}/tars/a-1.tar row 0")]

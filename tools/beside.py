@@ -63,7 +63,9 @@ def look_for_halves(names: Iterable[str], findings: Findings) -> set[str]:
     return half
 
 
-def look_for_gaps(names: Iterable[str], there: Iterable[str], findings: Findings, *, whole: bool) -> None:
+def look_for_gaps(
+    names: Iterable[str], there: Iterable[str], findings: Findings, *, whole: bool, unlikely: Severity = Severity.NOTE
+) -> None:
     """Warn of shards that are missing by the numbers in their names; see `gaps`."""
     for gap in gaps(names, set(there), whole=whole):
-        findings.add(Severity.WARNING if gap.likely else Severity.NOTE, gap.what)
+        findings.add(Severity.WARNING if gap.likely else unlikely, gap.what)

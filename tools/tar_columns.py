@@ -35,9 +35,11 @@ class TarColumns:
         """Whether samples are known to have different members."""
         return MEMBERS in self.told
 
-    def meant(self, name: str) -> list[str]:
-        """The extensions that a user means by ``name``: a column, an extension, or several (jpg;png)."""
-        return self.extensions.get(name) or name.split(";")
+    def meant(self, name: str, there: Iterable[str]) -> list[str]:
+        """The extensions, of those ``there``, that a user means by ``name``: a column, an extension, or jpg;png."""
+        if name in self.extensions:
+            return [extension for extension in there if self.owner(extension) == name]
+        return [extension for extension in there if extension in name.split(";")]
 
     def owner(self, extension: str) -> str | None:
         """The column of a member: the images of one column may have other extensions than are written down."""
@@ -110,7 +112,7 @@ class TarColumns:
         labels = set(parts[label]) if label is not None else set[str]()
         if not wanted:
             return {extension for name in content_of(order) for extension in parts[name]}, labels
-        meant = [set(self.meant(name)) & set(there) for name in wanted]
+        meant = [set(self.meant(name, there)) for name in wanted]
         return (set().union(*meant) if all(meant) else set()), labels
 
 

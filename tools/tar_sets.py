@@ -36,7 +36,8 @@ class TarSet:
         families = defaultdict[Family, list[int]](list)
         for place, shard in enumerate(self.shards):
             families[family_of(Path(shard.name).name)].append(place)
-        meant = {extension for name in asked for extension in self.columns.meant(name)}
+        there = {name for one in checked for name in one.members.counts}
+        meant = {extension for name in asked for extension in self.columns.meant(name, there)}
         severity = Severity.NOTE if self.columns.differ else Severity.WARNING
         for places in families.values():
             if not any(checked[place].samples for place in places):
@@ -53,7 +54,7 @@ class TarSet:
 
             compare([checked[place].members for place in places], meant, tell, note)
         if self.shards and any(one.samples for one in checked) and all(one.readable for one in checked):
-            self.columns.compare({name for one in checked for name in one.members.counts}, findings)
+            self.columns.compare(there, findings)
         return findings
 
 

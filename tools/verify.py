@@ -136,7 +136,7 @@ def _open(item: str, found: list[Findings]) -> list[MdsShard] | list[TarSet]:
         found.append(Findings(path))
         shards = read_mds_index(folder, found[-1], count_classes(folder, found[-1]))
         names = [shard.raw.name for shard in shards]
-        look_for_gaps(names, names, found[-1], whole=True)
+        look_for_gaps(names, names, found[-1], whole=True, unlikely=Severity.WARNING)  # MDSWriter counts from 0
         look_around(folder, {file.name for shard in shards for file in shard.files()}, found[-1])
         return shards
     try:

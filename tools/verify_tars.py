@@ -135,7 +135,7 @@ class TarShard:
     def _check_members(self, columns: tuple[str, ...], index: TarIndex, findings: Findings) -> None:
         rows = np.repeat(np.arange(len(index)), np.diff(index.sample_bounds))
         for wanted in columns:
-            codes = [index.extensions.index(e) for e in self.columns.meant(wanted) if e in index.extensions]
+            codes = [index.extensions.index(e) for e in self.columns.meant(wanted, index.extensions)]
             has = np.zeros(len(index), bool)
             has[rows[np.isin(index.extension, codes)]] = True
             if len(index) and not has.any():
