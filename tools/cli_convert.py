@@ -14,9 +14,10 @@ from rich.progress import TaskID
 from infobatch_stream.arguments import bytes_of
 from infobatch_stream.errors import ConfigError
 
-from .console import progress, reported
+from .console import progress, reported, say
 from .ledger import Conversion, Progress
 from .writers import ShardFormat
+from .written import visible
 
 __all__ = ["convert_command", "parse_size"]
 
@@ -105,7 +106,7 @@ def convert_command(
 
         def watch(now: Progress) -> None:
             if now.title not in tasks:
-                tasks[now.title] = bar.add_task(now.title or "converting", total=now.total, bytes=0)
+                tasks[now.title] = bar.add_task(visible(now.title) or "converting", total=now.total, bytes=0)
             bar.update(tasks[now.title], completed=now.samples, bytes=now.bytes)
 
         from .convert import convert
@@ -135,11 +136,11 @@ def _print(done: Conversion, seconds: float) -> None:
     for part in done.parts:
         shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
         classes = f" of {len(done.classes):,} classes ({_some(done.classes)})" if done.classes else ""
-        typer.echo(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
+        say(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
     total, size = sum(part.samples for part in done.parts), sum(part.bytes for part in done.parts)
     skipped = f"; skipped {done.skipped:,} files that are no images in class folders" if done.skipped else ""
-    typer.echo(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s{skipped}")
+    say(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s{skipped}")
     for problem in done.problems[:_SHOWN]:
-        typer.echo(f"skipped: {problem}", err=True)
+        say(f"skipped: {problem}", err=True)
     if len(done.problems) > _SHOWN:
-        typer.echo(f"skipped: {len(done.problems) - _SHOWN:,} more; --json lists all", err=True)
+        say(f"skipped: {len(done.problems) - _SHOWN:,} more; --json lists all", err=True)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from .cli_scores import Store
-from .console import reported
+from .cli_scores import Cache, Store
+from .console import reported, say
 
 __all__ = ["report_command"]
 
@@ -19,10 +19,11 @@ def report_command(
         str | None,
         typer.Option(
             metavar="SHARDS",
-            help="Show samples of these local shards, those that the run read: a folder of MDS shards, or tars: a "
-            "folder, a pattern, braces.",
+            help="Show samples of these shards, those that the run read: a folder or url of MDS shards, or tars: a "
+            "folder, a pattern, braces, urls.",
         ),
     ] = None,
+    cache: Cache = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("report.html"),
     samples: Annotated[int, typer.Option(min=1, max=1000, help="Samples in a gallery, at most.")] = 32,
 ) -> None:
@@ -30,5 +31,5 @@ def report_command(
     with reported():
         from .report import write
 
-        size = write(store, out, dataset=dataset, count=samples)
-    typer.echo(f"{out}: {decimal(size)}")
+        size = write(store, out, dataset=dataset, count=samples, cache=cache)
+    say(f"{out}: {decimal(size)}")

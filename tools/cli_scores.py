@@ -10,7 +10,7 @@ from rich.console import Console
 
 from infobatch_stream.errors import ConfigError
 
-from .console import progress, reported
+from .console import progress, reported, say
 
 if TYPE_CHECKING:
     from infobatch_stream.policies import Policy, Schedule
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["export_command", "inspect_command", "simulate_command"]
 
 Store = Annotated[Path, typer.Argument(help="The score store, a folder: scores.zarr.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder for shards that come from urls.  [default: infobatch-stream in the user's cache]"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -43,13 +47,16 @@ def export_command(
         Form | None, typer.Option("--format", help="[default: by the name of the file, else parquet]")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The file.  [default: scores.parquet for scores.zarr]")
+        Path | None,
+        typer.Option("-o", "--out", help="The file.  [default: scores.parquet for scores.zarr, in this folder]"),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(metavar="SHARDS", help="The shards of the run: adds shard, row and key.")
+        str | None,
+        typer.Option(metavar="SHARDS", help="The shards of the run, local or a url: adds shard, row and key."),
     ] = None,
+    cache: Cache = None,
     hardest: Annotated[
-        int | None, typer.Option(min=1, help="Only so many, those that stay hard; they may be labelled wrong.")
+        int | None, typer.Option(min=1, help="Only so many, those that stay hard; with their labels and names.")
     ] = None,
 ) -> None:
     """Write the scores as a table, a row for each sample, for pandas, polars or DuckDB."""
@@ -59,10 +66,10 @@ def export_command(
         form, out = _target(store, form, out)
         task = bar.add_task("exporting", total=None)
         rows = export(
-            store, out, form=form.value, dataset=dataset, hardest=hardest,
+            store, out, form=form.value, dataset=dataset, cache=cache, hardest=hardest,
             track=lambda total, more: bar.update(task, advance=more, total=total),
         )  # fmt: skip
-    typer.echo(f"{rows:,} samples in {out}")
+    say(f"{rows:,} samples in {out}" + ("" if out.is_absolute() else f" ({out.absolute()})"))
 
 
 def _target(store: Path, form: Form | None, out: Path | None) -> tuple[Form, Path]:

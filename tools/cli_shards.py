@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from .console import progress, reported
+from .console import progress, reported, say
 from .pool import default_workers
 
 __all__ = ["index_command", "verify_command"]
@@ -59,7 +59,7 @@ def verify_command(
         typer.echo(json.dumps(asdict(report)))
     else:
         for problem in report.problems[:_LINES]:
-            typer.echo(problem)
+            say(problem)
         if len(report.problems) > _LINES:
             typer.echo(f"... and {len(report.problems) - _LINES:,} more lines (--json has them)")
         found = [(report.errors, "error"), (report.warnings, "warning"), (report.notes, "note")]
@@ -91,7 +91,7 @@ def index_command(
         typer.echo(f"{done.built:,} built, {done.fresh:,} already fresh, {done.samples:,} samples in total")
         typer.echo(_done(total, done.samples, done.size, start))
         for failure in done.failures:
-            typer.echo(f"error: {failure}", err=True)
+            say(f"error: {failure}", err=True)
     if done.failures:
         typer.echo(f"{len(done.failures):,} of {total:,} shards could not be indexed", err=True)
         raise typer.Exit(1)

@@ -11,7 +11,14 @@ from rich.text import Text
 
 from infobatch_stream.errors import InfoBatchError
 
-__all__ = ["progress", "reported"]
+from .written import visible
+
+__all__ = ["progress", "reported", "say"]
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print a line or several, in which no name or content of a file can move the cursor."""
+    typer.echo("\n".join(map(visible, str(text).split("\n"))), err=err)
 
 
 @contextmanager
@@ -20,7 +27,7 @@ def reported() -> Iterator[None]:
     try:
         yield
     except (InfoBatchError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         _echo_notes(error)
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit) as error:
@@ -30,7 +37,7 @@ def reported() -> Iterator[None]:
 
 def _echo_notes(error: BaseException) -> None:
     for note in getattr(error, "__notes__", ()):
-        typer.echo(note, err=True)
+        say(note, err=True)
 
 
 class _Rates(ProgressColumn):

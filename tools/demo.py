@@ -23,6 +23,7 @@ from infobatch_stream.errors import ConfigError, MissingExtraError
 from .convert import write_shards
 from .readers import read_source
 from .training import Run, Spec, runs_of, score_edges, train_all
+from .written import visible
 
 __all__ = ["demo"]
 
@@ -66,7 +67,7 @@ def demo(
         runs = _train_here(spec, console) if nproc == 1 else _train_with_torchrun(spec, nproc)
     console.print(_table(runs, len(train.labels), epochs, nproc))
     _plot(runs, out)
-    console.print(f"Plot: {out}")
+    console.print(f"Plot: {visible(str(out))}", markup=False)
     return runs
 
 

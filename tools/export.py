@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 
-from .exhibits import Shards, check_same, open_shards
+from .exhibits import Shards, check_same, exhibits, open_shards
 from .notable import Highest
 from .snapshot import Snapshot
+from .target import check_folder
 
 __all__ = ["export", "staying_hard"]
 
@@ -28,6 +29,7 @@ def export(
     *,
     form: Literal["parquet", "csv"],
     dataset: str | None = None,
+    cache: Path | None = None,
     hardest: int | None = None,
     track: Callable[[int, int], None] = lambda total, done: None,
 ) -> int:
@@ -35,10 +37,13 @@ def export(
 
     index, score (empty: never seen), trained (times), last (epoch, empty: never), mean_loss (of all epochs, where
     losses were kept); with ``dataset`` also shard, row and key. hardest: only so many, by `staying_hard`, the hardest
-    first. Raises StoreError for a store that is missing or of another dataset, ConfigError, DataError.
+    first, with ``dataset`` also with label and name, as a report shows them. cache: as for `open_shards`.
+
+    Raises StoreError for a store that is missing or of another dataset, ConfigError, DataError.
     """
+    check_folder(out)
     snapshot = Snapshot.take(store)
-    shards = None if dataset is None else open_shards(dataset)
+    shards = None if dataset is None else open_shards(dataset, cache)
     if shards is not None and dataset is not None:
         check_same(snapshot.store, shards, dataset)
     hardness = staying_hard(snapshot)
@@ -51,7 +56,10 @@ def export(
             writer: Any = None
             for start in range(0, max(total, 1), _BLOCK):
                 places = np.arange(start, min(start + _BLOCK, total))
-                table = _table(snapshot, shards, hardness, places if order is None else order[places])
+                chosen = places if order is None else order[places]
+                table = _table(snapshot, shards, hardness, chosen)
+                if shards is not None and order is not None:
+                    table = _with_names(table, shards, chosen)
                 if writer is None:
                     writer = _writer(form, file, table.schema)
                 writer.write_table(table)
@@ -102,6 +110,15 @@ def _table(
         if keys is not None:
             columns["key"] = keys
     return pa.table(columns)
+
+
+def _with_names(table: pa.Table, shards: Shards, index: NDArray[np.int64]) -> pa.Table:
+    """``table`` with label and name, empty where there is none or the sample cannot be read."""
+    seen = exhibits(shards, index, pictures=False)
+    for column in ("label", "name"):
+        texts = [getattr(seen[number], column) or None for number in index.tolist()]
+        table = table.append_column(column, pa.array(texts, pa.string()))
+    return table
 
 
 def _nullable(values: NDArray[np.floating[Any]]) -> pa.Array:

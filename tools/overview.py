@@ -11,12 +11,17 @@ from rich.text import Text
 from infobatch_stream.history import EDGES, SHARES, Epoch
 
 from .snapshot import Snapshot
+from .written import visible, without_specks
 
 __all__ = ["facts", "page"]
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _WIDTH: Final = 64  # characters of a histogram
 _EPOCHS: Final = 12  # that are listed
+_WHEN: Final = (
+    "kept, threshold: by the scores before the epoch. mean, median, 95 %: of the scores that it left, while "
+    "loader.stats['mean_score'] is of those before it: the mean one row above."
+)
 _OLD: Final = 5  # ages that are listed
 
 
@@ -68,7 +73,7 @@ def _plain(epoch: Epoch) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return without_specks(float(value)) if math.isfinite(value) else None
 
 
 # On a terminal ---------------------------------------------------------------------------------------------------
@@ -89,12 +94,12 @@ def page(found: Snapshot) -> RenderableType:
         "oldest scores": _oldest(found),
     }
     for name, value in rows.items():
-        grid.add_row(name, Text(value))
-    parts: list[RenderableType] = [Text(str(found.store.path), style="bold"), grid]
+        grid.add_row(name, Text(visible(value)))
+    parts: list[RenderableType] = [Text(visible(str(found.store.path)), style="bold"), grid]
     if unseen < total:
         parts += [Text(), _distribution(found.now())]
     if found.epochs:
-        parts += [Text(), _table(found.epochs)]
+        parts += [Text(), _table(found.epochs), Text(_WHEN, style="dim")]
     return Group(*parts)
 
 
@@ -115,9 +120,9 @@ def _distribution(scores: Epoch) -> RenderableType:
     bars = "".join(_BARS[height] for height in heights)
     low, high = f"{EDGES[first]:.3g}", f"{EDGES[last]:.3g}"
     shown = {share: value for share, value in zip(SHARES, scores.quantiles, strict=True) if share in (0.05, 0.5, 0.95)}
-    quantiles = ", ".join(f"{100 * share:g} % below {value:.3g}" for share, value in shown.items())
+    quantiles = ", ".join(f"{100 * share:g} % below {without_specks(value):.3g}" for share, value in shown.items())
     return Group(
-        Text(f"scores: mean {scores.mean:.4g}; {quantiles}"),
+        Text(f"scores: mean {without_specks(scores.mean):.4g}; {quantiles}"),
         Text(f"{bars}", style="cyan"),
         Text(low + high.rjust(max(1, len(bars) - len(low))) + "   (logarithmic)", style="dim"),
     )
@@ -129,7 +134,8 @@ def _table(known: list[Epoch]) -> Table:
         table.add_column(name, justify="right")
     for one in known[-_EPOCHS:]:
         median, high = (one.quantiles[SHARES.index(share)] for share in (0.5, 0.95))
-        values = (f"{value:.4g}" if math.isfinite(value) else "" for value in (one.threshold, one.mean, median, high))
+        numbers = (one.threshold, one.mean, float(median), float(high))
+        values = (f"{without_specks(value):.4g}" if math.isfinite(value) else "" for value in numbers)
         seconds = f"{one.seconds:,.1f}" if math.isfinite(one.seconds) else ""
         table.add_row(f"{one.number}", f"{one.kept:,}", f"{one.kept / one.entries:.1%}", *values, seconds)
     return table

@@ -22,6 +22,7 @@ from .exhibits import Exhibit, check_same, exhibits, open_shards
 from .figures import amounts, distribution, points, trainings, trajectories
 from .notable import Gallery, choose
 from .snapshot import Snapshot
+from .target import check_folder
 from .written import DASH, duration, number, percent
 
 __all__ = ["build", "write"]
@@ -30,9 +31,12 @@ _SPARK: Final = (112, 26)
 _ROWS: Final = 400  # epochs in the table
 
 
-def write(store: Path, out: Path, *, dataset: str | None = None, count: int = 32) -> int:
+def write(store: Path, out: Path, *, dataset: str | None = None, count: int = 32, cache: Path | None = None) -> int:
     """Write the report of ``store`` to the file ``out``, and return its bytes; see `build`."""
-    page = build(store, dataset=dataset, count=count).encode("utf-8", "replace")  # file names may be no UTF-8
+    check_folder(out)
+    page = build(store, dataset=dataset, count=count, cache=cache).encode(
+        "utf-8", "replace"
+    )  # file names may be no UTF-8
     part = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
         part.write_bytes(page)
@@ -42,10 +46,11 @@ def write(store: Path, out: Path, *, dataset: str | None = None, count: int = 32
     return len(page)
 
 
-def build(store: Path, *, dataset: str | None = None, count: int = 32) -> str:
+def build(store: Path, *, dataset: str | None = None, count: int = 32, cache: Path | None = None) -> str:
     """The report of the score store at ``store``, as HTML.
 
-    dataset: its local shards, of which samples are shown; see `open_shards`. count: samples in a gallery, at most.
+    dataset: its shards, of which samples are shown; cache: for those of elsewhere; see `open_shards`. count: samples in
+    a gallery, at most.
 
     Raises StoreError for a store that cannot be read, or is of other shards; ConfigError, DataError,
     MissingExtraError.
@@ -53,7 +58,7 @@ def build(store: Path, *, dataset: str | None = None, count: int = 32) -> str:
     found = Snapshot.take(store)
     shards = None
     if dataset is not None:
-        shards = open_shards(dataset)
+        shards = open_shards(dataset, cache)
         check_same(found.store, shards, dataset)
     galleries = choose(found.scores, found.epoch, found.training, found.losses, count)
     index = np.unique(np.concatenate([np.empty(0, np.int64), *(gallery.index for gallery in galleries)]))
