@@ -1,18 +1,23 @@
 """index: every tar gets its index, by any number of processes, and what fails is told at the end."""
 
+import dataclasses
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from shards_in_hand import run
 from webdataset.writer import TarWriter
 
+from infobatch_stream import IndexedWebDataset
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.sources.tar_index import TarIndex, is_fresh, load_index
 from infobatch_stream.tools.indexing import Indexing, index_shards
@@ -139,3 +144,46 @@ def save(path):
         assert process.wait(30) != 0
         assert time.monotonic() - start < 5
     assert not list(tars.glob(".*.tmp"))
+
+
+def test_an_index_that_gives_other_places_is_not_believed(tars):
+    """Its size, time and all else are right; some program wrote it, or somebody who means harm."""
+    path = tars / "shard-000000.tar"
+    place = path.with_name(f"{path.name}.index.npz")
+    right = load_index(path)
+    told = IndexedWebDataset(path)
+    plain = [told[row]["cls"] for row in range(ROWS)]
+    for name in ("offset", "length"):
+        for member in range(ROWS):
+            for step in (-512, -1, 1, 512, 1024):
+                values = getattr(right, name).copy()
+                values[member] = max(0, values[member] + step)
+                dataclasses.replace(right, **{name: values}).save(place)
+                dataset = IndexedWebDataset(path)
+                with suppress(DataError):
+                    assert [dataset[row]["cls"] for row in range(ROWS)] == plain
+    values = right.length.copy()
+    values[0] = 0
+    dataclasses.replace(right, length=values).save(place)
+    dataset = IndexedWebDataset(path)
+    with pytest.raises(DataError, match=r"index of .*shard-000000.tar does not say where its members lie"):
+        dataset[0]
+    place.unlink()  # as the error says
+    assert IndexedWebDataset(path)[0]["cls"] == plain[0]
+
+
+def test_extended_headers_count_for_more_than_headers(tmp_path):
+    """A tar in which the length stands in the extended header alone: as in large files, which Python writes so."""
+    data = BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as writer:
+        info = tarfile.TarInfo("a.cls")
+        info.size, info.pax_headers = 1, {"size": "1"}
+        writer.addfile(info, BytesIO(b"7"))
+    raw = bytearray(data.getvalue())
+    header = raw[1024:1536]
+    header[124:136] = b"00000000000\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    raw[1024:1536] = header
+    (tmp_path / "a.tar").write_bytes(raw)
+    assert IndexedWebDataset(tmp_path / "a.tar")[0]["cls"] == b"7"

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["Member", "TarError", "read_members"]
+__all__ = ["HEADER", "Member", "TarError", "length_in", "read_members"]
 
-_BLOCK = 512
+HEADER = _BLOCK = 512  # bytes of a header, which stands right before the payload
 _LONGEST = 1 << 20  # bytes of a long name or an extended header; Linux takes paths of 4096 at most
 _SHOWN = 200  # characters of a name in an error
 _REGULAR = (b"0", b"\0", b"7")
@@ -81,6 +81,17 @@ def read_members(file: BinaryIO, size: int, link: Callable[[str], object] = lamb
             yield Member(name, position, length)
         position += _padded(length)
     raise TarError("its last member is cut off")
+
+
+def length_in(header: bytes) -> int:
+    """The length of a payload by the header before it, but for what an extended header may say; -1 if it is none."""
+    try:
+        return int(header[124:135], 8)  # as nearly all are; the others cost more
+    except ValueError:
+        try:
+            return _number(header[124:136])
+        except (ValueError, IndexError):
+            return -1
 
 
 def _checked_size(block: bytes, position: int) -> int:

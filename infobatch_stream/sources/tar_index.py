@@ -18,7 +18,6 @@ arrays. For n samples, m members and e different extensions:
 import errno
 import os
 import secrets
-import zlib
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,8 +34,10 @@ from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.npz import read_npz
 from infobatch_stream.sources.shard_cache import AnyPath, ShardCache
 from infobatch_stream.sources.tar_grouping import Payload, read_fields, split_name
+from infobatch_stream.sources.tar_headers import HEADER
+from infobatch_stream.sources.tar_probe import checksum_of, probe_of
 
-__all__ = ["AnyPath", "TarIndex", "checksum_of", "is_fresh", "load_index", "split_name"]
+__all__ = ["AnyPath", "TarIndex", "is_fresh", "load_index", "split_name"]
 
 _FORMAT_VERSION = 2
 _DTYPES = {
@@ -52,10 +53,8 @@ _DTYPES = {
     "probe": "<u4",
 }
 _SHOWN = 400  # characters of an error of webdataset, which lists all members of the sample
-_CHUNK = 2**20  # bytes read at once for a checksum
 _LARGEST = 2**30  # bytes of the index of a shard of unknown size
 _UNKNOWN = -1  # in the place of a checksum
-_PROBED_ROWS, _PROBED_BYTES = 16, 4096  # of a shard; of a member's start
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +141,7 @@ class TarIndex:
                             codes.append(table.setdefault(extension, len(table)))
                     bounds.append(len(offset))
                     keys.append(sample["__key__"])
-                probe = _probe(file, bounds, offset, length)
+                probe = probe_of(file, bounds, offset, length)
                 whole = checksum_of(file) if checksum else _UNKNOWN
                 after = os.fstat(file.fileno())
         except OSError as error:
@@ -165,8 +164,13 @@ class TarIndex:
                 what, found, expected = "CRC-32", checksum_of(file), self.checksum
             else:
                 what, expected = "probe", int(self.probe[0])
-                found = _probe(file, self.sample_bounds, self.offset, self.length)
+                found = probe_of(file, self.sample_bounds, self.offset, self.length)
         return "" if found == expected else f"its {what} is {found:08x}, that of its index {expected:08x}"
+
+    def has_members_of(self, path: str) -> bool:
+        """Whether the tar at ``path``, whose headers are read for it, has its members where this says."""
+        found = TarIndex.build(path)
+        return np.array_equal(found.offset, self.offset) and np.array_equal(found.length, self.length)
 
     def save(self, place: Path) -> None:
         """Write the index to ``place``, whole or not at all. Raises OSError where that cannot be written."""
@@ -214,32 +218,10 @@ class TarIndex:
             and _is_partition(self.extension_bounds, len(self.extension_text))
             and len(self.extension_bounds) <= members + 1
             and bool(np.all((length >= 0) & (length <= size) & (offset >= 0) & (offset <= size - length)))
-            and bool(np.all(offset[1:] >= offset[:-1] + length[:-1]))
+            and bool(np.all((offset >= HEADER) & (offset % HEADER == 0)))
+            and bool(np.all(offset[1:] >= offset[:-1] + length[:-1] + HEADER))
             and bool(np.all((codes >= 0) & (codes < len(self.extension_bounds) - 1)))
         )
-
-
-def _probe(
-    file: BufferedReader,
-    bounds: "NDArray[np.int64] | array[int]",
-    offset: "NDArray[np.int64] | array[int]",
-    length: "NDArray[np.int64] | array[int]",
-) -> int:
-    """CRC-32 of the beginnings of the members of some rows, evenly spaced."""
-    rows, checksum = len(bounds) - 1, 0
-    for row in sorted({number * (rows - 1) // (_PROBED_ROWS - 1) for number in range(_PROBED_ROWS)} if rows else ()):
-        for member in range(int(bounds[row]), int(bounds[row + 1])):
-            file.seek(int(offset[member]))
-            checksum = zlib.crc32(file.read(min(int(length[member]), _PROBED_BYTES)), checksum)
-    return checksum
-
-
-def checksum_of(file: BufferedReader) -> int:
-    """CRC-32 of the whole file."""
-    checksum = file.seek(0)
-    while data := file.read(_CHUNK):
-        checksum = zlib.crc32(data, checksum)
-    return checksum
 
 
 def load_index(

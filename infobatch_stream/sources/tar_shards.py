@@ -13,6 +13,7 @@ from infobatch_stream.errors import DataError
 from infobatch_stream.sources.cached_tar import CachedTar
 from infobatch_stream.sources.shard_cache import AnyPath, ShardCache
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile, changed
+from infobatch_stream.sources.tar_headers import HEADER, length_in
 from infobatch_stream.sources.tar_index import TarIndex, load_index
 from infobatch_stream.sources.urls import is_remote, local_path
 
@@ -128,6 +129,7 @@ class TarShards:
         if self.ends[-1] == 0:
             raise DataError(f"There is no sample in {len(urls)} shard(s), the first {urls[0]}; check the path.")
         self._cache = cache
+        self._compared: set[str] = set()
         self._open_caches()
 
     @property
@@ -176,12 +178,28 @@ class TarShards:
         if not members:
             return sample
         start, size = _span(members)
+        start, size = start - HEADER, size + HEADER
         block = file.read(start, size) if size <= _BLOCK else None
         for extension, offset, length in members:
+            before = offset - HEADER
+            header = file.read(before, HEADER) if block is None else block[before - start : offset - start]
+            if length_in(header) != length and url not in self._compared:
+                self._compare(number, file)
             source, at = file.view(offset, length) if block is None else (block, offset - start)
             sample[extension] = source[at : at + length]
             sample["__local_path__"] = file.path  # webdataset has it behind the first field
         return sample
+
+    def _compare(self, number: int, file: ShardFile) -> None:
+        """Raise DataError unless the index of the shard of sample ``number`` has its members where they are."""
+        shard = bisect_right(self.ends, number)
+        if not self._index(self.tars[shard]).has_members_of(file.path):
+            raise DataError(
+                f"The index of {self.urls[shard]} does not say where its members lie, though its size and time are "
+                f"those of the shard. Remove {file.path}.index.npz, or what the cache has for it, and open the dataset "
+                "again; with a new score store, if there are other samples then."
+            )
+        self._compared.add(self.urls[shard])  # extended headers say otherwise than the headers
 
     def _find(self, number: int) -> tuple[str, str, ShardFile, list[tuple[str, int, int]]]:
         """Key and url of sample ``number``, the file that has it, and its members there."""
