@@ -13,15 +13,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from infobatch_stream import IndexedWebDataset, InfoBatchLoader
-from infobatch_stream.frameworks.accelerate import AcceleratedLoader
 from infobatch_stream.tools.convert import write_shards
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,tools,wds]'"
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+    from sklearn.datasets import load_digits
+
+    from infobatch_stream.frameworks.accelerate import AcceleratedLoader
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 TRAIN = 1500  # of 1,797; the rest are held out
 

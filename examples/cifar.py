@@ -8,9 +8,10 @@
     torchrun --nproc-per-node 2 examples/cifar.py $row --use-info-batch --fp16 --use-ddp
 
 DIR holds cifar-100-python (or cifar-10-batches-py, or Fashion-MNIST's idx files) as its authors' archive unpacks;
---download fetches it. It is converted to shards at the first start. Defaults are those of the published script:
-ResNet-18, SGD, one cycle up to 0.05, 200 epochs, batches of 128 per process. With --tiny a narrow model is trained on
-a few generated pictures, in seconds on a CPU.
+--download fetches it. It is converted to shards at the first start. Each row has a folder of its own in cifar-runs for
+scores, checkpoint and result, unless --out names another. Defaults are those of the published script: ResNet-18, SGD,
+one cycle up to 0.05, 200 epochs, batches of 128 per process. With --tiny a narrow model is trained on a few generated
+pictures, in seconds on a CPU.
 """
 
 import argparse
@@ -21,17 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from process import Process, load, save
 from recipe import add_policy_options, cosine, one_cycle, policy_of, set_rates
-from timm.optim import Lamb, Lars
 from torch import nn
 
 from infobatch_stream import IndexedWebDataset, InfoBatchLoader
 from infobatch_stream.tools.convert import convert, write_shards
 from infobatch_stream.tools.readers import read_source
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,mds,wds]'"
+
+try:
+    import timm
+    from timm.optim import Lamb, Lars
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 MODELS = {"r18": "resnet18", "r50": "resnet50", "r101": "resnet101"}
 TINY = {"num_epoch": 3, "batch_size": 16}  # the first and the last epoch see all samples
@@ -144,7 +151,10 @@ def open_data(args: argparse.Namespace, process: Process, pictures: Pictures):
 def open_shards(folder: Path, format: str):
     if format == "wds":
         return IndexedWebDataset(folder).decode().to_tuple("npy", "cls")
-    from streaming import StreamingDataset
+    try:
+        from streaming import StreamingDataset
+    except ModuleNotFoundError as error:
+        raise SystemExit(NEEDS.format(error)) from error
 
     return StreamingDataset(local=str(folder), batch_size=1)
 
@@ -153,8 +163,11 @@ def source_of(args: argparse.Namespace, pictures: Pictures) -> Path:
     """The folder with the files of the dataset, which are fetched if --download says so."""
     folder = args.data / pictures.folder
     if args.download and not folder.exists():
-        from torchvision import datasets
-        from torchvision.datasets.utils import download_and_extract_archive
+        try:
+            from torchvision import datasets
+            from torchvision.datasets.utils import download_and_extract_archive
+        except ModuleNotFoundError as error:
+            raise SystemExit(NEEDS.format(error)) from error
 
         if args.dataset == "fashion-mnist":
             datasets.FashionMNIST(args.data, download=True)
@@ -182,7 +195,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--download", action="store_true", help="fetch the dataset into --data")
     parser.add_argument("--format", choices=("mds", "wds", "map"), default="mds", help="map: in memory, no shards")
     parser.add_argument("--shards", type=Path, help="folder of the shards; by default DATASET-FORMAT")
-    parser.add_argument("--out", type=Path, default=Path("cifar-run"), help="folder of scores, checkpoint and result")
+    parser.add_argument("--out", type=Path, help="folder of scores, checkpoint and result; by default cifar-runs/ROW")
     parser.add_argument("--resume", type=Path, metavar="CHECKPOINT", help="go on from it")
     parser.add_argument("--model", choices=MODELS, default="r18")
     parser.add_argument("--optimizer", choices=("sgd", "adam", "lars", "lamb"), default="sgd")
@@ -217,9 +230,19 @@ def options() -> argparse.Namespace:
         parser.error(f"--pct-start {args.pct_start} is no share of the run: give a number between 0 and 1")
     if args.use_ddp != ("WORLD_SIZE" in os.environ):
         parser.error("--use-ddp is for processes that torchrun starts, and they need it: torchrun ... --use-ddp")
+    args.out = args.out or (args.resume.parent if args.resume else out_of(args))
     if not args.resume and (args.out / "checkpoint.pt").exists():
         parser.error(f"{args.out} holds a run: give --resume {args.out / 'checkpoint.pt'} or another --out")
     return args
+
+
+def out_of(args: argparse.Namespace) -> Path:
+    """A folder for each row of the table: all that makes one is in its name."""
+    precision = "-fp16" if args.fp16 else "-bf16" if args.bf16 else ""
+    processes = f"-{os.environ['WORLD_SIZE']}x" if args.use_ddp else ""
+    tiny = "tiny-" if args.tiny else ""
+    row = f"{tiny}{args.dataset}-{args.model}-{args.optimizer}-{args.policy}{precision}{processes}-seed{args.seed}"
+    return Path("cifar-runs") / row
 
 
 def main() -> None:

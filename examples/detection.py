@@ -18,14 +18,20 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
 from recipe import add_policy_options, cosine, policy_of, set_rates
-from scipy.stats import spearmanr
-from sklearn.datasets import load_digits
 from torch import nn
-from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
 
 from infobatch_stream import InfoBatchLoader
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,tools]'"
+
+try:
+    from PIL import Image
+    from scipy.stats import spearmanr
+    from sklearn.datasets import load_digits
+    from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 SIDE, GRID = 64, 8  # pixels, cells
 

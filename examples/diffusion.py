@@ -18,11 +18,17 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from recipe import add_policy_options, cosine, policy_of, set_rates
-from scipy.stats import spearmanr
-from sklearn.datasets import load_digits
 from torch import nn
 
 from infobatch_stream import InfoBatchLoader, ScoreStore
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[tools]'"
+
+try:
+    from scipy.stats import spearmanr
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 LEVELS = 1000  # noise levels
 BINS = 20  # of levels that share a mean

@@ -21,9 +21,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from recipe import add_policy_options, cosine, policy_of, set_rates
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from infobatch_stream import InfoBatchLoader
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples]'"
+
+try:
+    from transformers import GPT2Config, GPT2LMHeadModel
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 LENGTH = 96  # tokens of a prompt and its answer
 END = 256  # the token after an answer, and the padding

@@ -16,23 +16,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.trainers import WordLevelTrainer
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_utils import get_last_checkpoint
 
 from infobatch_stream import InfoBatchLoader
-from infobatch_stream.frameworks.transformers import InfoBatchTrainer
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples]'"
+
+try:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.trainers import WordLevelTrainer
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        DataCollatorWithPadding,
+        PreTrainedTokenizerFast,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from infobatch_stream.frameworks.transformers import InfoBatchTrainer
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 LENGTH = 128  # words of an e-mail
 

@@ -19,16 +19,22 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from process import Process, load, save
 from recipe import add_policy_options, cosine, policy_of, set_rates
-from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
-from torchvision.transforms import v2
 
 from infobatch_stream import IndexedWebDataset, InfoBatchLoader
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,mds,wds]'"
+
+try:
+    import timm
+    from timm.optim import create_optimizer_v2
+    from timm.utils import ModelEmaV3
+    from torchvision.transforms import v2
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -59,7 +65,10 @@ def open_dataset(shards: str, cache: Path, limit: str | None):
     if shards.endswith(".tar") or list(Path(shards).glob("*.tar")):
         dataset = IndexedWebDataset(shards, cache_dir=cache, cache_limit=limit)
         return dataset.decode("pil").to_tuple("jpg;jpeg;png", "cls")
-    from streaming import StreamingDataset
+    try:
+        from streaming import StreamingDataset
+    except ModuleNotFoundError as error:
+        raise SystemExit(NEEDS.format(error)) from error
 
     if "://" in shards:
         return StreamingDataset(remote=shards, local=str(cache), cache_limit=limit, batch_size=1)

@@ -13,15 +13,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from infobatch_stream import InfoBatchLoader
-from infobatch_stream.frameworks.lightning import InfoBatchCallback
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,tools]'"
+
+try:
+    from lightning.pytorch import LightningModule, Trainer, seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from sklearn.datasets import load_digits
+
+    from infobatch_stream.frameworks.lightning import InfoBatchCallback
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 
 class Digits(LightningModule):

@@ -11,13 +11,19 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
-from torch.utils.tensorboard import SummaryWriter
 
 from infobatch_stream import InfoBatchLoader
 from infobatch_stream.live import progress
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,live,tools]'"
+
+try:
+    from sklearn.datasets import load_digits
+    from torch.utils.tensorboard import SummaryWriter
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 
 def main():

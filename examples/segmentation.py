@@ -15,11 +15,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from recipe import add_policy_options, cosine, policy_of, set_rates
 from torch import nn
 
 from infobatch_stream import InfoBatchLoader
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[tools]'"
+
+try:
+    from PIL import Image, ImageDraw
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 CLASSES = ("background", "animals", "food", "plants", "vehicles")
 SIDE = 48

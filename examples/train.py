@@ -19,10 +19,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from infobatch_stream import IndexedWebDataset, InfoBatchLoader
+
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[tools,mds,wds]'"
+
+try:
+    from PIL import Image
+except ModuleNotFoundError as error:
+    raise SystemExit(NEEDS.format(error)) from error
 
 SIDE = 32
 
@@ -41,7 +47,10 @@ def open_dataset(shards: str, cache: str):
     """The dataset in a folder or at a URL, whichever kind the shards are."""
     if shards.endswith(".tar") or list(Path(shards).glob("*.tar")):
         return IndexedWebDataset(shards, cache_dir=cache).decode("pil").to_tuple("jpg;jpeg;png", "cls")
-    from streaming import StreamingDataset
+    try:
+        from streaming import StreamingDataset
+    except ModuleNotFoundError as error:
+        raise SystemExit(NEEDS.format(error)) from error
 
     if "://" in shards:
         return StreamingDataset(remote=shards, local=cache, batch_size=1)

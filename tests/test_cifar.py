@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,7 @@ def rows(tmp_path_factory):
     folders = {row: tmp_path_factory.mktemp("row") for row in ROWS}
     with ThreadPoolExecutor(2) as pool:
         printed = pool.map(lambda row: run([*TINY, *ROW, *ROWS[row][0]], folders[row], ROWS[row][1]), ROWS)
-        return {row: (folders[row] / "cifar-run", out) for row, out in zip(ROWS, printed, strict=True)}
+        return {row: (next(folders[row].glob("cifar-runs/*")), out) for row, out in zip(ROWS, printed, strict=True)}
 
 
 @pytest.mark.ddp
@@ -81,9 +82,23 @@ def test_each_published_row_runs_and_skips_samples_only_with_infobatch(rows, row
 
 def test_a_run_is_not_overwritten_but_by_intent(rows):
     folder, _ = rows["baseline"]
-    done = subprocess.run(command(*TINY), cwd=folder.parent, env=environment(), capture_output=True, text=True)
+    again, out = command(*TINY, *ROW, *ROWS["baseline"][0]), f"cifar-runs/{folder.name}"
+    done = subprocess.run(again, cwd=folder.parent.parent, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
-    assert "cifar-run holds a run: give --resume cifar-run/checkpoint.pt or another --out" in done.stderr
+    assert f"{out} holds a run: give --resume {out}/checkpoint.pt or another --out" in done.stderr
+
+
+def test_each_row_has_a_folder_of_its_own(rows, monkeypatch):
+    assert len({folder.name for folder, _ in rows.values()}) == len(ROWS)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = runpy.run_path(str(EXAMPLES / "cifar.py"))
+    outs = []
+    for options in (["--model", "r18"], ["--model", "r101"], ["--seed", "1"], ["--policy", "budget"], ["--bf16"]):
+        monkeypatch.setattr(sys, "argv", ["cifar.py", *options])
+        outs.append(example["options"]().out)
+    assert len(set(outs)) == len(outs)
+    monkeypatch.setattr(sys, "argv", ["cifar.py", "--resume", "mine/checkpoint.pt"])
+    assert example["options"]().out == Path("mine")
 
 
 # ---- resume

@@ -50,6 +50,20 @@ def test_demo_trains_on_idx_files_on_two_processes_and_tells_what_it_saved(tmp_p
         assert min(plot.size) > 400
 
 
+def test_demo_tells_of_each_run_as_it_ends(tmp_path):
+    command = [COMMAND, "demo", "--epochs", "2", "--seeds", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        told, going = [], []
+        for line in process.stdout:
+            if re.search(r"seed 0: .* right, 2,876 samples", line):
+                told.append(line)
+                going.append(process.poll() is None and not (tmp_path / "infobatch-demo.png").exists())
+    assert all(going)
+    assert [line.partition(", seed")[0] for line in told] == [
+        "all data, MDS", "InfoBatch, MDS", "all data, WebDataset", "InfoBatch, WebDataset",
+    ]  # fmt: skip
+
+
 def test_demo_refuses_what_it_cannot_use_and_says_what_it_needs(tmp_path):
     write_idx(tmp_path, "train", 10)
     done = subprocess.run(

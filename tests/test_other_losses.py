@@ -81,6 +81,40 @@ def test_two_ranks_share_an_epoch_and_their_scores(tmp_path):
     check_output(output, r"test loss \d\.\d+")
 
 
+PACKAGES = {
+    "accelerate_ddp": "accelerate", "cifar": "timm", "detection": "torchvision", "diffusion": "scipy",
+    "finetune": "transformers", "hf_trainer": "tokenizers", "imagenet": "torchvision", "lightning_ddp": "lightning",
+    "live": "tensorboard", "segmentation": "PIL", "train": "PIL",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_example_names_the_extra_of_a_package_that_is_missing(name, monkeypatch):
+    package = PACKAGES[name]
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    for module in [module for module in sys.modules if module.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match=rf"{package}.*pip install 'infobatch-stream\[[a-z,]+\]'"):
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "arguments"),
+    [
+        ("cifar", "open_shards", (Path("x"), "mds")),
+        ("imagenet", "open_dataset", ("x", Path("c"), None)),
+        ("train", "open_dataset", ("x", "c")),
+    ],
+)
+def test_an_example_for_mds_says_that_streaming_is_missing(name, function, arguments, monkeypatch):
+    found = getattr(example(name), function)
+    monkeypatch.setitem(sys.modules, "streaming", None)
+    with pytest.raises(SystemExit, match=r"pip install 'infobatch-stream\[[a-z,]*mds"):
+        found(*arguments)
+
+
 # ---- segmentation
 
 

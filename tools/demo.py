@@ -43,7 +43,7 @@ class _Images:
 def demo(
     data: Path | None, *, nproc: int, epochs: int | None, seeds: int, optimizer: str, out: Path, console: Console
 ) -> list[Run]:
-    """Train on scikit-learn's digits, or the idx files in ``data``; print a table and write the plot ``out``.
+    """Train on scikit-learn's digits, or the idx files in ``data``; print what came of it, and write the plot ``out``.
 
     nproc: processes; more than one are started by torchrun (gloo). epochs: None for 20 on digits, 12 on idx files.
     seeds: how many times every run is repeated. optimizer: "adamw" or "sgd".
@@ -118,7 +118,7 @@ def _train_here(spec: Spec, console: Console) -> list[Run]:
             if done == spec.epochs:
                 progress.stop_task(task)
 
-        return train_all(spec, report)
+        return train_all(spec, report, lambda run: console.print(run.outcome(), highlight=False, soft_wrap=True))
 
 
 def _train_with_torchrun(spec: Spec, nproc: int) -> list[Run]:

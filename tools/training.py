@@ -64,6 +64,13 @@ class Run:
     histograms: list[list[int]] = dataclasses.field(default_factory=list)
     means: list[float] = dataclasses.field(default_factory=list)
 
+    def outcome(self) -> str:
+        """What came of it, on one line."""
+        return (
+            f"{self.name}, seed {self.seed}: {self.accuracy[-1]:.2%} right, {self.trained[-1]:,} samples trained on, "
+            f"{self.saved:.1%} saved, {self.seconds:.1f} s"
+        )
+
 
 def score_edges() -> NDArray[np.float64]:
     """Bounds of the bins of `Run.histograms`: float64[66], the lowest 0."""
@@ -92,11 +99,12 @@ def runs_of(spec: Spec) -> list[Run]:
     ]
 
 
-def train_all(spec: Spec, report: Report) -> list[Run]:
-    """Train all runs, one after the other; the same results on every rank."""
+def train_all(spec: Spec, report: Report, ended: Callable[[Run], None]) -> list[Run]:
+    """Train all runs, one after the other, and tell of each when it has ended; the same results on every rank."""
     runs = runs_of(spec)
     for run in runs:
         _train(spec, run, report)
+        ended(run)
     return runs
 
 
@@ -187,7 +195,7 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def main(path: Path) -> None:
-    """Train what the spec at ``path`` says as one rank of torchrun; rank 0 prints progress and writes the runs."""
+    """Train what the spec at ``path`` says as one rank of torchrun; rank 0 prints what is done, and writes the runs."""
     dist.init_process_group("gloo")
     try:
         leads = dist.get_rank() == 0
@@ -196,7 +204,12 @@ def main(path: Path) -> None:
             if leads and step == steps:
                 sys.stderr.write(f"{run.name}, seed {run.seed}: epoch {epoch + 1}, {step} steps\n")
 
-        runs = train_all(Spec(**json.loads(path.read_text())), report)
+        def ended(run: Run) -> None:
+            if leads:
+                sys.stdout.write(f"{run.outcome()}\n")
+                sys.stdout.flush()
+
+        runs = train_all(Spec(**json.loads(path.read_text())), report, ended)
         if leads:
             path.with_name("runs.json").write_text(json.dumps([dataclasses.asdict(run) for run in runs]))
     finally:
