@@ -181,14 +181,14 @@ TARS = {
     "a hard link to nothing": ("foreign", again(1, linked(tarfile.LNKTYPE)), "1 of its members are links"),
     "a symbolic link to nothing": ("foreign", again(1, linked(tarfile.SYMTYPE)), "1 of its members are links"),
     "a sample without its label": (
-        "foreign", again(5, without("cls", 1)), r"x-0005.tar, row 1, key 'k021': 1 of 24 samples have no 'cls'"
+        "foreign", again(5, without("cls", 1)), r"x-0005.tar, row 1, key 'k021': 1 of 24 samples has no 'cls'"
     ),
-    "a sample without its picture": ("wds", again(0, without("cls", 0)), "1 of 24 samples have no 'cls'"),
+    "a sample without its picture": ("wds", again(0, without("cls", 0)), "1 of 24 samples has no 'cls'"),
     "labels of a whole tar": (
         "foreign", again(2, lambda members: members.__delitem__(slice(1, None, 2))), "x-0002.tar, row 0, .* 4 of 24"
     ),
     "a key with dots": (
-        "foreign", again(3, dotted), "note: .*of which this is the first, have members that few others"
+        "foreign", again(3, dotted), "note: .*row 0, key 'img': it has members that few others have"
     ),
     "samples fewer than listed": ("wds", again(0, lambda members: members.clear()), "holds no sample"),
     "another tar in its place": (

@@ -33,12 +33,17 @@ def verify_command(
     ],
     *,
     columns: Annotated[
-        str, typer.Option(metavar="NAMES", help="Columns (tars: extensions) each sample must have: image,label")
+        str,
+        typer.Option(
+            metavar="NAMES", help="Columns each sample must have: image,label (tars: also extensions: 'jpg;png,cls')"
+        ),
     ] = "",
     duplicates: Annotated[
         bool,
         typer.Option(
-            "--duplicates", help="Look for samples of the same content: all fields but key and name, or --columns."
+            "--duplicates",
+            help="Look for samples of the same content, first under different labels: by the image, else by all but "
+            "key, name and label; or by --columns.",
         ),
     ] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode images, arrays, JSON, numbers too.")] = False,

@@ -90,18 +90,19 @@ def compare(
             continue
         known = dict(having)
         place = next(p for p, tar in enumerate(tars) if tar.samples > (known[p].count if p in known else 0))
-        text = f"{lacking:,} of {total:,} samples have no {' or '.join(map(repr, names))}, which the others have"
+        what = f"{lacking:,} of {total:,} samples ha{'s' if lacking == 1 else 've'} no"
+        text = f"{what} {' or '.join(map(repr, names))}, which the others have"
         tell(text, place, known[place].lacking if place in known else 0)
     crowds = [(place, tar.crowd) for place, tar in enumerate(tars) if tar.crowd is not None]
     for place, crowd in crowds:
         common = [sum(tar.counts.get(name, 0) for tar in tars) for name in crowd.extensions]
         if total > 1 and min(common) > total / 2:
             continue  # in a short last tar they only look rare
-        shown = ", ".join(map(repr, crowd.extensions[:_SHOWN])) + (", ..." if len(crowd.extensions) > _SHOWN else "")
+        shown = ", ".join(map(repr, crowd.extensions[:_SHOWN])) + (" ..." if len(crowd.extensions) > _SHOWN else "")
         count = sum(crowd.count for _, crowd in crowds)
         text = (
-            f"{count:,} samples, of which this is the first, have members that few others have: {shown}. A key ends at "
-            "the first dot of a name: if what follows belongs to it, write the tar again with other names"
+            f"it has members that few others have: {shown} (so have {count:,} samples in all). A key ends at the first "
+            "dot of a name: if what follows belongs to it, write the tar again with other names"
         )
         note(text, place, crowd.row)
         return

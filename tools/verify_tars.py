@@ -139,7 +139,7 @@ class TarShard:
             has = np.zeros(len(index), bool)
             has[rows[np.isin(index.extension, codes)]] = True
             if len(index) and not has.any():
-                there = ", ".join(map(repr, sorted(index.extensions)))
+                there = ", ".join(map(repr, sorted(self.columns.extensions or index.extensions)))
                 findings.error(f"none of its {len(index):,} samples has {wanted!r}, but {there}")
                 continue
             missing = np.flatnonzero(~has).tolist()
