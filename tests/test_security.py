@@ -240,6 +240,6 @@ def test_class_and_file_names_never_lead_out_of_the_destination(tmp_path):
         done = convert(tmp_path / "src", tmp_path / format, format)
         assert done.parts[0].samples == 6
         assert {file.name.split(".")[0] for file in (tmp_path / format).rglob("*")} <= {
-            "classes", "columns", "index", "shard", "shard-000000",
+            "classes", "columns", "index", "shard", "shard-000000", "shards",
         }  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mds", "src", "wds"]

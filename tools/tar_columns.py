@@ -15,6 +15,7 @@ from .values import Check
 __all__ = ["TarColumns"]
 
 _IMAGES = ("jpeg", "png")  # encodings
+_TEXTS = {"str": "txt", "json": "json"}  # encoding -> extension by which it is checked
 _TEXT = 64  # bytes from which text is told
 _LONGEST = 1 << 26  # bytes of a value that is looked at
 
@@ -86,15 +87,22 @@ class TarColumns:
                     findings.error(what, 0, index.key(0))
 
     def checks(self, extension: str, usual: Callable[[str], Check | None]) -> list[Check]:
-        """The ``usual`` check of members with an extension, and the one that columns.json asks for."""
-        found = [check for check in [usual(extension)] if check is not None]
+        """The checks of members with an extension: those of its column, or the ``usual`` where no columns.json tells."""
         name = self.owner(extension)
-        encoding = self.told[name].mds if name is not None else "bytes"
-        if encoding in _IMAGES:
-            return [*found, _check_image]
-        if is_known(encoding) and form_of(encoding) is not Form.RAW:
-            return [*found, lambda data: fit(data, encoding)]
-        return found
+        if name is None or not is_known(self.told[name].mds):
+            found = [usual(extension)]
+        elif (encoding := self.told[name].mds) in _IMAGES:
+            found = [usual(extension), _check_image]
+        elif form_of(encoding) is not Form.RAW:
+            found = [lambda data: fit(data, encoding)]
+        else:
+            found = [usual(_TEXTS[encoding])] if encoding in _TEXTS else []
+        return [check for check in found if check is not None]
+
+    def may_be_empty(self, extension: str) -> bool:
+        """Whether a member without any bytes is a value like others."""
+        name = self.owner(extension)
+        return name is not None and self.told[name].mds in ("str", "bytes")
 
     def compared(self, there: Sequence[str], wanted: Sequence[str]) -> tuple[set[str], set[str]]:
         """The extensions, of those ``there``, by which samples are compared, and those of labels.

@@ -85,8 +85,8 @@ def _look_for_lost(tars: set[str], there: set[str], listed: dict[str, Listed], f
     if lost := sorted(listed.keys() - tars):
         place = listed[lost[0]].place
         findings.error(
-            f"{len(lost):,} of the {len(listed):,} shards that {place} lists are missing: {_some(lost)}; fetch them, "
-            "or convert the data again"
+            f"{len(lost):,} of the {len(listed):,} shards that {place} lists are missing: {_some(lost)}; fetch them or "
+            f"convert the data again, or remove {place} if they were taken out on purpose"
         )
     left = {name.removesuffix(_INDEX) for name in there if name.endswith(_INDEX)}
     if lost := sorted(left - there - listed.keys()):

@@ -6,7 +6,7 @@ from functools import partial
 from io import BufferedReader, FileIO
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -144,7 +144,8 @@ class TarShard:
                 continue
             missing = np.flatnonzero(~has).tolist()
             findings.add_rows(Severity.ERROR, missing, f"it has no {wanted!r}", index.key)
-        empty = rows[index.length == 0].tolist()
+        doubtful = [code for code, name in enumerate(index.extensions) if not self.columns.may_be_empty(name)]
+        empty = rows[(index.length == 0) & np.isin(index.extension, doubtful)].tolist()
         findings.add_rows(Severity.WARNING, empty, "a member of it is empty", index.key)
 
     def _contents(self, file: BinaryIO, index: TarIndex, checks: Checks, findings: Findings) -> tuple[bytes, bytes]:
@@ -160,7 +161,9 @@ class TarShard:
                 blocks = partial(_blocks, file, offset, length)
                 if decoders[name]:
                     data = b"".join(blocks())
-                    self._decode(name, decoders[name], data, row, index, findings)
+                    value = self._decode(name, decoders[name], data, row, index, findings)
+                    if name in labels and isinstance(value, int):
+                        self._check_label(value, row, index, findings)
                     blocks = partial(iter, [data])
                 if name in compared:
                     values.append((length, blocks))
@@ -175,14 +178,18 @@ class TarShard:
 
     def _decode(
         self, name: str, decoders: list[Check], data: bytes, row: int, index: TarIndex, findings: Findings
-    ) -> None:
+    ) -> Any:
+        """What the first of the decoders gives; None for what one of them cannot decode."""
         try:
-            value, *_ = [decoder(data) for decoder in decoders]
+            values = [decoder(data) for decoder in decoders]
         except Exception as error:  # decoders raise nearly anything
             findings.error(f"its {name!r} cannot be decoded ({type(error).__name__}: {error})", row, index.key(row))
-            return
-        if name == "cls" and self.classes is not None and not 0 <= value < self.classes:
-            what = f"its label is {value}, classes.json names {self.classes:,} classes"
+            return None
+        return values[0]
+
+    def _check_label(self, label: int, row: int, index: TarIndex, findings: Findings) -> None:
+        if self.classes is not None and not 0 <= label < self.classes:
+            what = f"its label is {label}, classes.json names {self.classes:,} classes"
             findings.error(what, row, index.key(row))
 
 
