@@ -87,7 +87,7 @@ class TarColumns:
                     findings.error(what, 0, index.key(0))
 
     def checks(self, extension: str, usual: Callable[[str], Check | None]) -> list[Check]:
-        """The checks of members with an extension: those of its column, or the ``usual`` where no columns.json tells."""
+        """The checks of members with an extension: those of its column, or without a columns.json the ``usual``."""
         name = self.owner(extension)
         if name is None or not is_known(self.told[name].mds):
             found = [usual(extension)]
