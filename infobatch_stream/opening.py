@@ -42,8 +42,8 @@ class Contents:
 
 
 def path_on_node(path: str | os.PathLike[str]) -> Path:
-    """Where the store of this process is: ``path`` with ``{node}`` filled in."""
-    return Path(fill_in_node(os.fspath(path)))
+    """Where the store of this process is: ``path`` with ``{node}`` filled in, whatever the working folder becomes."""
+    return Path(fill_in_node(os.fspath(path))).absolute()
 
 
 def check_owner(path: Path, num_samples: int, fingerprint: str) -> layout.Header:

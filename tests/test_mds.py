@@ -355,13 +355,3 @@ def test_downloads_that_fail_under_a_small_cache_hang_nobody(make, small_cache):
         with within(10), suppress(DataError):
             loader._source.read(index)
     assert _ShardState.PREPARING not in dataset._shard_states.numpy()
-
-
-def test_a_shard_evicted_by_its_own_batch_and_lost_at_the_remote_is_named(make, small_cache):
-    remote, dataset = small_cache
-    source = make(dataset)._source
-    source.read(0)
-    (remote / "shard.00000.mds").unlink()
-    with within(30), pytest.raises(DataError, match=r"shard\.00000\.mds"):
-        source.read_many([0, 12, 24, 36, 48, 60])  # from more shards than the cache holds
-    assert _ShardState.PREPARING not in dataset._shard_states.numpy()

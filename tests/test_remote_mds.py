@@ -365,6 +365,16 @@ def test_the_samples_of_a_lost_shard_are_replaced_and_asked_for_once_a_batch(mak
     )
 
 
+def test_a_shard_evicted_by_its_own_batch_and_lost_at_the_server_is_named(make, server, bucket):
+    limit = sum(file.stat().st_size for file in (bucket / "b" / "plain").iterdir()) // 3
+    source = make(data={"cache_limit": limit})._source
+    source.read(0)
+    server.fail(r"shard\.00000", status=404)
+    with within(30), pytest.raises(DataError, match=r"shard\.00000\.mds"):
+        source.read_many(list(range(0, N, ROWS)))  # from more shards than the cache holds
+    assert _ShardState.PREPARING not in source._dataset._shard_states.numpy()
+
+
 # ---- processes that die, and what stays
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.base import Pool, fingerprint
 from infobatch_stream.sources.mds_cache import MdsCache
+from infobatch_stream.sources.mds_folders import fix_folders
 from infobatch_stream.sources.mds_reading import MdsFiles, MdsReading
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class MdsSource:
     """
 
     def __init__(self, dataset: "StreamingDataset") -> None:
+        fix_folders(dataset)
         for stream, shard in zip(dataset.stream_per_shard, dataset.shards, strict=True):
             check_shard(shard, Path(dataset.streams[stream].local, dataset.streams[stream].split, "index.json"))
         self._dataset = dataset

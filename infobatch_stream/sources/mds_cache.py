@@ -1,14 +1,15 @@
 """The shards of a StreamingDataset on this machine: whether they are here, whole, and how the others come."""
 
 import os
+import re
 import secrets
 import threading
 import time
-from contextlib import nullcontext, suppress
-from copy import copy
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from glob import escape
 from pathlib import Path
+from shutil import copy2
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,13 @@ import numpy as np
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.claim import claim_of, claimed
 from infobatch_stream.sources.faults import advice, cause_of, is_lasting, is_silence
-from infobatch_stream.sources.mds_download import downloader_of
+from infobatch_stream.sources.mds_download import Attempts, checksum_of
+from infobatch_stream.sources.mds_eviction import Eviction, bytes_for_copies
+from infobatch_stream.sources.mds_folders import Copies, folder_of
+from infobatch_stream.sources.shard_file import changed
 
 if TYPE_CHECKING:
-    from streaming import Stream, StreamingDataset
+    from streaming import StreamingDataset
 
 __all__ = ["MdsCache"]
 
@@ -27,7 +31,7 @@ _ATTEMPTS = 3  # a shard may be evicted between its download and its use, when t
 _TICK = 0.01  # seconds between two looks at a shard that another process downloads
 _PAUSE = 0.5  # seconds after the first attempt to download, about; it doubles with each
 _LONGEST_PAUSE = 30.0
-_QUICK_HASHES = ("xxh3_64", "xxh3_128", "xxh64", "xxh128", "xxh32", "blake2b", "sha1", "md5")  # in this order
+_UNFINISHED = re.compile(r"(\.tmp)?(\.(?!\d{8})[0-9A-Fa-f]{8})?")
 
 
 class MdsCache:
@@ -37,8 +41,10 @@ class MdsCache:
     good that failed its checksum before; and tries again what cannot succeed. Here each download is under a claim
     (see `claimed`), is tried again only where that helps, and leaves nothing behind when it fails.
 
-    Where ``index.json`` has checksums and the user chose none, the streams get one to validate by. Otherwise the
-    dataset stays as it is. Usable from several threads, and in each process that it is passed to.
+    Files that are no copies (see `Copies`) are never removed. For that the dataset gets an `Eviction`, and its streams
+    keep what they decompress. Where ``index.json`` has checksums and the user chose none, the streams get one to
+    validate by. Otherwise the dataset stays as it is. Usable from several threads, and in each process that it is
+    passed to.
     """
 
     def __init__(self, dataset: "StreamingDataset") -> None:
@@ -49,21 +55,25 @@ class MdsCache:
         )
         self._dataset = dataset
         self._streams = np.asarray(dataset.stream_per_shard).tolist()
-        self._fetchable = [_is_elsewhere(stream) for stream in dataset.streams]
+        self._copies = Copies(dataset)
+        self._fetchable = self._copies.fetchable
+        self._room = bytes_for_copies(dataset, self._copies)
         self._files = [
-            [
-                (Path(dataset.streams[stream].local, dataset.streams[stream].split, raw.basename), int(raw.bytes))
-                for raw, _ in shard.file_pairs
-            ]
+            [(folder_of(dataset.streams[stream]) / raw.basename, int(raw.bytes)) for raw, _ in shard.file_pairs]
             for stream, shard in zip(self._streams, dataset.shards, strict=True)
         ]
         for number, stream in enumerate(dataset.streams):
             stream._downloader.clean_up()  # which has connected for index.json, perhaps: see downloader_of
-            if stream.validate_hash is None and self._fetchable[number]:
+            if not self._fetchable[number] or self._copies.are_linked(number):
+                stream.safe_keep_zip = True
+            if self._fetchable[number] and stream.validate_hash is None:
                 shards = [shard for shard, of in zip(dataset.shards, self._streams, strict=True) if of == number]
-                stream.validate_hash = _checksum(shards)
+                stream.validate_hash = checksum_of(shards)
+        if dataset.cache_limit:
+            vars(dataset)["_evict_coldest_shard"] = Eviction(dataset, self._copies)
         self._trusted: set[int] = set()
-        self._downloaders: tuple[int, dict[int, Any]] = 0, {}  # of the process with this number
+        self._stamps: dict[int, tuple[int, int]] = {}  # of shards that are no copies, when they were first seen
+        self._attempts = Attempts(dataset)
         self._alone = self._lock()
 
     def _lock(self) -> Any:
@@ -71,8 +81,8 @@ class MdsCache:
         return threading.Lock() if self._dataset.cache_limit else nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:
-        """State without the lock and the connections."""
-        return {**{name: value for name, value in vars(self).items() if name != "_alone"}, "_downloaders": (0, {})}
+        """State without the lock."""
+        return {name: value for name, value in vars(self).items() if name != "_alone"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The state, with a lock of this process."""
@@ -89,16 +99,15 @@ class MdsCache:
     @property
     def capacity(self) -> int | None:
         """How many shards fit under the dataset's cache_limit at least; None without a limit."""
-        dataset = self._dataset
-        if not dataset.cache_limit:
+        if self._room is None:
             return None
-        indexes = sum(stream.get_index_size() for stream in dataset.streams)
-        return int((int(dataset.cache_limit) - indexes) // max(1, *(shard.get_max_size() for shard in dataset.shards)))
+        largest = max(shard.get_max_size() for shard in self._dataset.shards)
+        return sum(not self._fetchable[stream] for stream in self._streams) + self._room // max(1, largest)
 
     def check_local(self) -> None:
         """Raise DataError if a shard that nobody can download is cut short."""
         for number, stream in enumerate(self._streams):
-            if not self._dataset.streams[stream].remote:
+            if not self._fetchable[stream]:
                 self._here(number)
 
     def is_local(self, shard: int) -> bool:
@@ -182,6 +191,8 @@ class MdsCache:
                     "of another dataset. Delete the file to have it downloaded again, or convert the data anew."
                 )
             stamp = size, stat.st_mtime_ns
+        if stamp and not self._fetchable[self._streams[shard]] and stamp != self._stamps.setdefault(shard, stamp):
+            raise changed(str(file))
         return stamp
 
     # Downloading -------------------------------------------------------------------------------------------------
@@ -194,10 +205,30 @@ class MdsCache:
                 self._wait(shard)
                 if self._state(shard) == self._local and not broken and self._here(shard):
                     return  # another process brought it while we waited
-                self._discard(shard, broken)
-                self._fetch(shard)
+                with nullcontext() if broken else self._put_aside(shard):
+                    self._discard(shard, broken)
+                    self._fetch(shard)
         except OSError as error:
             raise self._failure(shard, error, 0) from error
+
+    @contextmanager
+    def _put_aside(self, shard: int) -> Iterator[None]:
+        """Within, what is here of ``shard`` may be replaced. If that fails it is as it was: nobody has it but we."""
+        pairs = [(file, _aside(file)) for file, _ in self._files[shard] if file.exists()]
+        for file, aside in pairs:
+            aside.unlink(missing_ok=True)
+            try:
+                aside.hardlink_to(file)
+            except OSError:  # a file system without them
+                copy2(file, aside)
+        try:
+            yield
+        except BaseException:
+            for file, aside in pairs:
+                aside.replace(file)
+            raise
+        for _, aside in pairs:
+            aside.unlink(missing_ok=True)
 
     def _fetch(self, shard: int) -> None:
         """Download ``shard``, with pauses that double between attempts.
@@ -210,6 +241,8 @@ class MdsCache:
             try:
                 with self._alone:
                     self._prepare(shard)
+            except DataError:
+                raise
             except Exception as error:
                 last = attempt >= (rounds if is_silence(error) else 3 * rounds)
                 if last or not self._fetchable[self._streams[shard]] or is_lasting(error):
@@ -221,37 +254,20 @@ class MdsCache:
 
     def _prepare(self, shard: int) -> None:
         """Have StreamingDataset download and check ``shard``, once. If that fails, its files are removed."""
-        attempt = self._single(self._streams[shard])
+        attempt = self._attempts.single(self._streams[shard])
         try:
             attempt.prepare_shard(shard, blocking=False)
             self._wait(shard)  # should streaming itself have been quicker
             if self._fetchable[self._streams[shard]]:
+                self._copies.check_remote(self._streams[shard])
                 self._check_sizes(shard)
+                self._attempts.delivered(self._streams[shard])
         except BaseException:
             lock = getattr(attempt, "_cache_filelock", None)
             if lock is not None:
                 lock.release(force=True)  # an eviction that failed leaves it held
             self._let_go(shard)
             raise
-
-    def _single(self, stream: int) -> Any:
-        """The dataset as it is, but that its ``stream`` tries to download once only: to try again is up to us."""
-        dataset = self._dataset
-        single = object.__new__(_without_end(type(dataset)))
-        vars(single).update({name: value for name, value in vars(dataset).items() if name != "_cache_filelock"})
-        single.streams = list(dataset.streams)
-        single.streams[stream] = copy(dataset.streams[stream])
-        single.streams[stream].download_retry = 1  # attempts, though streaming calls them retries
-        single.streams[stream]._downloader = self._downloader(stream)
-        return single
-
-    def _downloader(self, stream: int) -> Any:
-        if self._downloaders[0] != os.getpid():
-            self._downloaders = os.getpid(), {}
-        mine = self._downloaders[1]
-        if stream not in mine:
-            mine[stream] = downloader_of(self._dataset.streams[stream])
-        return mine[stream]
 
     def _check_sizes(self, shard: int) -> None:
         for file, size in self._files[shard]:
@@ -276,16 +292,24 @@ class MdsCache:
             if self._state(shard) == self._local and (broken or any(file.exists() for file, _ in self._files[shard])):
                 self._dataset._evict_shard(shard)  # which counts as streaming counts
             if self._state(shard) == self._remote:
-                self._remove(shard)
+                self._remove(shard, broken)
 
-    def _remove(self, shard: int) -> None:
-        """Remove the files of ``shard``, and unfinished ones (all have its name in front), if they can come again."""
+    def _remove(self, shard: int, broken: bool = False) -> None:
+        """Remove unfinished files of ``shard``; and the others if they can come again, or are of a ``broken`` download.
+
+        Unfinished ones have at their end what streaming and s3transfer put there.
+        """
         if not self._fetchable[self._streams[shard]]:
             return
-        for file, _ in self._files[shard]:
-            for found in file.parent.glob(f"{escape(file.name)}*"):
-                if found == file or (found.name.startswith(f"{file.name}.") and found != claim_of(file)):
-                    found.unlink(missing_ok=True)
+        whole = broken or self._copies.can_come_again(shard)
+        for pair in self._dataset.shards[shard].file_pairs:
+            for name in (file.basename for file in pair if file is not None):
+                file = folder_of(self._dataset.streams[self._streams[shard]]) / name
+                if whole:
+                    file.unlink(missing_ok=True)
+                for found in file.parent.glob(f"{escape(file.name)}.*"):
+                    if _UNFINISHED.fullmatch(found.name.removeprefix(file.name)):
+                        found.unlink(missing_ok=True)
 
     def _wait(self, shard: int) -> None:
         """Return when no process is downloading ``shard`` in StreamingDataset's own way, without a claim."""
@@ -321,28 +345,16 @@ class MdsCache:
         raw, packed = self._dataset.shards[shard].file_pairs[0]
         url = os.path.join(stream.remote, stream.split, (packed or raw).basename)  # noqa: PTH118 - of any scheme
         tried = f" in {attempts} attempts" if attempts > 1 else ""
+        what = "not whole" if any(_aside(file).exists() for file, _ in self._files[shard]) else "missing"
         cause = cause_of(error)
         text = f"{type(cause).__name__}: {cause}".rstrip(". ")
         return DataError(
-            f"{self._name(shard)} is missing and could not be fetched from {url}{tried}: {text}. {advice(error)}"
+            f"{self._name(shard)} is {what} and could not be fetched from {url}{tried}: {text}. {advice(error)}"
         )
 
 
-def _is_elsewhere(stream: "Stream") -> bool:
-    """Whether what ``stream`` has here is a copy of what is at its remote."""
-    if not stream.remote:
-        return False
-    return "://" in stream.remote or Path(stream.remote).resolve() != Path(stream.local).resolve()
-
-
-def _checksum(shards: list[Any]) -> str | None:
-    """The quickest checksum that ``index.json`` has for all that is downloaded; None if there is none."""
-    from streaming.base.hashing import is_hash
-
-    downloaded = [packed or raw for shard in shards for raw, packed in shard.file_pairs]
-    common = set.intersection(*(set(file.hashes) for file in downloaded))
-    names = [*(name for name in _QUICK_HASHES if name in common), *sorted(common)]
-    return next((name for name in names if is_hash(name)), None)
+def _aside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.aside")
 
 
 def _lock_of(dataset: Any) -> Any:
@@ -350,9 +362,3 @@ def _lock_of(dataset: Any) -> Any:
     from filelock import FileLock
 
     return FileLock(dataset._cache_filelock_path)
-
-
-@cache
-def _without_end(kind: type[Any]) -> type[Any]:
-    """``kind``, of which an object ends without ado: the destructor of a copy would close what the first one has."""
-    return type(kind.__name__, (kind,), {"__del__": lambda self: None})

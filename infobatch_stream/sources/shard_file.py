@@ -6,7 +6,7 @@ from mmap import MADV_RANDOM, PROT_READ, mmap
 
 from infobatch_stream.errors import DataError
 
-__all__ = ["MOST_OPEN", "ShardFile"]
+__all__ = ["MOST_OPEN", "ShardFile", "changed"]
 
 # Files that a source keeps open per process. The usual limit of open files is 1024, and a map takes one too.
 MOST_OPEN = 128
@@ -103,7 +103,7 @@ class ShardFile:
 
 
 def changed(path: str) -> DataError:
-    """The error for a shard at ``path`` that is not what it was when it was indexed."""
+    """The error for a file at ``path`` that is not what it was when it was indexed."""
     return DataError(
         f"Shard {path} changed (size or time) after the dataset was opened, so an index may mean another sample "
         "now. Open the dataset again, with a new score store if the samples are others."
