@@ -71,6 +71,7 @@ class InfoBatchLoader:
         existing: what to do with a store that holds epochs: "error", "overwrite" or "continue".
         history: keep the losses of every epoch in the store (`ScoreStore.at`), not only what became of it.
         predownload: how many steps ahead the shards that this rank needs are downloaded, where they are not local.
+            (StreamingDataset's own counts samples.)
         process_group: the group over which data is split, when that is not all processes.
         collate_fn: as of DataLoader. dataloader: further options of the inner DataLoader, as num_workers.
 
@@ -115,7 +116,7 @@ class InfoBatchLoader:
         for name in _OURS.keys() & dataloader.keys():
             raise ConfigError(f"{name}= is not an option of InfoBatchLoader: {_OURS[name]}.")
         self._recipe = Recipe(policy, delta, seed, shuffle, shuffle_window, drop_last)
-        self._source = open_source(dataset)
+        self._source = open_source(dataset, batch_size=batch_size, shuffle=shuffle)
         self.epochs = whole_number("epochs", epochs, 1)
         self._batch_size = batch_size
         self._existing: Existing = existing

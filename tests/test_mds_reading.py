@@ -376,15 +376,17 @@ def test_a_shard_that_is_removed_while_it_is_open_is_named(own):
         source.read_many([14])
 
 
-def test_a_shard_that_is_replaced_is_opened_again(own, opened):
+def test_a_shard_that_is_replaced_is_not_read_for_the_old_one(own, opened):
     source = open_source(StreamingDataset(local=str(own)))
     assert source.read_many([23])[0]["pad"] == bytes(64)
     file = own / "shard.00001.mds"
     new = file.with_suffix(".new")
     new.write_bytes(file.read_bytes()[:-64] + b"x" * 64)
     new.replace(file)
-    assert source.read_many([23])[0]["pad"] == b"x" * 64
-    assert opened == ["shard.00001.mds"] * 2
+    with pytest.raises(DataError, match=r"shard\.00001\.mds changed"):
+        source.read_many([23])
+    assert opened == ["shard.00001.mds"]
+    assert open_source(StreamingDataset(local=str(own))).read_many([23])[0]["pad"] == b"x" * 64
 
 
 @pytest.mark.parametrize("bounds", [(0, 2**32 - 1), (500, 400), (300, 300)])

@@ -15,24 +15,26 @@ from infobatch_stream.sources.wds import IndexedWebDataset, WdsSource
 __all__ = ["IndexedWebDataset", "Pool", "Source", "StreamedWebDataset", "open_source"]
 
 
-def open_source(dataset: Any) -> Source:
+def open_source(dataset: Any, *, batch_size: int | None = None, shuffle: bool = True) -> Source:
     """The source behind ``dataset``: a StreamingDataset, an IndexedWebDataset, or a map-style dataset.
+
+    batch_size, shuffle: of the loader; a dataset that was made with others is warned of.
 
     Raises ConfigError for anything else, and for a dataset without samples.
     """
-    source = _source(dataset)
+    source = _source(dataset, batch_size, shuffle)
     if source.num_samples < 1:
         raise ConfigError(f"the dataset {type(dataset).__name__} is empty; there is nothing to train on.")
     return source
 
 
-def _source(dataset: Any) -> Source:
+def _source(dataset: Any, batch_size: int | None, shuffle: bool) -> Source:
     if isinstance(dataset, IndexedWebDataset):
         return WdsSource(dataset)
     # Importing streaming takes seconds; where it is not imported, nothing is a StreamingDataset.
     streaming = sys.modules.get("streaming.base.dataset")
     if streaming is not None and isinstance(dataset, streaming.StreamingDataset):
-        return MdsSource(dataset)
+        return MdsSource(dataset, batch_size, shuffle)
     name = type(dataset).__name__
     if isinstance(dataset, IterableDataset):
         raise ConfigError(

@@ -11,6 +11,7 @@ from infobatch_stream.errors import DataError
 from infobatch_stream.sources.base import Pool, fingerprint
 from infobatch_stream.sources.mds_cache import MdsCache
 from infobatch_stream.sources.mds_folders import fix_folders
+from infobatch_stream.sources.mds_options import check_options
 from infobatch_stream.sources.mds_reading import MdsFiles, MdsReading
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ def mds_fingerprint(
 class MdsSource:
     """A StreamingDataset (or subclass) of any number of streams, read by index.
 
-    Before samples are read their shards are brought here (see `MdsCache`).
+    Before samples are read their shards are brought here (see `MdsCache`). batch_size, shuffle: of the loader, for
+    `check_options`.
     """
 
-    def __init__(self, dataset: "StreamingDataset") -> None:
+    def __init__(self, dataset: "StreamingDataset", batch_size: int | None = None, shuffle: bool = True) -> None:
+        check_options(dataset, batch_size, shuffle)
         fix_folders(dataset)
         for stream, shard in zip(dataset.stream_per_shard, dataset.shards, strict=True):
             check_shard(shard, Path(dataset.streams[stream].local, dataset.streams[stream].split, "index.json"))

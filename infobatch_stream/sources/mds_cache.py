@@ -188,7 +188,7 @@ class MdsCache:
                     return None
                 raise DataError(
                     f"{self._name(shard)} has {stat.st_size:,} bytes, its index.json says {size:,}: it is truncated or "
-                    "of another dataset. Delete the file to have it downloaded again, or convert the data anew."
+                    "of another dataset. Bring it back from a copy, or convert the data anew."
                 )
             stamp = size, stat.st_mtime_ns
         if stamp and not self._fetchable[self._streams[shard]] and stamp != self._stamps.setdefault(shard, stamp):

@@ -164,6 +164,6 @@ class MdsReading:
 
 def _damaged(file: ShardFile, what: str) -> DataError:
     return DataError(
-        f"Shard {file.path} is damaged: it says that {what}. Delete the file to have it downloaded again, or convert "
-        "the data anew."
+        f"Shard {file.path} is damaged: it says that {what}. If a remote has it, delete the file to have it "
+        "downloaded again; else bring it back from a copy, or convert the data anew."
     )

@@ -66,7 +66,7 @@ def wds(folder):
     return IndexedWebDataset(str(folder)).map(with_noise)
 
 
-def write_mds(folder, first=0, samples=48, per_shard=12, compression=None):
+def write_mds(folder, first=0, samples=48, per_shard=12, **options):
     """The samples first.., ``per_shard`` to a shard."""
     from streaming import MDSWriter
 
@@ -74,7 +74,7 @@ def write_mds(folder, first=0, samples=48, per_shard=12, compression=None):
     with MDSWriter(
         out=str(folder),
         columns={"i": "int", "pad": "bytes"},
-        compression=compression,
+        **options,
         size_limit=header + per_shard * sample,
     ) as out:
         for i in range(first, first + samples):
