@@ -70,8 +70,7 @@ class InfoBatchLoader:
         on_error: "raise", or "replace" to put a readable sample with weight 0 for one that cannot be read.
         existing: what to do with a store that holds epochs: "error", "overwrite" or "continue".
         history: keep the losses of every epoch in the store (`ScoreStore.at`), not only what became of it.
-        predownload: how many steps ahead the shards that this rank needs are downloaded, where they are not local.
-            (StreamingDataset's own counts samples.)
+        predownload: how many steps ahead the shards that this rank needs are downloaded (StreamingDataset's: samples).
         process_group: the group over which data is split, when that is not all processes.
         collate_fn: as of DataLoader. dataloader: further options of the inner DataLoader, as num_workers.
 

@@ -1,6 +1,8 @@
 """MDS shards, through StreamingDataset."""
 
+import shutil
 import signal
+import subprocess
 import threading
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -283,6 +285,41 @@ def test_a_missing_shard_is_named_and_may_come_back(own, make):
     with within(20):
         steps = train(make(dataset, epochs=1))
     assert sorted(indices(steps, 0)) == list(range(N))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 64 KiB, and a way to have it read only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [
+        ("read only", r"Read-only file system.*Give the dataset another local folder, one that can be written\."),
+        ("full", r"No space left.*Make room on the disk of the dataset's local folder, or set its cache_limit\."),
+        ("a file in the way", r"is no folder: remove it, or give the dataset another local folder\."),
+    ],
+)
+def test_a_local_folder_that_takes_no_shard_is_told_with_what_to_do(shards, make, disk, fault, advice):
+    local = disk[0] / "local"
+    dataset = Augmented(remote=shards, local=str(local), download_retry=1)
+    source = make(dataset)._source
+    if fault == "read only":
+        disk[1]()
+    elif fault == "full":
+        with suppress(OSError):
+            (disk[0] / "other").write_bytes(bytes(2**16))
+    else:
+        shutil.rmtree(local)
+        local.write_text("")
+    with within(20), pytest.raises(DataError, match=rf"could not be fetched from {shards}.*{advice}"):
+        source.read(0)
 
 
 def test_a_truncated_shard_is_named_and_may_come_back(own, make):

@@ -5,14 +5,23 @@ from typing import Any
 
 __all__ = ["advice", "cause_of", "is_lasting", "is_silence"]
 
-_LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, ImportError)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_LASTING = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, ImportError)
+_DISK = {
+    errno.ENOSPC: "Make room on the disk of the dataset's local folder, or set its cache_limit.",
+    errno.EDQUOT: "Make room under the quota of the dataset's local folder, or set its cache_limit.",
+    errno.EROFS: "Give the dataset another local folder, one that can be written.",
+    errno.EIO: "The disk fails, see the system's log (dmesg): give the dataset a local folder on another.",
+    errno.EMFILE: "This process may open no more files: raise its limit (ulimit -n).",
+}
+_PASSING = (errno.EIO, errno.EMFILE)
 _TRY_AGAIN = (408, 425, 429)  # the only ones of 400..499 that pass by themselves
 
 
 def is_lasting(error: BaseException) -> bool:
     """Whether trying again would end in the same way: nothing is there, or this user may not have it."""
-    if isinstance(error, _LASTING) or _lacks_credentials(error) or getattr(error, "errno", None) in _FULL:
+    if isinstance(error, _LASTING) or _lacks_credentials(error):
+        return True
+    if getattr(error, "errno", None) in _DISK.keys() - _PASSING:
         return True
     if isinstance(error, ValueError) and str(error).startswith("Hash algorithm"):  # streaming's: an unknown one
         return True
@@ -35,8 +44,12 @@ def cause_of(error: BaseException) -> BaseException:
 def advice(error: BaseException) -> str:
     """What to do about it, in a sentence."""
     status = _status(error)
-    if getattr(error, "errno", None) in _FULL:
-        return "Make room on the disk of the dataset's local folder, or set its cache_limit."
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return _DISK[error.errno]
+    if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
+        return f"{error.filename} is no folder: remove it, or give the dataset another local folder."
+    if isinstance(error, PermissionError) and error.filename:  # on this machine
+        return f"Let this user read and write {error.filename}, or give the dataset another local folder."
     if _lacks_credentials(error) or status in (401, 403) or isinstance(error, PermissionError):
         return "Check the credentials of this process, and what they permit."
     if status == 404 or isinstance(error, FileNotFoundError):
