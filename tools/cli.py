@@ -12,6 +12,7 @@ from .cli_convert import convert_command
 from .cli_report import report_command
 from .cli_scores import export_command, inspect_command, simulate_command
 from .cli_shards import index_command, verify_command
+from .cli_unlock import unlock_command
 from .console import reported
 
 __all__ = ["app"]
@@ -47,6 +48,7 @@ app.command("inspect")(inspect_command)
 app.command("report")(report_command)
 app.command("simulate")(simulate_command)
 app.command("export")(export_command)
+app.command("unlock")(unlock_command)
 
 
 class Optimizer(StrEnum):

@@ -44,12 +44,8 @@ def cause_of(error: BaseException) -> BaseException:
 def advice(error: BaseException) -> str:
     """What to do about it, in a sentence."""
     status = _status(error)
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return _DISK[error.errno]
-    if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
-        return f"{error.filename} is no folder: remove it, or give the dataset another local folder."
-    if isinstance(error, PermissionError) and error.filename:  # on this machine
-        return f"Let this user read and write {error.filename}, or give the dataset another local folder."
+    if isinstance(error, OSError) and (here := _advice_on_disk(error)):
+        return here
     if _lacks_credentials(error) or status in (401, 403) or isinstance(error, PermissionError):
         return "Check the credentials of this process, and what they permit."
     if status == 404 or isinstance(error, FileNotFoundError):
@@ -57,6 +53,15 @@ def advice(error: BaseException) -> str:
     if "Checksum failure" in str(error) or "index.json says" in str(error):
         return "The file at the remote is damaged, or of another dataset: upload it again, with its index.json."
     return "Check the server and the network; a larger download_retry of the StreamingDataset waits for them longer."
+
+
+def _advice_on_disk(error: OSError) -> str | None:
+    """What to do about files of this machine; None where the error is of something else."""
+    if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
+        return f"{error.filename} is no folder: remove it, or give the dataset another local folder."
+    if isinstance(error, PermissionError) and error.filename:
+        return f"Let this user read and write {error.filename}, or give the dataset another local folder."
+    return _DISK.get(error.errno or 0)
 
 
 def _lacks_credentials(error: BaseException) -> bool:

@@ -322,8 +322,8 @@ class MdsCache:
             if time.monotonic() > deadline:
                 raise DataError(
                     f"{self._name(shard)} is being downloaded by another process for over {patience:.0f} s, or that "
-                    "process died. Raise download_timeout, or restart after "
-                    "streaming.base.util.clean_stale_shared_memory()."
+                    "process died. Raise download_timeout; or end this run, call 'infobatch-stream unlock', and start "
+                    "it again."
                 )
             time.sleep(_TICK)
 
