@@ -165,10 +165,7 @@ def _dataset(folder: Path, kind: str) -> Any:
     if kind == "wds":
         return IndexedWebDataset(folder).decode().to_tuple("npy", "cls")
     from streaming import StreamingDataset
-    from streaming.base.util import clean_stale_shared_memory
 
-    if not dist.is_initialized():
-        clean_stale_shared_memory()  # of demos that were killed
     return StreamingDataset(local=str(folder), batch_size=1)
 
 
