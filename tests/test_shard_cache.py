@@ -15,7 +15,7 @@ from ddp_scripts.children import Child, until
 from ddp_scripts.remote_tars import write_tars
 from servers import FaultyServer
 
-from infobatch_stream import ConfigError, DataError
+from infobatch_stream import ConfigError, DataError, IndexedWebDataset
 from infobatch_stream.sources import download as downloads
 from infobatch_stream.sources import shard_cache
 from infobatch_stream.sources.shard_cache import ShardCache
@@ -331,3 +331,13 @@ def test_it_travels_to_other_processes(tmp_path, web):
     data = pickle.dumps(cache)
     assert len(data) < 500
     assert pickle.loads(data).find(urls_of(web)[0])
+
+
+def test_a_relative_folder_stays_where_it_was_when_the_working_folder_changes(web, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    dataset = IndexedWebDataset(urls_of(web, 2), cache_dir="cache")
+    monkeypatch.chdir(tmp_path / "sub")
+    assert len([dataset[index] for index in range(len(dataset))]) == len(dataset)
+    assert not list((tmp_path / "sub").iterdir())
+    assert (tmp_path / "cache").is_dir()

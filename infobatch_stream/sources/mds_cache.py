@@ -1,15 +1,10 @@
 """The shards of a StreamingDataset on this machine: whether they are here, whole, and how the others come."""
 
 import os
-import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from glob import escape
-from pathlib import Path
-from shutil import copy2
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +14,8 @@ from infobatch_stream.sources.claim import claim_of, claimed
 from infobatch_stream.sources.faults import advice, cause_of, is_lasting, is_silence
 from infobatch_stream.sources.mds_download import Attempts, checksum_of
 from infobatch_stream.sources.mds_eviction import Eviction, bytes_for_copies
-from infobatch_stream.sources.mds_folders import Copies, folder_of
+from infobatch_stream.sources.mds_files import LocalFiles
+from infobatch_stream.sources.mds_folders import Copies
 from infobatch_stream.sources.shard_file import changed
 
 if TYPE_CHECKING:
@@ -31,7 +27,6 @@ _ATTEMPTS = 3  # a shard may be evicted between its download and its use, when t
 _TICK = 0.01  # seconds between two looks at a shard that another process downloads
 _PAUSE = 0.5  # seconds after the first attempt to download, about; it doubles with each
 _LONGEST_PAUSE = 30.0
-_UNFINISHED = re.compile(r"(\.tmp)?(\.(?!\d{8})[0-9A-Fa-f]{8})?")
 
 
 class MdsCache:
@@ -58,10 +53,7 @@ class MdsCache:
         self._copies = Copies(dataset)
         self._fetchable = self._copies.fetchable
         self._room = bytes_for_copies(dataset, self._copies)
-        self._files = [
-            [(folder_of(dataset.streams[stream]) / raw.basename, int(raw.bytes)) for raw, _ in shard.file_pairs]
-            for stream, shard in zip(self._streams, dataset.shards, strict=True)
-        ]
+        self._files = LocalFiles(dataset, self._copies)
         for number, stream in enumerate(dataset.streams):
             stream._downloader.clean_up()  # which has connected for index.json, perhaps: see downloader_of
             if not self._fetchable[number] or self._copies.are_linked(number):
@@ -124,7 +116,7 @@ class MdsCache:
         Raises DataError, with the url, when they cannot be had.
         """
         for _ in range(_ATTEMPTS):
-            if not self._fetchable[self._streams[shard]]:
+            if not self._copies.is_copy(shard):
                 self._wait(shard)
                 if stamp := self._here(shard):
                     return stamp
@@ -155,7 +147,7 @@ class MdsCache:
         theirs = isinstance(error, FileNotFoundError | RuntimeError) and not isinstance(error, DataError)
         if not (unsound or theirs or self._state(shard) == self._preparing):
             return None
-        if self._fetchable[self._streams[shard]]:
+        if self._copies.is_copy(shard):
             with suppress(DataError, OSError), claimed(self._files[shard][0][0]):  # no process of ours downloads it
                 self._let_go(shard)
         else:
@@ -184,14 +176,14 @@ class MdsCache:
             except FileNotFoundError:
                 return None
             if stat.st_size != size:
-                if self._fetchable[self._streams[shard]]:
+                if self._copies.is_copy(shard):
                     return None
                 raise DataError(
                     f"{self._name(shard)} has {stat.st_size:,} bytes, its index.json says {size:,}: it is truncated or "
                     "of another dataset. Bring it back from a copy, or convert the data anew."
                 )
             stamp = size, stat.st_mtime_ns
-        if stamp and not self._fetchable[self._streams[shard]] and stamp != self._stamps.setdefault(shard, stamp):
+        if stamp and not self._copies.is_copy(shard) and stamp != self._stamps.setdefault(shard, stamp):
             raise changed(str(file))
         return stamp
 
@@ -205,30 +197,11 @@ class MdsCache:
                 self._wait(shard)
                 if self._state(shard) == self._local and not broken and self._here(shard):
                     return  # another process brought it while we waited
-                with nullcontext() if broken else self._put_aside(shard):
+                with nullcontext() if broken else self._files.put_aside(shard):
                     self._discard(shard, broken)
                     self._fetch(shard)
         except OSError as error:
             raise self._failure(shard, error, 0) from error
-
-    @contextmanager
-    def _put_aside(self, shard: int) -> Iterator[None]:
-        """Within, what is here of ``shard`` may be replaced. If that fails it is as it was: nobody has it but we."""
-        pairs = [(file, _aside(file)) for file, _ in self._files[shard] if file.exists()]
-        for file, aside in pairs:
-            aside.unlink(missing_ok=True)
-            try:
-                aside.hardlink_to(file)
-            except OSError:  # a file system without them
-                copy2(file, aside)
-        try:
-            yield
-        except BaseException:
-            for file, aside in pairs:
-                aside.replace(file)
-            raise
-        for _, aside in pairs:
-            aside.unlink(missing_ok=True)
 
     def _fetch(self, shard: int) -> None:
         """Download ``shard``, with pauses that double between attempts.
@@ -245,7 +218,7 @@ class MdsCache:
                 raise
             except Exception as error:
                 last = attempt >= (rounds if is_silence(error) else 3 * rounds)
-                if last or not self._fetchable[self._streams[shard]] or is_lasting(error):
+                if last or not self._copies.is_copy(shard) or is_lasting(error):
                     raise self._failure(shard, error, attempt) from error
             else:
                 return
@@ -258,7 +231,7 @@ class MdsCache:
         try:
             attempt.prepare_shard(shard, blocking=False)
             self._wait(shard)  # should streaming itself have been quicker
-            if self._fetchable[self._streams[shard]]:
+            if self._copies.is_copy(shard):
                 self._copies.check_remote(self._streams[shard])
                 self._check_sizes(shard)
                 self._attempts.delivered(self._streams[shard])
@@ -280,7 +253,7 @@ class MdsCache:
         """Nobody prepares ``shard`` any more, and nothing is left that would be taken for it."""
         with _lock_of(self._dataset):
             if self._state(shard) == self._preparing:
-                self._remove(shard)
+                self._files.remove(shard)
                 self._dataset._shard_states[shard] = self._remote
 
     def _discard(self, shard: int, broken: bool) -> None:
@@ -292,24 +265,7 @@ class MdsCache:
             if self._state(shard) == self._local and (broken or any(file.exists() for file, _ in self._files[shard])):
                 self._dataset._evict_shard(shard)  # which counts as streaming counts
             if self._state(shard) == self._remote:
-                self._remove(shard, broken)
-
-    def _remove(self, shard: int, broken: bool = False) -> None:
-        """Remove unfinished files of ``shard``; and the others if they can come again, or are of a ``broken`` download.
-
-        Unfinished ones have at their end what streaming and s3transfer put there.
-        """
-        if not self._fetchable[self._streams[shard]]:
-            return
-        whole = broken or self._copies.can_come_again(shard)
-        for pair in self._dataset.shards[shard].file_pairs:
-            for name in (file.basename for file in pair if file is not None):
-                file = folder_of(self._dataset.streams[self._streams[shard]]) / name
-                if whole:
-                    file.unlink(missing_ok=True)
-                for found in file.parent.glob(f"{escape(file.name)}.*"):
-                    if _UNFINISHED.fullmatch(found.name.removeprefix(file.name)):
-                        found.unlink(missing_ok=True)
+                self._files.remove(shard, broken)
 
     def _wait(self, shard: int) -> None:
         """Return when no process is downloading ``shard`` in StreamingDataset's own way, without a claim."""
@@ -345,16 +301,12 @@ class MdsCache:
         raw, packed = self._dataset.shards[shard].file_pairs[0]
         url = os.path.join(stream.remote, stream.split, (packed or raw).basename)  # noqa: PTH118 - of any scheme
         tried = f" in {attempts} attempts" if attempts > 1 else ""
-        what = "not whole" if any(_aside(file).exists() for file, _ in self._files[shard]) else "missing"
+        what = "not whole" if self._files.is_aside(shard) else "missing"
         cause = cause_of(error)
         text = f"{type(cause).__name__}: {cause}".rstrip(". ")
         return DataError(
             f"{self._name(shard)} is {what} and could not be fetched from {url}{tried}: {text}. {advice(error)}"
         )
-
-
-def _aside(file: Path) -> Path:
-    return file.with_name(f"{file.name}.aside")
 
 
 def _lock_of(dataset: Any) -> Any:

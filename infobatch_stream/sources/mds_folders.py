@@ -80,20 +80,22 @@ class Copies:
     def __init__(self, dataset: "StreamingDataset") -> None:
         places = [folder_of(stream).resolve() for stream in dataset.streams]
         only = {place for place, stream in zip(places, dataset.streams, strict=True) if not _is_elsewhere(stream)}
-        self.fetchable = [place not in only for place in places]
+        self.fetchable: list[bool] = [place not in only for place in places]
         self._streams = dataset.streams
-        self._stream_of = dataset.stream_per_shard.tolist()
+        self._stream_of: list[int] = dataset.stream_per_shard.tolist()
         self._shards = dataset.shards
         indexes = [Path(stream.remote or "", stream.split, "index.json") for stream in dataset.streams]
         self._indexes = [(path, _stamp(path)) for path in indexes]
 
+    def is_copy(self, shard: int) -> bool:
+        """Whether the files of ``shard`` are copies."""
+        return self.fetchable[self._stream_of[shard]]
+
     def can_come_again(self, shard: int) -> bool:
         """Whether ``shard`` may be removed here: a remote that is a folder has it; of a bucket it is believed."""
-        number = self._stream_of[shard]
-        stream = self._streams[number]
-        if not self.fetchable[number]:
+        if not self.is_copy(shard):
             return False
-        if is_url(stream.remote):
+        if is_url(str(self._streams[self._stream_of[shard]].remote)):
             return True
         for source, here, size in self._sources(shard):
             found = _stamp(source)

@@ -46,7 +46,7 @@ class ShardCache:
     """
 
     def __init__(self, folder: AnyPath | None = None, limit: int | str | None = None) -> None:
-        self.folder = _default_folder() if folder is None else Path(folder)
+        self.folder = _default_folder() if folder is None else Path(folder).absolute()
         self.limit = None if limit is None else bytes_of("cache_limit", limit)
         self._tidied = -1  # the process that removed what dead ones left
 
