@@ -69,6 +69,9 @@ def convert_command(
     extension: Annotated[
         list[str] | None, typer.Option(metavar="NAME=EXTENSION", help="Extension in tars, likewise; repeat it.")
     ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys/--no-keys", help="Keep the keys of samples that have some, or number them anew.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle; the same seed gives the same bytes.")] = 0,
     shuffle: Annotated[
         bool | None,
@@ -114,7 +117,7 @@ def convert_command(
         done = convert(
             src, dst, format,
             columns=parse_pairs("--column", column), encodings=parse_pairs("--encoding", encoding),
-            extensions=parse_pairs("--extension", extension), seed=seed, shuffle=shuffle,
+            extensions=parse_pairs("--extension", extension), keys=keys, seed=seed, shuffle=shuffle,
             shard_bytes=shard_size, shard_samples=shard_samples, compression=compression,
             hashes=[name.strip() for name in hashes.split(",") if name.strip()],
             resize=resize, quality=quality, check=check, on_error=on_error.value,

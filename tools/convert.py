@@ -27,6 +27,7 @@ from .pool import ordered_map, start_server
 from .readers import read_source
 from .reencode import Reencoder
 from .samples import Column, Encoded, Sample, SampleSet, column_of
+from .tar_names import check_keys
 from .task import Job, Target, Written, add, write_task
 from .writers import ShardFormat, room_for_samples, stored_sizes
 
@@ -46,6 +47,7 @@ def convert(
     columns: Mapping[str, str] | None = None,
     encodings: Mapping[str, str] | None = None,
     extensions: Mapping[str, str] | None = None,
+    keys: bool = True,
     seed: int = 0,
     shuffle: bool | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -67,7 +69,7 @@ def convert(
     A source of several splits gets a subfolder for each. The same arguments give the same bytes, whatever the number
     of processes.
 
-    columns, encodings, extensions: which fields are taken, and how they are stored; see `read_source`.
+    columns, encodings, extensions, keys: which fields are taken, and how they are stored; see `read_source`.
     shuffle: the samples of a folder in the order of ``numpy.random.default_rng(seed).permutation``; by default
         unless ``src`` holds shards, which keep their order, as images without a shuffle are sorted by class and path.
     shard_bytes, shard_samples: no shard holds more; 16 KiB to 4 GiB - 1 (before compression).
@@ -92,7 +94,10 @@ def convert(
     library = {ShardFormat.MDS: "streaming", ShardFormat.WDS: "webdataset"}[target.format]
     if workers > 1 and ray is None:
         start_server(write_task, [library])  # which takes seconds, while the source is looked through
-    sets = read_source(src, columns=columns, encodings=encodings, extensions=extensions)
+    sets = read_source(src, columns=columns, encodings=encodings, extensions=extensions, keys=keys)
+    if target.format is ShardFormat.WDS and on_error == "raise":
+        for one in sets:
+            check_keys(os.fspath(src), one)
     job = Job(os.fspath(src), sets, target, reencoder, on_error == "skip")
     shuffled = not sets[0].is_shards if shuffle is None else shuffle
     order = seed if shuffled else None

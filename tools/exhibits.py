@@ -191,7 +191,7 @@ class _MdsShards:
         """The columns. Raises DataError."""
         sample = self._samples[index]
         return [
-            Field(name, "str" if name == KEY else self._samples.columns[name].mds, _stored(value))
+            Field(name, self._samples.columns[name].mds, _stored(value))
             for name, value in sample.items()
             if name != MEMBERS
         ]
@@ -200,7 +200,8 @@ class _MdsShards:
         """What is in the column of keys. Raises DataError."""
         if KEY not in self._samples.columns:
             return None
-        return [text_of(Field(KEY, "str", _stored(self._samples[number][KEY]))) for number in index.tolist()]
+        encoding = self._samples.columns[KEY].mds
+        return [text_of(Field(KEY, encoding, _stored(self._samples[number][KEY]))) for number in index.tolist()]
 
 
 class _TarShards:

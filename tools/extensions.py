@@ -75,8 +75,8 @@ def extension_of(encoding: str) -> str:
 def without_clashes(wanted: Mapping[str, str]) -> dict[str, str]:
     """Column -> extension, the wanted one; ``<column>.<extension>`` for columns that want the same.
 
-    A column's name is put in lower case and what can be in no extension becomes "_": columns that are then the
-    same get numbers.
+    A column's name is put in lower case, what can be in no extension becomes "_", and none is at its beginning, where
+    "__" would mark what is about a sample and not in it. Columns that are then the same get numbers.
     """
     counts = Counter(wanted.values())
     found: dict[str, str] = {}
@@ -85,7 +85,7 @@ def without_clashes(wanted: Mapping[str, str]) -> dict[str, str]:
         if counts[extension] == 1:
             found[column] = extension
             continue
-        stem = re.sub(r"\W+", "_", column.lower()) or "_"
+        stem = re.sub(r"\W+", "_", column.lower()).lstrip("_") or "_"
         number, name = 1, f"{stem}.{extension}"
         while name in taken:
             number += 1

@@ -10,6 +10,7 @@ from typing import Any
 from infobatch_stream.errors import MissingExtraError
 
 from .encodings import npy_header
+from .extensions import is_image, split_prefix
 
 __all__ = ["Check", "mds_check", "tar_check"]
 
@@ -17,7 +18,6 @@ Check = Callable[[bytes], Any]
 """Raises an exception, of any type, for bytes that cannot be decoded."""
 
 _LISTS = ("pil", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]")
-_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "pbm", "pnm", "tif", "tiff")
 
 
 def _text(data: bytes) -> str:
@@ -58,10 +58,9 @@ def tar_check(extension: str) -> Check | None:
 
     Raises MissingExtraError.
     """
-    last = extension.rpartition(".")[2]
-    if last in _IMAGES:
+    if is_image(extension):
         return _image_check()
-    return _MEMBERS.get(last)
+    return _MEMBERS.get(split_prefix(extension)[1])
 
 
 def _image_check() -> Check:

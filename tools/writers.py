@@ -4,7 +4,7 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, MissingExtraError
-from infobatch_stream.sources.tar_grouping import split_name
 
 from .encodings import save_npy
-from .extensions import is_extension
 from .samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
+from .tar_names import check_names
 
 __all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards", "WrittenShard", "room_for_samples", "stored_sizes"]
 
@@ -178,7 +177,7 @@ class WdsShards:
     def write(self, sample: Sample) -> None:
         """See `Shards`."""
         members = self._members(sample)
-        key = _checked(sample.get(KEY, f"{self._number:09d}"), members, foreign=KEY in sample)
+        key = check_names(sample.get(KEY, f"{self._number:09d}"), members, foreign=KEY in sample)
         size = sum(_member_bytes(f"{key}.{extension}", len(data)) for extension, data in members.items())
         if _tar_bytes(size) > self._limit:
             raise _too_large(_tar_bytes(size), self._limit)
@@ -230,21 +229,6 @@ class WdsShards:
         if MEMBERS in sample:
             members = {extension: members[extension] for extension in json.loads(sample[MEMBERS])}
         return members
-
-
-def _checked(key: str, extensions: Iterable[str], foreign: bool) -> str:
-    """``key``. Raises ValueError where a member's name would lead elsewhere for those who unpack the tar.
-
-    foreign: the names come from another tar, where more is possible.
-    """
-    if key.startswith("/") or ".." in key.split("/"):
-        raise ValueError(f"the key {key!r} leads out of the folder that the tar is unpacked in")
-    if split_name(f"{key}.x") != (key, "x"):
-        raise ValueError(f"the key {key!r} would be read as another: its last part may not be empty, nor have a dot")
-    for extension in extensions:
-        if "/" in extension or not (foreign or is_extension(extension)):
-            raise ValueError(f"{extension!r} is no extension; letters, digits, and dots or dashes between them are")
-    return key
 
 
 def _member_bytes(name: str, size: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.tar_headers import TarError, read_members
 
-__all__ = ["Payload", "compression_of", "is_passed_over", "read_fields", "split_name"]
+__all__ = ["Payload", "compression_of", "is_meta", "is_passed_over", "read_fields", "split_name"]
 
 # The default of skip_meta in webdataset.tariterators.tar_file_iterator: members that are in no sample. (Its other
 # rule, on names as `__meta__`, skips nothing that could be in one.)
@@ -31,7 +31,7 @@ def read_fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str
     """What webdataset's tar_file_expander yields for this tar, with a `Payload` in place of the bytes."""
     try:
         for name, offset, length in read_members(file, size):
-            if not _SKIP_META.match(name):
+            if not is_meta(name):
                 # __local_path__ as webdataset has it for a local file, since it takes part in the grouping.
                 yield {"fname": name, "data": Payload(offset, length), "__url__": path, "__local_path__": path}
     except TarError as error:
@@ -48,9 +48,14 @@ def read_fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str
         ) from error
 
 
+def is_meta(name: str) -> bool:
+    """Whether a member of this name is in no sample, by webdataset's rule."""
+    return _SKIP_META.match(name) is not None
+
+
 def is_passed_over(name: str) -> bool:
     """Whether webdataset puts a member of this name in no sample, though it is not called like one of its metadata."""
-    return split_name(name)[0] is None and not _SKIP_META.match(name)
+    return split_name(name)[0] is None and not is_meta(name)
 
 
 def split_name(name: str) -> tuple[str, str] | tuple[None, None]:

@@ -29,15 +29,18 @@ class Options:
 
     columns: new name -> name in the source, which selects and renames; None for all as they are.
     encodings, extensions: of columns by their new name.
+    keys: whether samples keep their keys; else those are left out, and tars get numbers.
     """
 
     columns: Mapping[str, str] | None = None
     encodings: Mapping[str, str] | None = None
     extensions: Mapping[str, str] | None = None
+    keys: bool = True
 
     def choose(self, found: Mapping[str, Column], where: object) -> "Choice":
         """The chosen ones of the columns ``found`` in the source ``where``. Raises ConfigError."""
-        wanted = dict(self.columns) if self.columns is not None else {name: name for name in found}
+        kept = {name: name for name in found if self.keys or name != KEY}
+        wanted = kept if self.columns is None else dict(self.columns)
         for name, source in wanted.items():
             if source not in found:
                 raise unknown(source, found, where)

@@ -3,7 +3,7 @@
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.base import fingerprint
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
-from infobatch_stream.sources.tar_grouping import split_name
 
 from ..encodings import Form, fit, fixed_size, form_of, from_mds
 from ..extensions import extension_of, without_clashes
@@ -67,9 +66,15 @@ class MdsSet:
         self.classes = read_classes([src])
         found = self._found()
         if options.columns is not None:
-            kept = {name: name for name in (KEY, MEMBERS) if name in found}
-            options = Options(kept | dict(options.columns), options.encodings, options.extensions)
+            names = (KEY, MEMBERS) if options.keys else (MEMBERS,)
+            kept = {name: name for name in names if name in found and found[name].mds == "str"}
+            options = replace(options, columns=kept | dict(options.columns))
         choice = options.choose(found, src)
+        if MEMBERS in choice.columns and choice.columns[MEMBERS].mds != "str":
+            raise ConfigError(
+                f"{src} has a column {MEMBERS!r} that is no text; that name is for the members of samples from tars. "
+                f"Convert the other columns (--column), or this one under another name (--column NAME={MEMBERS})."
+            )
         self.columns, self._sources = choice.columns, choice.sources
         self._owners = {
             extension: name
@@ -77,7 +82,8 @@ class MdsSet:
             if name not in (KEY, MEMBERS)
             for extension in found[source].wds.split(";")
         }
-        self._others = {extension for column in found.values() for extension in column.wds.split(";")}
+        fields = (column for name, column in found.items() if name not in (KEY, MEMBERS))
+        self._others = {extension for column in fields for extension in column.wds.split(";")}
         self.fingerprint = fingerprint(
             "mds", [(Path(shard.path).name, shard.size, shard.samples) for shard in self._shards]
         )
@@ -101,8 +107,8 @@ class MdsSet:
                 sample[name] = value if mds == encoding else fit(value, mds)
             except ValueError as error:
                 raise misfit(where, name, mds, error) from error
-        if KEY in sample:
-            sample[KEY] = _key(sample[KEY], where)
+        if KEY in sample and self.columns[KEY].mds == "str":
+            sample[KEY] = _text(sample[KEY], where)
         if MEMBERS in sample:
             self._name_members(sample, where)
         else:
@@ -146,9 +152,6 @@ class MdsSet:
                 f"{self._src / 'columns.json'} has other columns or encodings than the index.json beside it; it is of "
                 "other shards: remove it."
             )
-        for name in (KEY, MEMBERS):
-            if name in told and told[name].mds != "str":
-                raise ConfigError(f"{self._src} has a column {name!r} that is no text; convert the others (--column).")
         return told
 
     def _bytes(self, number: int, begin: int, length: int) -> bytes:
@@ -199,15 +202,12 @@ class MdsSet:
         sample[MEMBERS] = json.dumps(list(kept.values()))
 
 
-def _key(key: Any, where: str) -> str:
-    """A key as it can stand in a tar. Raises DataError."""
-    text: str = key.data.decode() if isinstance(key, Encoded) else key
-    if split_name(f"{text}.x") != (text, "x") or "\0" in text:
-        raise DataError(
-            f"{where} has the key {text!r}, which cannot name a member: there must be something, and no dot, behind "
-            "the last slash. Convert the other columns (--column)."
-        )
-    return text
+def _text(key: str | Encoded, where: str) -> str:
+    """A key as text. Raises DataError."""
+    try:
+        return key if isinstance(key, str) else key.data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} has a key that is no UTF-8 ({error}); {_AGAIN}.") from error
 
 
 def _unpack(shard: _Shard) -> bytes:

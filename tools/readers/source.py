@@ -29,6 +29,7 @@ def read_source(
     columns: Mapping[str, str] | None = None,
     encodings: Mapping[str, str] | None = None,
     extensions: Mapping[str, str] | None = None,
+    keys: bool = True,
 ) -> list[SampleSet]:
     """The sample sets of ``src``: one per split where it has splits, else one. All have the same classes.
 
@@ -38,11 +39,12 @@ def read_source(
     columns: name -> what it is called in the source, which selects and renames; of tars extensions, of which a sample
         has one: ``{"image": "jpg;png", "label": "cls"}``. By default all.
     encodings, extensions: how columns are stored in MDS, and as members of a tar, where it is not as inferred.
+    keys: whether samples keep the keys that they have.
 
     Raises ConfigError where ``src`` is none of these, or more than one, and for columns that there are not; DataError
     for data that is damaged.
     """
-    options = Options(columns, encodings, extensions)
+    options = Options(columns, encodings, extensions, keys)
     text = os.fspath(src)
     path = Path(text)
     if _SCHEME.match(text) or (text.endswith(".tar") and not path.is_dir()):

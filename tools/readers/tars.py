@@ -64,7 +64,7 @@ class TarSet:
         if survey.order is not None:  # MDS sorts its columns: here they are as the members are
             place = dict(zip(columns, survey.order, strict=True))
             columns = {name: columns[name] for name in sorted(columns, key=place.__getitem__)}
-        head = {KEY: Column("str", "txt")} if told is None or KEY in told else {}
+        head = {KEY: Column("str", "txt")} if options.keys and (told is None or KEY in told) else {}
         if survey.order is None or (told is not None and MEMBERS in told):
             head[MEMBERS] = Column("str", "txt")
         self.columns = head | options.changed(columns, self._where)
@@ -193,7 +193,9 @@ class TarSet:
         """How each column is stored, but for what the user says."""
         columns = {}
         for place, (name, extensions) in enumerate(self._parts.items()):
-            owner = next((column for column in told.values() if set(extensions) & set(column.wds.split(";"))), None)
+            # Not the key's or that of the members, which are no members themselves.
+            fields = (column for field, column in told.items() if field not in (KEY, MEMBERS))
+            owner = next((column for column in fields if set(extensions) & set(column.wds.split(";"))), None)
             if owner is not None:
                 mds = owner.mds
             else:
