@@ -28,7 +28,7 @@ from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.tools.convert import convert
 from infobatch_stream.tools.encodings import fit, from_mds, parse_npy, save_npy
 from infobatch_stream.tools.extensions import image_extension, without_clashes
-from infobatch_stream.tools.readers import ImageTree, MdsSet, TableSet, TarSet, read_source
+from infobatch_stream.tools.readers import MdsSet, TableSet, TarSet, read_images, read_source
 from infobatch_stream.tools.samples import KEY, MEMBERS, Column, Encoded, EncodedImage
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -136,7 +136,7 @@ def test_a_tree_tells_sizes_and_is_found_again_by_names_and_sizes(tmp_path):
 def test_names_that_are_no_utf8_are_read(tmp_path):
     (tmp_path / "c").mkdir()
     Path(os.fsdecode(os.fsencode(tmp_path / "c") + b"/\xff.jpg")).write_bytes(b"x")
-    (sample,) = all_of(ImageTree(tmp_path))
+    (sample,) = all_of(read_images(tmp_path)[0])
     assert (sample["name"], sample["image"].data) == ("c/\ufffd.jpg", b"x")
 
 

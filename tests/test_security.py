@@ -227,7 +227,7 @@ def test_an_image_larger_than_any_shard_is_not_read(tmp_path):
     with (tmp_path / "src" / "a" / "x.jpg").open("wb") as file:
         file.truncate(2**40)
     with memory_below(2**22), pytest.raises(DataError, match=r"x\.jpg has 1,099,511,627,776 bytes"):
-        readers.ImageTree(tmp_path / "src")[0]
+        readers.read_images(tmp_path / "src")[0][0]
 
 
 def test_class_and_file_names_never_lead_out_of_the_destination(tmp_path):

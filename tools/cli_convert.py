@@ -23,6 +23,7 @@ __all__ = ["convert_command", "parse_size"]
 
 _SHOWN = 10  # problems; --json has all
 _SHOWN_CLASSES = 8
+_LOST = 3  # the exit code where whole shards were passed over
 
 
 def parse_size(text: str) -> int:
@@ -92,6 +93,9 @@ def convert_command(
     quality: Annotated[int | None, typer.Option(min=1, max=95, help="JPEG quality of images encoded again.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Decode each image, to find those that are damaged.")] = False,
     on_error: Annotated[OnError, typer.Option(help="What to do with a sample that cannot be read.")] = OnError.RAISE,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Let class folders without images keep their numbers.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the shards in DST, once the new ones are complete.")
     ] = False,
@@ -102,7 +106,10 @@ def convert_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
-    """Convert data into shards. Bytes are copied, not encoded again; the same arguments give the same shards."""
+    """Convert data into shards. Bytes are copied, not encoded again; the same arguments give the same shards.
+
+    Exit code 0: done; 1: an error; 2: a wrong option; 3: done, but for whole shards that could not be read.
+    """
     start = time.monotonic()
     with reported(), progress("samples") as bar:
         tasks: dict[str, TaskID] = {}
@@ -121,13 +128,15 @@ def convert_command(
             shard_bytes=shard_size, shard_samples=shard_samples, compression=compression,
             hashes=[name.strip() for name in hashes.split(",") if name.strip()],
             resize=resize, quality=quality, check=check, on_error=on_error.value,
-            overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=watch,
+            allow_empty=allow_empty, overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=watch,
         )  # fmt: skip
     seconds = time.monotonic() - start
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(done), "seconds": round(seconds, 3)}, default=str))
     else:
         _print(done, seconds)
+    if done.lost:
+        raise typer.Exit(_LOST)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -141,8 +150,11 @@ def _print(done: Conversion, seconds: float) -> None:
         classes = f" of {len(done.classes):,} classes ({_some(done.classes)})" if done.classes else ""
         say(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
     total, size = sum(part.samples for part in done.parts), sum(part.bytes for part in done.parts)
-    skipped = f"; skipped {done.skipped:,} files that are no images in class folders" if done.skipped else ""
-    say(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s{skipped}")
+    say(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s")
+    for note in done.notes:
+        say(f"note: {note}.")
+    for shard in done.lost:
+        say(f"skipped: {shard}", err=True)
     for problem in done.problems[:_SHOWN]:
         say(f"skipped: {problem}", err=True)
     if len(done.problems) > _SHOWN:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
@@ -58,6 +59,7 @@ def convert(
     quality: int | None = None,
     check: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
+    allow_empty: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     workers: int = 1,
@@ -75,7 +77,8 @@ def convert(
     shard_bytes, shard_samples: no shard holds more; 16 KiB to 4 GiB - 1 (before compression).
     compression, hashes: of MDS shards, as MDSWriter takes them ("zstd:3"; "sha1", "xxh64").
     resize, quality, check: see `Reencoder`; ``check`` decodes images without changing them. Else bytes are copied.
-    on_error: "skip" passes over samples that cannot be read, and lists them in the result.
+    on_error: "skip" passes over samples that cannot be read, and lists them in the result; also whole shards.
+    allow_empty: class folders without images keep their numbers, instead of being refused.
     overwrite: replace shards in ``dst``. resume: go on with a conversion that was broken off; the shards that were
         in the making are made again.
     workers: processes. ray: address of a Ray cluster that does the work instead. watch: is told of the progress.
@@ -94,7 +97,10 @@ def convert(
     library = {ShardFormat.MDS: "streaming", ShardFormat.WDS: "webdataset"}[target.format]
     if workers > 1 and ray is None:
         start_server(write_task, [library])  # which takes seconds, while the source is looked through
-    sets = read_source(src, columns=columns, encodings=encodings, extensions=extensions, keys=keys)
+    sets = read_source(
+        src, columns=columns, encodings=encodings, extensions=extensions, keys=keys, skip=on_error == "skip",
+        allow_empty=allow_empty,
+    )  # fmt: skip
     if target.format is ShardFormat.WDS and on_error == "raise":
         for one in sets:
             check_keys(os.fspath(src), one)
@@ -127,7 +133,11 @@ def convert(
             for task, written in zip(todo, done, strict=True):
                 ledger.take(task.part, written)
         ledger.finish()
-    return ledger.summary(dst, sum(one.skipped for one in sets))
+    return replace(
+        ledger.summary(dst, sum(one.skipped for one in sets)),
+        lost=tuple(text for one in sets for text in one.lost),
+        notes=tuple(text for one in sets for text in one.notes),
+    )
 
 
 def write_shards(

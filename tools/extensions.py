@@ -15,18 +15,26 @@ __all__ = [
     "without_clashes",
 ]
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "gif", "ppm", "tif", "tiff"})
+_JPEG = ("jpg", "jpeg", "jpe", "jfif")
+# What Pillow reads of pictures; torchvision's ImageFolder takes nothing else.
+IMAGE_EXTENSIONS = frozenset(
+    {
+        *_JPEG, "png", "apng", "bmp", "dib", "webp", "gif", "avif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm", "pfm",
+        "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "tga", "ico", "pcx", "qoi", "sgi", "dds", "psd",
+    }
+)  # fmt: skip
 MAGIC_BYTES = 12  # of an image's start, which tell its kind
 _MAGIC = re.compile(
     rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<gif>GIF8[79]a)|(?P<webp>RIFF.{4}WEBP)"
-    rb"|(?P<tif>II\*\0|MM\0\*)|(?P<bmp>BM.{4}\0{4})|(?P<ppm>P6\s)",
+    rb"|(?P<tif>II\*\0|MM\0\*)|(?P<bmp>BM.{4}\0{4})|(?P<pbm>P[14]\s+[\d#])|(?P<pgm>P[25]\s+[\d#])|(?P<ppm>P[36]\s)"
+    rb"|(?P<avif>.{4}ftypavi[fs])|(?P<jp2>\0\0\0\x0cjP  \r\n\x87\n)|(?P<j2k>\xff\x4f\xff\x51)",
     re.DOTALL,
 )
 _EXTENSION = re.compile(r"\w+([.-]\w+)*")
 # What webdataset's own decoder takes for text, JSON and whole numbers.
 _ENCODINGS = {
-    **dict.fromkeys(("jpg", "jpeg"), "jpeg"),
-    **dict.fromkeys(IMAGE_EXTENSIONS - {"jpg", "jpeg"}, "png"),  # MDS reads both with PIL, which looks at the bytes
+    **dict.fromkeys(_JPEG, "jpeg"),
+    **dict.fromkeys(IMAGE_EXTENSIONS - {*_JPEG}, "png"),  # MDS reads both with PIL, which looks at the bytes
     **dict.fromkeys(("txt", "text", "transcript"), "str"),
     **dict.fromkeys(("json", "jsn"), "json"),
     **dict.fromkeys(("cls", "cls2", "class", "count", "index", "inx", "id"), "int"),

@@ -43,12 +43,15 @@ class Conversion:
     """A finished conversion: its folders, the classes they share, and what was passed over.
 
     skipped: how many files were no samples. problems: of the samples that could not be read, a text each.
+    lost: of the shards of the source that could not be read, likewise. notes: what else a user should know.
     """
 
     parts: tuple[ShardSummary, ...]
     classes: tuple[str, ...]
     skipped: int
     problems: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What lies between a reader and a writer of a conversion: samples, columns, and sets of samples read by position."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +65,8 @@ class SampleSet(Protocol):
     classes: names of the classes, label i is ``classes[i]``; None where there are none.
     columns: how each field of a sample is stored.
     skipped: files that were seen and are no samples.
+    notes: what a user should know of the source, a text each.
+    lost: shards that could not be read and are passed over, with the reasons.
     in_files: whether each sample is a file of its own, so that several are read at once to keep the disk busy.
     is_shards: whether the source are shards already, whose order is kept unless a shuffle is asked for.
     fingerprint: changes when a position would mean another sample: of names and sizes, not of contents.
@@ -77,6 +79,8 @@ class SampleSet(Protocol):
     in_files: bool
     is_shards: bool
     fingerprint: str
+    notes: Sequence[str]
+    lost: Sequence[str]
 
     def __len__(self) -> int:
         """Number of samples."""

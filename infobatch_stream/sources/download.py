@@ -2,19 +2,21 @@
 
 import asyncio
 import errno
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
 from infobatch_stream.errors import DataError, InfoBatchError, MissingExtraError
 from infobatch_stream.sources.faults import is_lasting
 
-__all__ = ["BadBytesError", "NotThereError", "SpoiledError", "download", "list_files", "size_of"]
+__all__ = ["BadBytesError", "NotThereError", "SpoiledError", "download", "list_files", "list_folder", "size_of"]
 
 T = TypeVar("T")
 
@@ -84,14 +86,58 @@ def size_of(url: str) -> int | None:
 
 
 def list_files(pattern: str) -> list[str]:
-    """The urls that match the glob ``pattern``. Raises as `download`."""
-    scheme = pattern.partition("://")[0]
+    """The urls of files that match the glob ``pattern``; of folders, with a slash behind them, if no file does.
+
+    What exists by this very name is meant literally, also a folder in front. As on a disk, ``*`` matches no hidden
+    name, and ``**`` goes into folders of any depth. Raises as `download`.
+    """
+    kind = _try(pattern, _kind)
+    if kind is not None:
+        return [pattern if kind == "file" else f"{pattern}/"]
+    fixed = len(re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0])  # of what is no pattern
+    found = _list(pattern, lambda fs, path: _run(fs, "glob", _escaped(fs, path), detail=True))
+    if "/." not in pattern[fixed:]:
+        found = {url: kind for url, kind in found.items() if "/." not in url[fixed:]}
+    files = [url for url, kind in found.items() if kind == "file" and not url.endswith("/")]
+    return files or [f"{url.rstrip('/')}/" for url in found if len(url) > fixed]
+
+
+def list_folder(url: str) -> list[str]:
+    """The urls of the files in the folder ``url``, which is no pattern, but of hidden ones. Raises as `download`."""
+    found = _list(url.rstrip("/"), lambda fs, path: _run(fs, "find", path, maxdepth=1, detail=True))
+    return [file for file in found if not file.endswith("/") and not file.rpartition("/")[2].startswith(".")]
+
+
+def _list(url: str, attempt: Callable[[Any, str], dict[str, Any]]) -> dict[str, str]:
+    """What ``attempt`` finds: url -> "file" or "directory"; nothing where ``url`` is not there."""
+    scheme = url.partition("://")[0]
     try:
-        return [f"{scheme}://{name}" for name in _try(pattern, lambda fs, path: _run(fs, "glob", path))]
+        found = _try(url, attempt)
     except ForbiddenError:
         raise
     except NotThereError:
-        return []
+        return {}
+    return {f"{scheme}://{name}": facts["type"] for name, facts in sorted(found.items())}
+
+
+def _kind(fs: Any, path: str) -> str | None:
+    """Whether there is a "file" or a "directory" at ``path``; None for neither, and where nobody says."""
+    try:
+        return str(_run(fs, "info", path)["type"])
+    except (FileNotFoundError, PermissionError):
+        return None
+
+
+def _escaped(fs: Any, path: str) -> str:
+    """``path`` as a glob in which the folders in front that exist as they are written are meant literally."""
+    plain = path.split("/")
+    parts = list(plain)
+    for place, part in enumerate(plain[:-1]):
+        if escape(part) != part:
+            if _kind(fs, "/".join(plain[: place + 1])) != "directory":
+                break
+            parts[place] = escape(part)
+    return "/".join(parts)
 
 
 def _try(url: str, attempt: Callable[[Any, str], T]) -> T:
@@ -181,9 +227,10 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _run(fs: Any, name: str, *args: str, progress: "_Progress | None" = None) -> Any:
+def _run(fs: Any, name: str, *args: str, progress: "_Progress | None" = None, **options: Any) -> Any:
     """What method ``name`` of ``fs`` gives. Raises TimeoutError when it makes no progress (a list may take longer)."""
-    options: dict[str, Any] = {} if progress is None else {"callback": progress.callback()}
+    if progress is not None:
+        options["callback"] = progress.callback()
     future: Future[Any]
     if fs.async_impl:
         future = asyncio.run_coroutine_threadsafe(getattr(fs, f"_{name}")(*args, **options), fs.loop)
@@ -196,7 +243,7 @@ def _run(fs: Any, name: str, *args: str, progress: "_Progress | None" = None) ->
             now = progress.value if progress is not None else 0
             if now != seen:
                 seen, since = now, time.monotonic()
-            elif name != "glob" and time.monotonic() > since + TIMEOUT:
+            elif name not in ("glob", "find") and time.monotonic() > since + TIMEOUT:
                 raise TimeoutError(f"nothing came for {TIMEOUT:g} s")
         return future.result()
     finally:

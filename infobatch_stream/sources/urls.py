@@ -3,12 +3,13 @@
 import os
 import re
 from collections.abc import Iterable
-from glob import glob
+from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlparse
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
-from infobatch_stream.sources.download import list_files
+from infobatch_stream.sources.download import list_files, list_folder
+from infobatch_stream.sources.patterns import expand_braces, expand_files, is_wild
 from infobatch_stream.sources.tar_index import AnyPath
 
 __all__ = ["base_name", "expand_shards", "is_compressed", "is_pipe", "is_remote", "local_path"]
@@ -16,23 +17,19 @@ __all__ = ["base_name", "expand_shards", "is_compressed", "is_pipe", "is_remote"
 _COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tzst|gz|bz2|xz|zst|lz4|lzma|z)$", re.IGNORECASE)
 _STREAMED = ("*.tar", "*.tgz", "*.tar.gz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")  # of a folder
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-_WILD = re.compile(r"[*?[]")
 
 
 def expand_shards(urls: AnyPath | Iterable[AnyPath], *, streamed: bool = False) -> list[str]:
     """The tars meant by ``urls``, in order: paths or urls, braces (``{000..123}``), globs, folders of tars.
 
-    A name that exists is meant as it stands, even with a brace in it. Folders and globs of a server need one that
-    lists its files, as s3:// does and http:// does not. streamed: compressed tars and ``pipe:`` commands are meant too.
+    ``**`` in a glob goes into folders of any depth. A name that exists is meant as it stands, even with a brace or
+    bracket in it; hidden files only if they are named. One of ``urls`` gives a tar once; folders that a glob matches
+    count if it matches no file. Folders and globs of a server need one that lists its files, as s3:// does and
+    http:// does not. streamed: compressed tars and ``pipe:`` commands are meant too.
 
     Raises ConfigError for braces that do not match and for what is no path, DataError for what names no tar, or none
     that can be read by index.
     """
-    try:
-        from braceexpand import braceexpand
-    except ImportError as error:
-        raise MissingExtraError.of("webdataset", "wds") from error
-
     expanded: list[str] = []
     for item in [urls] if isinstance(urls, str | os.PathLike) else urls:
         if not isinstance(item, str | os.PathLike):
@@ -42,13 +39,15 @@ def expand_shards(urls: AnyPath | Iterable[AnyPath], *, streamed: bool = False) 
             raise ConfigError(f"urls holds {text!r}; no path has a NUL in it.")
         _refuse(text, streamed)
         try:
-            patterns = [text] if os.path.exists(text) else list(braceexpand(text))  # noqa: PTH110  # see _find
+            patterns = expand_braces(text)
+        except ImportError as error:
+            raise MissingExtraError.of("webdataset", "wds") from error
         except ValueError as error:
             if not is_pipe(text):  # whose braces may be awk's
                 raise ConfigError(f"The braces in {text!r} do not match; write 'train-{{000..099}}.tar'.") from error
             patterns = [text]
-        for pattern in patterns:
-            expanded.extend(_find(pattern, _STREAMED if streamed else _STREAMED[:1]))
+        kinds = _STREAMED if streamed else _STREAMED[:1]
+        expanded.extend(dict.fromkeys(url for pattern in patterns for url in _find(pattern, kinds)))
     if not expanded:
         raise ConfigError("urls is empty; name at least one tar file.")
     for url in expanded:
@@ -63,24 +62,30 @@ def _find(pattern: str, kinds: tuple[str, ...]) -> list[str]:
         found = _find_remote(pattern, kinds)
     else:
         path = local_path(pattern)
-        # Not Path.exists, which raises for a pattern that is too long for a file's name (Python 3.11).
-        if os.path.isdir(path):  # noqa: PTH112
-            found = [str(file) for kind in kinds for file in Path(path).glob(kind)]
-        elif _WILD.search(path) and not os.path.exists(path):  # noqa: PTH110
-            found = glob(path)  # noqa: PTH207  # Path.glob takes no absolute pattern
-        else:
+        names = [path] if _is_folder(path) else expand_files(path)
+        if names == [path] and not _is_folder(path):
             return [pattern]
+        found = [tar for name in names for tar in (_tars_in(name, kinds) if _is_folder(name) else [name])]
     if not found:
         raise DataError(
             f"There is no shard at {pattern}: a folder must hold {kinds[0]}, a glob must match files.{_inside(pattern)}"
         )
-    return sorted(found)
+    return found
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for a pattern that is too long (Python 3.11)
+
+
+def _tars_in(folder: str, kinds: tuple[str, ...]) -> list[str]:
+    """Hidden ones, such as macOS's ``._x.tar``, are left out, as a glob leaves them out."""
+    return sorted(str(file) for kind in kinds for file in Path(folder).glob(kind) if not file.name.startswith("."))
 
 
 def _inside(folder: str) -> str:
     """What to say of folders in ``folder`` that hold shards; nothing where it is none."""
     folder = local_path(folder)
-    if not os.path.isdir(folder):  # noqa: PTH112  # Path's raises for a pattern that is too long
+    if not _is_folder(folder):
         return ""
     found = sorted(file.parent.name for kind in ("*/*.tar", "*/index.json") for file in Path(folder).glob(kind))
     if found:
@@ -90,15 +95,19 @@ def _inside(folder: str) -> str:
 
 def _find_remote(pattern: str, kinds: tuple[str, ...]) -> list[str]:
     lists = not pattern.lower().startswith("http")
-    folder = pattern.endswith("/") or (lists and "." not in pattern.rsplit("/", 1)[1])
-    if not folder and not _WILD.search(pattern if lists else pattern.partition("?")[0]):
+    wild = is_wild(pattern if lists else pattern.partition("?")[0])
+    folder = pattern.endswith("/") or (lists and not wild and "." not in pattern.rsplit("/", 1)[1])
+    if not folder and not wild:
         return [pattern]
     if not lists:
         raise ConfigError(
             f"{pattern}: a web server does not tell which files it has. Name them, as in 'train-{{000..099}}.tar'."
         )
-    patterns = [f"{pattern.rstrip('/')}/{kind}" for kind in kinds] if folder else [pattern]
-    return [url for each in patterns for url in list_files(each)]
+    found: list[str] = []
+    for url in [pattern] if folder else list_files(pattern):
+        tars = list_folder(url) if folder or url.endswith("/") else [url]
+        found += [tar for tar in tars if tar == url or any(fnmatchcase(base_name(tar), kind) for kind in kinds)]
+    return found
 
 
 def is_pipe(url: str) -> bool:

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them for Python: pickled batches, which are not unpickled freely."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class CifarSplit:
     """
 
     skipped = 0
+    notes: Sequence[str] = ()
+    lost: Sequence[str] = ()
     in_files = False
     is_shards = False
 

@@ -30,12 +30,14 @@ class Options:
     columns: new name -> name in the source, which selects and renames; None for all as they are.
     encodings, extensions: of columns by their new name.
     keys: whether samples keep their keys; else those are left out, and tars get numbers.
+    skip: samples that cannot be read are passed over; else what is known of them is told at once.
     """
 
     columns: Mapping[str, str] | None = None
     encodings: Mapping[str, str] | None = None
     extensions: Mapping[str, str] | None = None
     keys: bool = True
+    skip: bool = False
 
     def choose(self, found: Mapping[str, Column], where: object) -> "Choice":
         """The chosen ones of the columns ``found`` in the source ``where``. Raises ConfigError."""

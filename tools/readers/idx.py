@@ -5,6 +5,7 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ class IdxPair:
     """
 
     skipped = 0
+    notes: Sequence[str] = ()
+    lost: Sequence[str] = ()
     in_files = False
     is_shards = False
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from array import array
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from stat import S_ISREG
 
@@ -14,80 +13,61 @@ from infobatch_stream.errors import ConfigError, DataError
 
 from ..extensions import IMAGE_EXTENSIONS
 from ..samples import Column, EncodedImage, Sample
+from .class_folders import ClassFolders, is_image_file, is_split, some, some_kinds, subfolders
 from .columns import Options
 
-__all__ = ["EXPECTED", "ImageTree", "has_images", "read_image"]
+__all__ = ["EXPECTED", "ImageTree", "has_images", "read_image", "read_images"]
 
 EXPECTED = (
     "expected either class folders with images, SRC/<class>/**/*.jpg "
-    f"(or {', '.join(sorted(IMAGE_EXTENSIONS - {'jpg'}))}), or idx files, SRC/train-images-idx3-ubyte[.gz] "
+    f"(or {', '.join(sorted(IMAGE_EXTENSIONS - {'jpg'}))}), or images with a metadata.csv, .jsonl or .parquet that has "
+    "their file_name, or idx files, SRC/train-images-idx3-ubyte[.gz] "
     "with SRC/train-labels-idx1-ubyte[.gz], or CIFAR's Python files, SRC/data_batch_1 or SRC/train with the others, or "
     "MDS shards, SRC/index.json, or WebDataset tars, SRC/*.tar, or tables, SRC/*.parquet or SRC/*.csv[.gz], or what "
     "`save_to_disk` of Hugging Face's datasets wrote; tars and tables may be named by a pattern too, "
     "'data-{000..099}.tar' or 'data-*.parquet'"
 )
 
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _LARGEST = (1 << 32) - 1  # bytes of an image; the limit of an MDS shard
 
 
 class ImageTree:
-    """Image files in class folders: ``src/<class>/**/<image>``, sorted by class, then by path.
+    """Image files in class folders. The bytes of an image are read, unchanged, when it is asked for."""
 
-    A class is a first-level folder with at least one image below it; hidden files and folders are skipped,
-    links are followed. Only names and sizes are read at first; the bytes of an image are read, unchanged, when it
-    is asked for. Raises ConfigError where there are no classes.
-    """
-
-    name = ""
+    lost: Sequence[str] = ()
     in_files = True
     is_shards = False
 
-    def __init__(self, src: Path, options: Options | None = None) -> None:
-        """Scan ``src``; memory is the path of each image and 20 bytes, and the names in one class twice."""
-        self._src = os.fspath(src)
-        self.classes: list[str] | None = []
-        self.skipped = 0
-        paths, bounds, labels, sizes = bytearray(), array("q", [0]), array("i"), array("q")
-        loose, deep, jpeg = 0, True, False
-        for name in sorted(entry.name for entry in src.iterdir()):
-            if name.startswith("."):
-                self.skipped += 1
-            elif not (src / name).is_dir():
-                loose += _is_image(name)
-                self.skipped += 1
-            elif images := sorted(self._scan(name)):
-                for path, size in images:
-                    deep = deep and path.count("/") >= 2
-                    jpeg = jpeg or path.lower().endswith((".jpg", ".jpeg"))
-                    paths += os.fsencode(path)
-                    bounds.append(len(paths))
-                    sizes.append(size)
-                labels.extend([len(self.classes)] * len(images))
-                self.classes.append(_text(name))
-        if not labels:
-            held = f"{loose} images directly in it and none in class folders" if loose else "no images"
-            raise ConfigError(f"{src} holds {held}; {EXPECTED}.")
-        if deep and all(name.lower() in _SPLITS for name in self.classes):
-            raise ConfigError(
-                f"{src} holds the splits {', '.join(self.classes)} and not classes; convert each on its own, "
-                f"e.g. infobatch-stream convert {src / self.classes[0]} DST/{self.classes[0]} --format ..."
-            )
-        self._paths = bytes(paths)
-        self._bounds, self._sizes = np.frombuffer(bounds, np.int64), np.frombuffer(sizes, np.int64)
-        self._labels = np.frombuffer(labels, np.int32)
+    def __init__(
+        self,
+        folders: ClassFolders,
+        options: Options | None = None,
+        *,
+        name: str = "",
+        classes: Sequence[str] | None = None,
+        jpeg: bool | None = None,
+    ) -> None:
+        """Of one split ``classes`` are the folders of all, in the order of the labels, and ``jpeg``: whether any has
+        a JPEG.
+        """
+        self.name = name
+        self._folders = folders
+        names = folders.classes if classes is None else classes
+        self.classes: list[str] | None = list(map(_text, names))
+        places = {folder: label for label, folder in enumerate(names)}
+        own = np.array([places[folder] for folder in folders.classes], np.int32)
+        self._labels: NDArray[np.int32] = own[folders.labels]
+        self.skipped = folders.loose + folders.others.total()
         # MDS reads both encodings with PIL, which looks at the bytes: other kinds of image need no third one.
-        found = {
-            "image": Column("jpeg" if jpeg else "png", "jpg" if jpeg else "png"),
-            "label": Column("int", "cls"),
-            "name": Column("str", "txt"),
-        }
-        self._choice = (options or Options()).choose(found, src)
+        kind = ("jpeg", "jpg") if (folders.has_jpeg if jpeg is None else jpeg) else ("png", "png")
+        found = {"image": Column(*kind), "label": Column("int", "cls"), "name": Column("str", "txt")}
+        self._choice = (options or Options()).choose(found, folders.src)
         self.columns = self._choice.columns
-        digest = hashlib.sha256(self._paths)
-        for part in (self._bounds, self._sizes):
+        digest = hashlib.sha256(folders.paths)
+        for part in (folders.bounds, folders.sizes, self._labels):
             digest.update(part.tobytes())
         self.fingerprint = f"images:{digest.hexdigest()[:32]}"
+        self.notes: Sequence[str] = _notes(folders, self.classes)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -95,45 +75,90 @@ class ImageTree:
 
     def __getitem__(self, position: int) -> Sample:
         """``image`` (EncodedImage, the bytes of the file), ``label`` (int), ``name`` (path below the source)."""
-        path = os.fsdecode(self._paths[self._bounds[position] : self._bounds[position + 1]])
-        image = EncodedImage(read_image(Path(self._src, path)), path.rpartition(".")[2].lower())
+        path = self._folders.path(position)
+        image = EncodedImage(read_image(Path(self._folders.src, path)), path.rpartition(".")[2].lower())
         sample = {"image": image, "label": int(self._labels[position]), "name": _text(path)}
-        return self._choice.of(sample, lambda: f"{self._src}/{path}")
+        return self._choice.of(sample, lambda: f"{self._folders.src}/{path}")
 
     def sizes(self) -> NDArray[np.int64]:
         """int64[len]: of the files as they were when the tree was scanned, with 8 for the label and the name."""
-        sizes: NDArray[np.int64] = self._sizes + 8 + np.diff(self._bounds)
+        sizes: NDArray[np.int64] = self._folders.sizes + 8 + np.diff(self._folders.bounds)
         return sizes
 
-    def _scan(self, name: str) -> Iterator[tuple[str, int]]:
-        """Path, relative to the tree and with forward slashes, and size of each image below the folder ``name``."""
-        seen: set[tuple[int, int]] = set()
-        below = [name]
-        while below:
-            folder = below.pop()
-            status = Path(self._src, folder).stat()
-            if (status.st_dev, status.st_ino) in seen:  # a link to a folder above would be walked for ever
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(f"{self._src}/{folder}") as entries:  # raises for a folder that cannot be read
-                for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                    if entry.is_dir():
-                        if not entry.name.startswith("."):
-                            below.append(f"{folder}/{entry.name}")
-                    elif _is_image(entry.name):
-                        yield f"{folder}/{entry.name}", _size(entry)
-                    else:
-                        self.skipped += 1
+
+def read_images(src: Path, options: Options | None = None, *, allow_empty: bool = False) -> list[ImageTree]:
+    """The images in the class folders of ``src``: one set, or one per split, ``src/<split>/<class>/**/<image>``.
+
+    A class is a folder, and they are numbered in the order of their names, over all splits together. Only names and
+    sizes are read at first. Raises ConfigError where there are no classes, and for a class without images unless
+    ``allow_empty``: it then keeps its number.
+    """
+    splits = subfolders(src)
+    if splits and all(map(is_split, splits)):
+        divided = [split for split in splits if has_images(src / split)]
+        if divided and len(divided) < len(splits):
+            other = next(split for split in splits if split not in divided)
+            raise ConfigError(
+                f"{src} holds splits: {some(divided)} with class folders, and {other} without an image in any. Give "
+                f"{src / other} class folders too, or convert those that have them on their own, e.g. "
+                f"infobatch-stream convert {src / divided[0]} DST/{divided[0]} --format ..."
+            )
+        if divided:
+            return _read_splits(src, splits, options, allow_empty=allow_empty)
+    folders = ClassFolders(src)
+    if not len(folders.labels):
+        held = f"{folders.loose} images directly in it and none in class folders" if folders.loose else "no images"
+        raise ConfigError(f"{src} holds {held}; {EXPECTED}.")
+    _check_empty(src, folders.empty, allow_empty=allow_empty)
+    return [ImageTree(folders, options)]
+
+
+def _read_splits(src: Path, splits: list[str], options: Options | None, *, allow_empty: bool) -> list[ImageTree]:
+    found = {split: ClassFolders(src / split) for split in splits}
+    classes = sorted({name for folders in found.values() for name in folders.classes})
+    filled = {name for folders in found.values() for name in folders.classes if name not in folders.empty}
+    _check_empty(src, {name: "nothing in any split" for name in classes if name not in filled}, allow_empty=allow_empty)
+    jpeg = any(folders.has_jpeg for folders in found.values())
+    return [ImageTree(folders, options, name=split, classes=classes, jpeg=jpeg) for split, folders in found.items()]
+
+
+def _check_empty(src: Path, empty: dict[str, str], *, allow_empty: bool) -> None:
+    if empty and not allow_empty:
+        held = some([f"{name} ({what})" for name, what in empty.items()])
+        raise ConfigError(
+            f"{src} has class folders without an image: {held}. Remove them, or put their images back; or they keep "
+            f"their numbers, as classes without samples (--allow-empty). Images are {_list_extensions()}."
+        )
+
+
+def _notes(folders: ClassFolders, classes: list[str]) -> list[str]:
+    """What was passed over, and what the classes look like."""
+    notes = []
+    if folders.others:
+        kinds, count = some_kinds(folders.others), folders.others.total()
+        notes.append(f"{folders.src}: skipped {count:,} files that are no images in class folders: {kinds}")
+    if folders.loose:
+        notes.append(f"{folders.src}: skipped {folders.loose:,} images that lie in no class folder")
+    called = [name for name in classes if is_split(name)]
+    if called and (len(called) > 1 or called == classes):
+        notes.append(
+            f"{folders.src}: the classes {some(called)} are called like splits. If they are splits, give each class "
+            f"folders of its own, {folders.src}/{called[0]}/<class>/, and convert again"
+        )
+    return notes
+
+
+def _list_extensions() -> str:
+    return ", ".join(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 
 
 def has_images(src: Path) -> bool:
     """Whether there is an image below a folder in ``src``."""
-    for folder in sorted(src.iterdir()):
-        if not folder.name.startswith(".") and folder.is_dir():
-            for _, folders, files in os.walk(folder):
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                if any(map(_is_image, files)):
-                    return True
+    for folder in subfolders(src):
+        for _, folders, files in os.walk(src / folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            if any(map(is_image_file, files)):
+                return True
     return False
 
 
@@ -148,19 +173,6 @@ def read_image(path: Path) -> bytes:
     if not data:
         raise DataError(f"{path} is empty (0 bytes); remove it, or put the image back.")
     return data
-
-
-def _size(entry: "os.DirEntry[str]") -> int:
-    try:
-        return entry.stat().st_size
-    except OSError:  # a link to nowhere: raised where it is read
-        return 0
-
-
-def _is_image(name: str) -> bool:
-    """Whether a file of this name is an image; hidden ones (such as macOS's ``._x.jpg``) are not."""
-    stem, _, extension = name.rpartition(".")
-    return stem != "" and not name.startswith(".") and extension.lower() in IMAGE_EXTENSIONS
 
 
 def _text(name: str) -> str:

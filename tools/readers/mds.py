@@ -2,7 +2,7 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +47,8 @@ class MdsSet:
 
     name = ""
     skipped = 0
+    notes: Sequence[str] = ()
+    lost: Sequence[str] = ()
     in_files = False
     is_shards = True
 

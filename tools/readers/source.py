@@ -3,19 +3,20 @@
 import os
 import re
 from collections.abc import Mapping
-from glob import glob, has_magic
 from pathlib import Path
 
-from infobatch_stream.errors import ConfigError
+from infobatch_stream.errors import ConfigError, MissingExtraError
+from infobatch_stream.sources.patterns import expand_all
 
 from ..samples import SampleSet
 from .cifar import cifar_kind, read_cifar
+from .class_folders import is_image_file, is_split, metadata_of, some, subfolders
 from .columns import Options
 from .idx import IdxPair, idx_pairs
-from .images import EXPECTED, ImageTree, has_images
+from .images import EXPECTED, has_images, read_images
 from .mds import MdsSet
 from .saved import read_saved
-from .table import is_table, read_tables
+from .table import is_table, read_tables, require_pyarrow
 from .tars import TarSet
 
 __all__ = ["read_source"]
@@ -30,6 +31,8 @@ def read_source(
     encodings: Mapping[str, str] | None = None,
     extensions: Mapping[str, str] | None = None,
     keys: bool = True,
+    skip: bool = False,
+    allow_empty: bool = False,
 ) -> list[SampleSet]:
     """The sample sets of ``src``: one per split where it has splits, else one. All have the same classes.
 
@@ -39,46 +42,72 @@ def read_source(
     columns: name -> what it is called in the source, which selects and renames; of tars extensions, of which a sample
         has one: ``{"image": "jpg;png", "label": "cls"}``. By default all.
     encodings, extensions: how columns are stored in MDS, and as members of a tar, where it is not as inferred.
-    keys: whether samples keep the keys that they have.
+    keys: whether samples keep the keys that they have. skip: what cannot be read is passed over, also whole shards.
+    allow_empty: class folders without images keep their numbers, instead of being refused.
 
     Raises ConfigError where ``src`` is none of these, or more than one, and for columns that there are not; DataError
     for data that is damaged.
     """
-    options = Options(columns, encodings, extensions, keys)
+    options = Options(columns, encodings, extensions, keys, skip)
     text = os.fspath(src)
     path = Path(text)
     if _SCHEME.match(text) or (text.endswith(".tar") and not path.is_dir()):
         return [TarSet([text], options)]
-    if not path.exists():
-        if has_magic(text) and (found := sorted(glob(text))):  # noqa: PTH207  # Path.glob takes no absolute pattern
-            if all(is_table(name) for name in found):
-                return read_tables(list(map(Path, found)), options)
-            raise ConfigError(f"{text} matches {_some(found)}, which are no tars and no tables; {EXPECTED}.")
-        raise ConfigError(f"{text} does not exist; {EXPECTED}.")
-    if not path.is_dir():
-        if is_table(text):
-            return read_tables([path], options)
+    if path.is_dir():
+        return _read_folder(path, options, allow_empty=allow_empty)
+    return _read_files(text, _matches(text), options)
+
+
+def _matches(text: str) -> list[str]:
+    """The files or folders that a path or pattern means. Raises ConfigError where one is not there."""
+    try:
+        found = expand_all(text)
+    except ValueError as error:
+        raise ConfigError(f"The braces in {text!r} do not match; write 'data-{{000..099}}.parquet'.") from error
+    except ImportError as error:
+        raise MissingExtraError.of("braceexpand", "wds") from error
+    missing = [name for name in found if not os.path.exists(name)]  # noqa: PTH110  # Path's raises if it is too long
+    if missing or not found:
+        raise ConfigError(f"{(missing or [text])[0]} does not exist; {EXPECTED}.")
+    return found
+
+
+def _read_files(text: str, found: list[str], options: Options) -> list[SampleSet]:
+    if all(is_table(name) for name in found):
+        return read_tables(list(map(Path, found)), options)
+    if all(name.endswith(".tar") for name in found):
+        return [TarSet(found, options)]
+    if found == [text]:
         raise ConfigError(f"{text} is a file; {EXPECTED}.")
-    return _read_folder(path, options)
+    if all(map(os.path.isdir, found)):
+        raise ConfigError(
+            f"{text} matches the folders {some(found)}; convert each on its own, or name the files in them "
+            "('data/**/*.tar', 'data/**/*.parquet')."
+        )
+    raise ConfigError(f"{text} matches {some(found)}, which are no tars and no tables; {EXPECTED}.")
 
 
-def _read_folder(src: Path, options: Options) -> list[SampleSet]:  # noqa: PLR0911  # one for each kind
+def _read_folder(  # noqa: PLR0911  # one for each kind
+    src: Path, options: Options, *, allow_empty: bool
+) -> list[SampleSet]:
     names = sorted(path.name for path in src.iterdir() if path.is_file() and not path.name.startswith("."))
     tars = [name for name in names if name.endswith(".tar")]
-    tables = [name for name in names if is_table(name)]
+    metadata = metadata_of(src)
+    tables = [name for name in names if is_table(name) and (metadata is None or name != metadata.name)]
     saved = sorted({"dataset_dict.json", "state.json"}.intersection(names))
     pairs = idx_pairs(src)
     cifar = cifar_kind(src)
     kinds = {
         "MDS shards (index.json)": "index.json" in names,
-        f"WebDataset tars ({_some(tars)})": bool(tars),
-        f"tables ({_some(tables)})": bool(tables),
-        f"a saved Hugging Face dataset ({_some(saved)})": bool(saved),
-        f"idx files ({_some([split + '-images' for split in pairs])})": bool(pairs),
+        f"WebDataset tars ({some(tars)})": bool(tars),
+        f"tables ({some(tables)})": bool(tables),
+        f"a saved Hugging Face dataset ({some(saved)})": bool(saved),
+        f"idx files ({some([split + '-images' for split in pairs])})": bool(pairs),
         f"CIFAR's Python files ({cifar.meta if cifar else ''})": cifar is not None,
+        f"images with a table ({metadata.name if metadata else ''})": metadata is not None,
     }
     there = [kind for kind, found in kinds.items() if found]
-    if there and not (pairs or cifar or saved) and has_images(src):
+    if there and not (pairs or cifar or saved or metadata) and has_images(src):
         there.append("class folders with images")
     if len(there) > 1:
         raise ConfigError(
@@ -89,8 +118,10 @@ def _read_folder(src: Path, options: Options) -> list[SampleSet]:  # noqa: PLR09
         return [MdsSet(src, options)]
     if tars:
         return [TarSet([str(src)], options)]
+    if metadata is not None:
+        return [_metadata_set("", metadata, options)]
     if tables:
-        return read_tables([src / name for name in tables], options)
+        return _read_tables(src, tables, [name for name in names if is_image_file(name)], options)
     if saved:
         return read_saved(src, options)
     if pairs:
@@ -101,18 +132,45 @@ def _read_folder(src: Path, options: Options) -> list[SampleSet]:  # noqa: PLR09
         return list(sets)
     if cifar:
         return list(read_cifar(src, cifar, options))
-    splits = [path.name for path in sorted(src.iterdir()) if path.is_dir() and _is_shards(path)]
-    if splits:
+    shards = [path.name for path in sorted(src.iterdir()) if path.is_dir() and _is_shards(path)]
+    if shards:
         raise ConfigError(
-            f"{src} holds shards in its folders {_some(splits)}; convert each on its own, e.g. infobatch-stream "
-            f"convert {src / splits[0]} DST/{splits[0]} --format ..."
+            f"{src} holds shards in its folders {some(shards)}; convert each on its own, e.g. infobatch-stream "
+            f"convert {src / shards[0]} DST/{shards[0]} --format ..."
         )
-    return [ImageTree(src, options)]
+    return _read_described(src, options) or list(read_images(src, options, allow_empty=allow_empty))
+
+
+def _read_tables(src: Path, tables: list[str], images: list[str], options: Options) -> list[SampleSet]:
+    """The tables in ``src``, with a note on the ``images`` beside them."""
+    sets = read_tables([src / name for name in tables], options)
+    if images:
+        sets[0].notes = (
+            f"{src}: {len(images):,} images beside the tables are left out ({some(images)}). A table that tells of "
+            "images is called metadata.csv (.jsonl, .parquet), and has their names in a column file_name",
+        )
+    return sets
+
+
+def _read_described(src: Path, options: Options) -> list[SampleSet]:
+    """The splits in ``src`` that have images with a table of their own; nothing where there are none."""
+    tables = {name: metadata_of(src / name) for name in subfolders(src) if is_split(name)}
+    found = {name: table for name, table in tables.items() if table is not None}
+    missing = [name for name in subfolders(src) if name not in found]
+    if found and missing:
+        raise ConfigError(
+            f"{src} holds images with a metadata table in {some(list(found))}, and none in {some(missing)}; convert "
+            f"each that has one on its own, e.g. infobatch-stream convert {src / next(iter(found))} DST --format ..."
+        )
+    return [_metadata_set(name, table, options) for name, table in found.items()]
+
+
+def _metadata_set(name: str, table: Path, options: Options) -> SampleSet:
+    require_pyarrow()
+    from .metadata import MetadataSet
+
+    return MetadataSet(name, table, options)
 
 
 def _is_shards(folder: Path) -> bool:
     return (folder / "index.json").is_file() or any(folder.glob("*.tar"))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

@@ -49,6 +49,8 @@ class TableSet:
     """
 
     skipped = 0
+    notes: Sequence[str] = ()
+    lost: Sequence[str] = ()
     in_files = False
     is_shards = False
 

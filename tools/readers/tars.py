@@ -39,6 +39,8 @@ class TarSet:
 
     name = ""
     skipped = 0
+    notes: Sequence[str] = ()
+    lost: Sequence[str] = ()
     in_files = False
     is_shards = True
 
