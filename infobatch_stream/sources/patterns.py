@@ -2,12 +2,14 @@
 
 import os
 import re
+from collections.abc import Iterator
 from glob import glob
 from itertools import chain
 
 __all__ = ["expand_all", "expand_braces", "expand_files", "is_wild"]
 
 _WILD = re.compile(r"[*?[]")
+_STARS = re.compile(r"(^|/)\*\*(/|$)")
 
 
 def is_wild(text: str) -> bool:
@@ -32,21 +34,46 @@ def expand_files(pattern: str) -> list[str]:
     """The paths that ``pattern`` means, after braces: itself if it exists or is no glob, else what it matches, sorted.
 
     Those are files, each once; or folders, where it matches nothing else. As to a shell, ``*`` matches no hidden name.
+    Not by glob's own ``**``, which never ends where links lead back.
     """
     if os.path.exists(pattern) or not is_wild(pattern):  # noqa: PTH110
         return [pattern]
     head, rest = _split(pattern)
     if not is_wild(rest):
         return [pattern]
-    found = {head + name for name in glob(rest, root_dir=head or None, recursive=True) if name}  # noqa: PTH207
+    found = {name.rstrip("/") for name in _glob(head, rest)}
     folders = {name for name in found if os.path.isdir(name)}  # noqa: PTH112
-    if found == folders:
-        return sorted(folders)
-    files = sorted(found - folders)
-    if "**" in rest:  # which follows links, so that one file may have several names: the shortest is meant
-        names = sorted(files, key=lambda name: name.count("/"), reverse=True)
-        files = sorted({os.path.realpath(name): name for name in names}.values())
-    return files
+    return sorted(found - folders or folders)
+
+
+def _glob(folder: str, pattern: str) -> Iterator[str]:
+    """What matches ``pattern``, which is no empty text, in ``folder`` ("" or with a slash behind)."""
+    stars = _STARS.search(pattern)
+    before = pattern[: stars.start()] if stars else pattern
+    for name in glob(before, root_dir=folder or None) if before else [""]:  # noqa: PTH207
+        if stars is None:
+            yield folder + name
+        else:
+            for inner in _folders(f"{folder}{name}/" if name else folder):
+                yield from _glob(inner, pattern[stars.end() :] or "*")
+
+
+def _folders(top: str) -> Iterator[str]:
+    """``top`` and the folders below it, but for hidden ones, each once: links may lead back."""
+    seen: set[tuple[int, int]] = set()
+    for folder, names, _ in os.walk(top or ".", followlinks=True):
+        status = os.stat(folder)  # noqa: PTH116
+        names[:] = sorted((name for name in names if not name.startswith(".")), key=lambda n: (_is_link(folder, n), n))
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner = os.path.relpath(folder, top or ".")
+        yield top if inner == "." else f"{top}{inner}/"
+
+
+def _is_link(folder: str, name: str) -> bool:
+    return os.path.islink(f"{folder}/{name}")  # noqa: PTH114
 
 
 def expand_all(text: str) -> list[str]:
