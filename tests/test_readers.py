@@ -222,7 +222,7 @@ def test_members_are_chosen_by_extension_with_alternatives(tmp_path):
         read_source(tmp_path, columns={"image": "tif"})
     with pytest.raises(ConfigError, match="'a' and 'b' both take the members 'jpg'"):
         read_source(tmp_path, columns={"a": "jpg", "b": "jpg;png"})
-    with pytest.raises(DataError, match="the sample '2' has none of the members"):
+    with pytest.raises(DataError, match="sample '2': none of the members"):
         read_source(tmp_path, columns={"image": "jpg;png"})
     with pytest.raises(DataError, match=r"sample '1'.*'json' is stored as 'ndarray'.*no member json"):
         one(tmp_path, encodings={"json": "ndarray"}, columns={"json": "json", "label": "cls"})[1]

@@ -17,7 +17,7 @@ from infobatch_stream.sources.tar_headers import HEADER, length_in
 from infobatch_stream.sources.tar_index import TarIndex, load_index
 from infobatch_stream.sources.urls import is_remote, local_path
 
-__all__ = ["Tar", "TarShards", "open_tar"]
+__all__ = ["Tar", "TarShards", "open_tar", "readable"]
 
 T = TypeVar("T")
 
@@ -212,6 +212,20 @@ class TarShards:
             )
         row = number - (self.ends[shard - 1] if shard else 0)
         return index.key(row), self.urls[shard], self._file(self.tars[shard]), index.members(row)
+
+
+def readable(urls: list[str], cache: ShardCache) -> tuple[list[str], list[str]]:
+    """Those of the tars that can be read by index, and why the others cannot. Raises DataError where none can."""
+    good, bad = [], []
+    for url in urls:
+        try:
+            open_tar(url, cache).index()
+            good.append(url)
+        except DataError as error:
+            bad.append(error)
+    if not good:
+        raise bad[0]
+    return good, list(map(str, bad))
 
 
 def _facts(tar: Tar) -> tuple[int, int]:

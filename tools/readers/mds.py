@@ -48,7 +48,6 @@ class MdsSet:
     name = ""
     skipped = 0
     notes: Sequence[str] = ()
-    lost: Sequence[str] = ()
     in_files = False
     is_shards = True
 
@@ -56,7 +55,9 @@ class MdsSet:
         """``src``: the folder with the shards and their ``index.json``."""
         options = options or Options()
         self._src = src
-        entries = _read_index(src / "index.json")
+        lost: list[str] = []
+        entries = _read_index(src / "index.json", lost if options.skip else None)
+        self.lost: Sequence[str] = lost
         self._encodings: dict[str, str] = entries[0][0]
         self._shards = [shard for _, shard in entries if shard.samples]
         if any(encodings != self._encodings for encodings, _ in entries):
@@ -227,21 +228,24 @@ def _unpack(shard: _Shard) -> bytes:
     return data
 
 
-def _read_index(path: Path) -> list[tuple[dict[str, str], _Shard]]:
-    """The encodings of the columns, by name, and the file of each shard in an ``index.json``. Raises DataError."""
+def _read_index(path: Path, lost: list[str] | None) -> list[tuple[dict[str, str], _Shard]]:
+    """The encodings of the columns, by name, and the file of each shard in an ``index.json``. Raises DataError.
+
+    lost: gets the reasons for those whose file is missing or cut short, which are left out; None: they are errors.
+    """
     if path.stat().st_size > _MOST_INDEX:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; it is damaged: {_AGAIN}.")
     try:
         index = json.loads(path.read_bytes())
-        entries = list(_entries(index, path))
+        entries = list(_entries(index, path, lost))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no index of MDS shards ({type(error).__name__}: {error}); {_AGAIN}.") from error
     if not entries:
-        raise DataError(f"{path} names no shards; {_AGAIN}.")
+        raise DataError(lost[0] if lost else f"{path} names no shards; {_AGAIN}.")
     return entries
 
 
-def _entries(index: Any, path: Path) -> Iterator[tuple[dict[str, str], _Shard]]:
+def _entries(index: Any, path: Path, lost: list[str] | None) -> Iterator[tuple[dict[str, str], _Shard]]:
     for entry in index["shards"]:
         if entry["version"] != 2 or entry["format"] != "mds":
             raise ValueError(f"version {entry['version']!r} of {entry['format']!r}; version 2 of 'mds' can be read")
@@ -252,7 +256,14 @@ def _entries(index: Any, path: Path) -> Iterator[tuple[dict[str, str], _Shard]]:
         fixed = [fixed_size(encoding) for encoding in encodings]
         if len(columns) < len(names) or [size or None for size in entry["column_sizes"]] != fixed:
             raise ValueError(f"the columns {columns!r:.200} of {entry['column_sizes']!r:.200} bytes")
-        yield columns, _shard(entry, path.parent)
+        try:
+            shard = _shard(entry, path.parent)
+        except DataError as error:
+            if lost is None:
+                raise
+            lost.append(str(error))
+        else:
+            yield columns, shard
 
 
 def _shard(entry: dict[str, Any], folder: Path) -> _Shard:

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.sources.base import fingerprint
+from infobatch_stream.sources.shard_cache import ShardCache
 from infobatch_stream.sources.tar_index import AnyPath, TarIndex
-from infobatch_stream.sources.tar_shards import TarShards
+from infobatch_stream.sources.tar_shards import TarShards, readable
 from infobatch_stream.sources.urls import base_name, expand_shards, is_remote, local_path
 
 from ..encodings import Form, fit, form_of, strictly
-from ..extensions import encoding_of, is_extension, is_image, split_prefix
+from ..extensions import is_extension, is_image, split_prefix
 from ..samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 from .columns import Options, misfit, read_classes, read_columns, unknown
+from .tar_survey import Odd, Survey, encoding_for, why_unfit
 from .temporary import temporary_folder
 
 __all__ = ["TarSet"]
@@ -26,7 +28,6 @@ __all__ = ["TarSet"]
 _LOOKED_AT = 1000  # samples, evenly spaced, to tell whether members are whole numbers or arrays
 _LOOKED_INTO = 1 << 27  # bytes of them together, about
 _MOST_COLUMNS = 256
-_INT_LENGTH = 20  # characters of an int64, at most
 
 
 class TarSet:
@@ -39,8 +40,6 @@ class TarSet:
 
     name = ""
     skipped = 0
-    notes: Sequence[str] = ()
-    lost: Sequence[str] = ()
     in_files = False
     is_shards = True
 
@@ -53,16 +52,28 @@ class TarSet:
         if cache_dir is None and any(map(is_remote, urls)):
             cache_dir = temporary_folder(self)
         self._where = urls[0] if len(urls) == 1 else f"{urls[0]} ..."
-        self._shards = TarShards(expand_shards(urls), cache_dir)
-        names = self._shards.urls
+        self.notes: Sequence[str] = ()
+        self.lost: Sequence[str] = ()
+        names = expand_shards(urls)
+        if options.skip:
+            names, self.lost = readable(names, ShardCache(cache_dir))
+        self._shards = TarShards(names, cache_dir)
         folders = sorted({_folder(name) for name in names})
         self.classes = read_classes(folders)
         told = read_columns(folders)
         self._parts = self._divide(options, told or {})
-        survey = _Survey(len(self._parts))
+        survey = Survey(len(self._parts))
         for number, index in enumerate(self._indexes()):
             survey.add(index, self._picked(index), names[number])
+        if survey.bare.count and not options.skip:
+            raise DataError(
+                f"{survey.bare.first}; add one of its own (--column), remove the sample, or leave it out (--on-error "
+                "skip)."
+            )
         columns = self._stored(survey, told or {}, options)
+        self._required = self._find_required(columns, told, options)
+        places = [place for place, name in enumerate(columns) if name in self._required]
+        survey.set_order(((index, self._picked(index)) for index in self._indexes()), places, skip=options.skip)
         if survey.order is not None:  # MDS sorts its columns: here they are as the members are
             place = dict(zip(columns, survey.order, strict=True))
             columns = {name: columns[name] for name in sorted(columns, key=place.__getitem__)}
@@ -90,9 +101,10 @@ class TarSet:
                 continue
             extensions = self._parts[name]
             extension = next((extension for extension in extensions if extension in raw), None)
-            if extension is None:
-                if form_of(column.mds) is not Form.RAW:
-                    error = ValueError(f"it has no member {' or '.join(extensions)}")
+            if extension is None or (name in self._required and not raw[extension]):
+                if name in self._required:
+                    there = "an empty" if extension else "no"
+                    error = ValueError(f"it has {there} member {extension or ' or '.join(extensions)}")
                     raise misfit(_name_of(raw), name, column.mds, error)
                 sample[name] = Encoded(b"")
                 continue
@@ -100,6 +112,8 @@ class TarSet:
             stored = extension if extension in column.wds.split(";") else column.wds
             members[extension] = stored
             sample[name] = self._value(raw, name, extension, stored)
+        if not members:
+            raise DataError(f"{_name_of(raw)} has none of the members that are converted.")
         if KEY in self.columns:
             sample[KEY] = self._key(raw)
         if MEMBERS in self.columns:
@@ -180,6 +194,21 @@ class TarSet:
             owned[name] = found
         return {name: tuple(extensions) for name, extensions in owned.items()}
 
+    def _find_required(
+        self, columns: dict[str, Column], told: dict[str, Column] | None, options: Options
+    ) -> frozenset[str]:
+        """The columns that every sample must have: no library decodes nothing as a number, an array or an image.
+
+        Where ``columns.json`` says that samples have different members, some were without them from the start.
+        """
+        free = frozenset(columns) - options.given if MEMBERS in (told or {}) else frozenset()
+        stored = {name: (options.encodings or {}).get(name, column.mds) for name, column in columns.items()}
+        return frozenset(
+            name
+            for name, mds in stored.items()
+            if form_of(mds) is not Form.RAW or (mds not in ("bytes", "str") and name not in free)
+        )
+
     def _picked(self, index: TarIndex) -> NDArray[np.int64]:
         """int64[n, columns]: the member of each sample that is the value of each column, -1 where it has none."""
         codes = {extension: code for code, extension in enumerate(index.extensions)}
@@ -191,40 +220,45 @@ class TarSet:
                 picked[sample_of[members], place] = members
         return picked
 
-    def _stored(self, survey: "_Survey", told: dict[str, Column], options: Options) -> dict[str, Column]:
-        """How each column is stored, but for what the user says."""
+    def _stored(self, survey: Survey, told: dict[str, Column], options: Options) -> dict[str, Column]:
+        """How each column is stored, but for what the user says; notes where samples have it other than by its name."""
         columns = {}
+        doubtful: dict[str, Odd] = {}
         for place, (name, extensions) in enumerate(self._parts.items()):
             # Not the key's or that of the members, which are no members themselves.
             fields = (column for field, column in told.items() if field not in (KEY, MEMBERS))
             owner = next((column for column in fields if set(extensions) & set(column.wds.split(";"))), None)
-            if owner is not None:
-                mds = owner.mds
-            else:
-                mds = next(iter({encoding_of(extension) for extension in extensions} - {"png"}), "png")
-                if len({encoding_of(extension) for extension in extensions} - {"jpeg", "png"}) > 1 or (
-                    survey.empty[place] and mds != "str"  # which no library could decode
-                ):
+            mds = encoding_for(extensions) if owner is None else owner.mds
+            if owner is None and name not in options.given and mds not in ("bytes", "str"):
+                odd = survey.long[place] if mds == "int" and survey.long[place].count else survey.absent[place]
+                if not odd.keeps_type(survey.total, skip=options.skip):
+                    self._tell(name, mds, odd, survey.total, "")
                     mds = "bytes"
-                if mds == "int" and survey.longest[place] > _INT_LENGTH:
-                    mds = "bytes"
+                elif mds in ("int", "ndarray", "json") and not told:
+                    doubtful[name] = Odd()
             columns[name] = Column(mds, ";".join(extensions))
-        doubtful = {name for name, column in columns.items() if column.mds in ("int", "ndarray", "json")}
-        doubtful -= options.given | (columns.keys() if told else set())
         looks = max(min(_LOOKED_AT, _LOOKED_INTO * len(self) // max(survey.bytes, 1)), 16)
-        for position in np.unique(np.linspace(0, len(self) - 1, looks).astype(int)).tolist():
-            if not doubtful:
-                break
+        positions = np.unique(np.linspace(0, len(self) - 1, looks).astype(int)).tolist()
+        for position in positions if doubtful else ():
             raw = self._shards.read(position)
-            for name in list(doubtful):
-                try:
-                    for extension in self._parts[name]:
-                        if extension in raw:
-                            strictly(raw[extension], columns[name].mds)
-                except ValueError:
-                    doubtful.discard(name)
-                    columns[name] = replace(columns[name], mds="bytes")
+            for name, odd in doubtful.items():
+                for extension in self._parts[name]:
+                    if raw.get(extension) and (why := why_unfit(raw[extension], columns[name].mds)):
+                        odd.add(1, f"{_name_of(raw)}: {why}")
+        for name, odd in doubtful.items():
+            if not odd.keeps_type(len(positions), skip=options.skip):
+                self._tell(name, columns[name].mds, odd, len(positions), " that were looked at")
+                columns[name] = replace(columns[name], mds="bytes")
         return columns
+
+    def _tell(self, name: str, mds: str, odd: Odd, total: int, which: str) -> None:
+        """Note that a column is stored as bytes."""
+        self.notes = [
+            *self.notes,
+            f"{self._where}: the column {name!r} is stored as bytes and not as {mds}, because of {odd.count:,} of "
+            f"{total:,} samples{which} ({odd.first}). To leave such samples out instead: --encoding {name}={mds} "
+            "--on-error skip",
+        ]
 
 
 def _name_of(raw: dict[str, Any]) -> str:
@@ -233,45 +267,6 @@ def _name_of(raw: dict[str, Any]) -> str:
 
 def _folder(url: str) -> str:
     return url.rpartition("/")[0] if is_remote(url) else str(Path(local_path(url)).parent)
-
-
-class _Survey:
-    """What the indexes of tars tell of their members, column by column.
-
-    order: of the columns in every sample; None where samples do not have the same members in the same order.
-    empty: whether a column's member is missing or empty anywhere; longest: bytes; bytes: of all together.
-    """
-
-    def __init__(self, columns: int) -> None:
-        self.order: list[int] | None = []
-        self.empty = np.zeros(columns, bool)
-        self.longest = np.zeros(columns, np.int64)
-        self.bytes = 0
-        self._names: list[str] = []
-
-    def add(self, index: TarIndex, picked: NDArray[np.int64], path: str) -> None:
-        """Look at one tar. Raises DataError for a sample that has no member of any column."""
-        if not len(index):
-            return
-        missing = picked < 0
-        if (lost := missing.all(axis=1)).any():
-            key = index.key(int(lost.argmax()))
-            raise DataError(
-                f"{path}: the sample {key!r} has none of the members that are converted; add one of its own "
-                "(--column), or remove it."
-            )
-        lengths = np.where(missing, 0, index.length[picked])
-        self.empty |= (lengths == 0).any(axis=0)
-        self.longest = np.maximum(self.longest, lengths.max(axis=0))
-        self.bytes += int(lengths.sum())
-        order, codes = picked.argsort(axis=1), index.extension[picked]
-        same = not missing.any() and (order == order[0]).all() and (codes == codes[0]).all()
-        names = [index.extensions[code] for code in codes[0]]
-        places = order[0].argsort().tolist()  # of a column among the members
-        if self.order == []:
-            self.order, self._names = places, names
-        if not same or (places, names) != (self.order, self._names):
-            self.order = None
 
 
 def _give(extension: str, owned: dict[str, list[str]], told: dict[str, Column], where: str) -> None:
