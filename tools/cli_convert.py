@@ -15,6 +15,7 @@ from infobatch_stream.arguments import bytes_of
 from infobatch_stream.errors import ConfigError
 
 from .console import progress, reported, say
+from .label_images import AUTO
 from .ledger import Conversion, Progress
 from .writers import ShardFormat
 from .written import visible
@@ -47,6 +48,11 @@ def parse_pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
     if any(not name or value.startswith("=") for name, value in pairs.items()):
         raise typer.BadParameter(f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint=option)
     return pairs or None
+
+
+def parse_columns(texts: list[str] | None) -> dict[str, str] | None:
+    """``["image", "mask=nearest"]`` -> how each column is made smaller."""
+    return {text.partition("=")[0]: text.partition("=")[2] or AUTO for text in texts or ()} or None
 
 
 def convert_command(
@@ -90,6 +96,13 @@ def convert_command(
     compression: Annotated[str | None, typer.Option(help="Of MDS shards, e.g. zstd:3.")] = None,
     hashes: Annotated[str, typer.Option(help="Of MDS shards, e.g. sha1,xxh64; '' for none.")] = "xxh64",
     resize: Annotated[int | None, typer.Option(min=1, help="Pixels of an image's shorter side, at most.")] = None,
+    resize_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=nearest|smooth]",
+            help="A column to make smaller, and how: nearest for label images; repeat it.  [default: all, by looks]",
+        ),
+    ] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=95, help="JPEG quality of images encoded again.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Decode each image, to find those that are damaged.")] = False,
     on_error: Annotated[OnError, typer.Option(help="What to do with a sample that cannot be read.")] = OnError.RAISE,
@@ -127,8 +140,9 @@ def convert_command(
             extensions=parse_pairs("--extension", extension), keys=keys, seed=seed, shuffle=shuffle,
             shard_bytes=shard_size, shard_samples=shard_samples, compression=compression,
             hashes=[name.strip() for name in hashes.split(",") if name.strip()],
-            resize=resize, quality=quality, check=check, on_error=on_error.value,
-            allow_empty=allow_empty, overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=watch,
+            resize=resize, resize_columns=parse_columns(resize_column), quality=quality, check=check,
+            on_error=on_error.value, allow_empty=allow_empty,
+            overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=watch,
         )  # fmt: skip
     seconds = time.monotonic() - start
     if as_json:

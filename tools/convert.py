@@ -22,6 +22,7 @@ from infobatch_stream.sources.urls import local_path
 from .bucket import is_url, url_destination
 from .cuts import tasks_of
 from .destination import Destination, local_destination
+from .label_images import find_label_columns
 from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
 from .on_ray import write_on_ray
 from .pool import ordered_map, start_server
@@ -57,6 +58,7 @@ def convert(
     hashes: Sequence[str] = ("xxh64",),
     resize: int | None = None,
     quality: int | None = None,
+    resize_columns: Mapping[str, str] | None = None,
     check: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     allow_empty: bool = False,
@@ -77,6 +79,8 @@ def convert(
     shard_bytes, shard_samples: no shard holds more; 16 KiB to 4 GiB - 1 (before compression).
     compression, hashes: of MDS shards, as MDSWriter takes them ("zstd:3"; "sha1", "xxh64").
     resize, quality, check: see `Reencoder`; ``check`` decodes images without changing them. Else bytes are copied.
+    resize_columns: the columns that ``resize`` and ``quality`` are for, and how they are made smaller: "nearest" (label
+        images), "smooth" (photographs) or "auto" (by their looks). By default all with images, "auto".
     on_error: "skip" passes over samples that cannot be read, and lists them in the result; also whole shards.
     allow_empty: class folders without images keep their numbers, instead of being refused.
     overwrite: replace shards in ``dst``. resume: go on with a conversion that was broken off; the shards that were
@@ -88,6 +92,8 @@ def convert(
     """
     target = _target(format, shard_bytes, compression, hashes)
     reencoder = Reencoder(resize, quality) if check or resize is not None or quality is not None else None
+    if resize_columns and (resize, quality) == (None, None):
+        raise ConfigError("resize_columns are the columns that resize and quality are for; give one of these.")
     dst = _place(dst)
     _check_apart(src, dst)
     if seed < 0:
@@ -104,13 +110,19 @@ def convert(
     if target.format is ShardFormat.WDS and on_error == "raise":
         for one in sets:
             check_keys(os.fspath(src), one)
+    guessed: tuple[str, ...] = ()
+    if reencoder is not None and (resize, quality) != (None, None):
+        labels, guessed = find_label_columns(sets, resize_columns or {}, os.fspath(src))
+        chosen = frozenset(resize_columns) if resize_columns else None
+        reencoder = replace(reencoder, chosen=chosen, labels=labels, check=check)
     job = Job(os.fspath(src), sets, target, reencoder, on_error == "skip")
     shuffled = not sets[0].is_shards if shuffle is None else shuffle
     order = seed if shuffled else None
     recipe = {
         "format": target.format.value, "shard_bytes": shard_bytes, "shard_samples": shard_samples,
         "compression": compression, "hashes": sorted(hashes), "seed": order,
-        "resize": resize, "quality": quality, "check": check, "on_error": on_error,
+        "resize": resize, "resize_column": sorted((resize_columns or {}).items()), "quality": quality,
+        "check": check, "on_error": on_error,
         "column": list((columns or {}).items()),
         "encoding": sorted((encodings or {}).items()), "extension": sorted((extensions or {}).items()),
         "columns": [{name: [column.mds, column.wds] for name, column in one.columns.items()} for one in sets],
@@ -136,7 +148,7 @@ def convert(
     return replace(
         ledger.summary(dst, sum(one.skipped for one in sets)),
         lost=tuple(text for one in sets for text in one.lost),
-        notes=tuple(text for one in sets for text in one.notes),
+        notes=(*(text for one in sets for text in one.notes), *guessed),
     )
 
 
