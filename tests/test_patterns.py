@@ -141,6 +141,11 @@ def test_a_file_that_links_give_several_names_is_found_once(tmp_path):
     assert expand_shards(f"{tmp_path}/t/*/*.tar") == [f"{tmp_path}/t/again/a.tar", f"{tmp_path}/t/x/a.tar"]
 
 
+def test_what_is_written_twice_is_meant_twice(disk):
+    assert expand_shards(f"{disk}/{{a,a}}.tar") == [f"{disk}/a.tar"] * 2
+    assert expand_shards([f"{disk}/?.tar", f"{disk}/a.tar"]) == [f"{disk}/a.tar"] * 2
+
+
 def test_what_matches_nothing_is_refused(root):
     with pytest.raises(DataError, match="a glob must match files"):
         expand_shards(f"{root}/**/no*.tar")

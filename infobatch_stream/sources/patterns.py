@@ -2,11 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from glob import glob
-from itertools import chain
 
-__all__ = ["expand_all", "expand_braces", "expand_files", "is_wild"]
+__all__ = ["expand_all", "expand_braces", "expand_files", "is_wild", "merged"]
 
 _WILD = re.compile(r"[*?[]")
 _STARS = re.compile(r"(^|/)\*\*(/|$)")
@@ -77,8 +76,17 @@ def _is_link(folder: str, name: str) -> bool:
 
 
 def expand_all(text: str) -> list[str]:
-    """What ``text`` means, braces and globs, in the order of the braces, each once. Raises as `expand_braces`."""
-    return list(dict.fromkeys(chain.from_iterable(map(expand_files, expand_braces(text)))))
+    """What ``text`` means, braces and globs, in the order of the braces. Raises as `expand_braces`."""
+    return merged((pattern, expand_files(pattern)) for pattern in expand_braces(text))
+
+
+def merged(found: Iterable[tuple[str, list[str]]]) -> list[str]:
+    """All that patterns mean, (pattern, names) of each: what is written out as often as it is, what is found once."""
+    names: list[str] = []
+    for pattern, some in found:
+        known = set(names) - {pattern}
+        names += [name for name in some if name not in known]
+    return names
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.download import list_files, list_folder
-from infobatch_stream.sources.patterns import expand_braces, expand_files, is_wild
+from infobatch_stream.sources.patterns import expand_braces, expand_files, is_wild, merged
 from infobatch_stream.sources.tar_index import AnyPath
 
 __all__ = ["base_name", "expand_shards", "is_compressed", "is_pipe", "is_remote", "local_path"]
@@ -23,9 +23,9 @@ def expand_shards(urls: AnyPath | Iterable[AnyPath], *, streamed: bool = False) 
     """The tars meant by ``urls``, in order: paths or urls, braces (``{000..123}``), globs, folders of tars.
 
     ``**`` in a glob goes into folders of any depth. A name that exists is meant as it stands, even with a brace or
-    bracket in it; hidden files only if they are named. One of ``urls`` gives a tar once; folders that a glob matches
-    count if it matches no file. Folders and globs of a server need one that lists its files, as s3:// does and
-    http:// does not. streamed: compressed tars and ``pipe:`` commands are meant too.
+    bracket in it; hidden files only if they are named. What a glob finds is not taken twice of one of ``urls``; folders
+    that it matches count if it matches no file. Folders and globs of a server need one that lists its files, as s3://
+    does and http:// does not. streamed: compressed tars and ``pipe:`` commands are meant too.
 
     Raises ConfigError for braces that do not match and for what is no path, DataError for what names no tar, or none
     that can be read by index.
@@ -47,7 +47,7 @@ def expand_shards(urls: AnyPath | Iterable[AnyPath], *, streamed: bool = False) 
                 raise ConfigError(f"The braces in {text!r} do not match; write 'train-{{000..099}}.tar'.") from error
             patterns = [text]
         kinds = _STREAMED if streamed else _STREAMED[:1]
-        expanded.extend(dict.fromkeys(url for pattern in patterns for url in _find(pattern, kinds)))
+        expanded.extend(merged((pattern, _find(pattern, kinds)) for pattern in patterns))
     if not expanded:
         raise ConfigError("urls is empty; name at least one tar file.")
     for url in expanded:
