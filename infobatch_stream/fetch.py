@@ -1,7 +1,7 @@
 """The worker's side: a small request comes in, a finished batch goes out. Workers hold no state of an epoch."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -12,17 +12,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from infobatch_stream.ahead import Ahead
+from infobatch_stream.collation import Collation, Trial
 from infobatch_stream.errors import DataError
 from infobatch_stream.kept import Entries
 from infobatch_stream.outlook import Outlook
-from infobatch_stream.picks import Picks
+from infobatch_stream.picks import Origin, Picks
 from infobatch_stream.plan import EpochPlan
 from infobatch_stream.sources.base import Source
 
-__all__ = ["Fetcher", "OnError", "Request", "Requests", "request"]
+__all__ = ["Fetcher", "OnError", "Request", "Requests"]
 
 OnError = Literal["raise", "replace"]
 
@@ -37,16 +38,21 @@ _LENT = RLock()  # held meanwhile: of two threads that lent it, the second would
 
 @dataclass(frozen=True)
 class Request:
-    """One batch of one rank. step None: peeked at, not spent. seed: what the batch's random state derives from.
+    """One batch of one rank, for the loader number ``run``.
+
+    step None: peeked at, not spent. seed: what the batch's random state derives from. tried: whether it is tried first
+    that the batch is made in the order of its samples.
 
     shards: that it needs, where some may not be here yet, in groups: first what an earlier step needs too. ahead:
     shards that later steps need.
     """
 
     entries: Entries
+    run: int
     epoch: int
     step: int | None
     seed: tuple[int, int, int, int]
+    tried: bool = False
     shards: tuple[tuple[int, ...], ...] = ()
     ahead: tuple[int, ...] = ()
 
@@ -61,11 +67,20 @@ class Requests:
         self._plan: EpochPlan | None = None
 
     def begin(
-        self, plan: EpochPlan, first: int, seed: int, rank: int, world_size: int, outlook: Outlook | None = None
+        self,
+        plan: EpochPlan,
+        first: int,
+        *,
+        run: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        outlook: Outlook | None = None,
     ) -> None:
         """From now on, the steps first.. of ``plan`` for ``rank`` of ``world_size``; outlook: on shards to bring."""
         self._plan = plan
         self._outlook = outlook
+        self._run = run
         self._first = first
         self._seed = seed
         self._rank = rank
@@ -73,26 +88,29 @@ class Requests:
 
     def __iter__(self) -> Iterator[Request]:
         """One request a step."""
-        plan, seed, rank, world_size = self._plan, self._seed, self._rank, self._world_size
+        plan, rank, world_size = self._plan, self._rank, self._world_size
         assert plan is not None
         if self._outlook is None:
             for step in range(self._first, plan.steps):
-                yield request(plan, step, seed, rank, world_size)
+                yield self._request(plan, step, plan.step(step, rank, world_size))
             return
-        sights = self._outlook.steps(plan, self._first, rank, world_size)
-        for step, sight in enumerate(sights, self._first):
-            seeds = (seed, plan.epoch, step, rank)
-            yield Request(sight.entries, plan.epoch, step, seeds, sight.shards, sight.bring)
+        for step, sight in enumerate(self._outlook.steps(plan, self._first, rank, world_size), self._first):
+            yield self._request(plan, step, sight.entries, sight.shards, sight.bring)
+
+    def _request(
+        self,
+        plan: EpochPlan,
+        step: int,
+        entries: Entries,
+        shards: tuple[tuple[int, ...], ...] = (),
+        ahead: tuple[int, ...] = (),
+    ) -> Request:
+        seeds = (self._seed, plan.epoch, step, self._rank)
+        return Request(entries, self._run, plan.epoch, step, seeds, step == self._first, shards, ahead)
 
     def __len__(self) -> int:
         """How many there are."""
         return 0 if self._plan is None else self._plan.steps - self._first
-
-
-def request(plan: EpochPlan, step: int, seed: int, rank: int, world_size: int, *, spends: bool = True) -> Request:
-    """The request for what ``rank`` reads in ``step``; its random state derives from (seed, epoch, step, rank)."""
-    entries = plan.step(step, rank, world_size)
-    return Request(entries, plan.epoch, step if spends else None, (seed, plan.epoch, step, rank))
 
 
 class Fetcher(Dataset[Any]):
@@ -101,12 +119,12 @@ class Fetcher(Dataset[Any]):
     on_error: "raise", or "replace" to put a readable sample of the batch, with weight 0, where one cannot be read.
     """
 
-    def __init__(self, source: Source, collate: Callable[[list[Any]], Any], on_error: OnError) -> None:
+    def __init__(self, source: Source, collation: Collation, on_error: OnError) -> None:
         self._source = source
         self._ahead = Ahead(source)
-        self._collate = collate
+        self._collation = collation
         self._on_error = on_error
-        self._draws = source.draws or collate not in (default_collate, list)  # whether code of the user's runs
+        self._draws = source.draws or not collation.is_known  # whether code of the user's runs
 
     def __getitems__(self, request: Request) -> tuple[Any, Picks]:
         """The batch of ``request``; the same bits in whichever process, and whatever was fetched before."""
@@ -122,17 +140,31 @@ class Fetcher(Dataset[Any]):
                 samples = self._source.read_many(entries.index.tolist())
             else:
                 samples, entries, replaced = self._read_or_replace(request, lost)
-            data = self._collate(samples)
-        picks = Picks(
-            # Copies: the plan keeps its arrays, and these are the user's to change.
-            torch.from_numpy(entries.index.copy()),
-            torch.from_numpy(entries.weight.copy()),
-            torch.from_numpy(entries.record.copy()),
-            request.epoch,
-            request.step,
-            replaced,
-        )
-        return data, picks
+            picks = Picks(
+                # Copies: the plan keeps its arrays, and these are the user's to change.
+                torch.from_numpy(entries.index.copy()),
+                torch.from_numpy(entries.weight.copy()),
+                torch.from_numpy(entries.record.copy()),
+                Origin(request.run, request.epoch, request.step, replaced),
+            )
+            return self._collate(request, samples, picks)
+
+    def _collate(self, request: Request, samples: list[Any], picks: Picks) -> tuple[Any, Picks]:
+        if len(samples) != len(picks):
+            raise DataError(
+                f"the dataset gave {len(samples)} samples for {len(picks)} indices, so it cannot be told which is "
+                "which. Its __getitems__ must return one for each index, in their order; let it raise for one that "
+                'cannot be read, and give on_error="replace".'
+            )
+        if request.tried and not self._collation.is_known:
+            with _random_state_kept():
+                _seed(request.seed)
+                Trial(self._collation, samples, picks).run()
+        try:
+            return self._collation(samples, picks)
+        except Exception as error:
+            self._collation.explain(error, samples, picks.index.tolist())
+            raise
 
     def _read_or_replace(
         self, request: Request, lost: dict[int, Exception]

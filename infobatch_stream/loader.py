@@ -7,19 +7,22 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Self, cast
+from itertools import count
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from infobatch_stream.arguments import check_choice, whole_number
+from infobatch_stream.batches import Batches
 from infobatch_stream.checkpoint import Progress, pack, unpack
+from infobatch_stream.collation import Collation
 from infobatch_stream.errors import ConfigError, OutOfStepError
-from infobatch_stream.fetch import Fetcher, OnError, Requests, request
+from infobatch_stream.fetch import OnError, Request
 from infobatch_stream.history import Epoch
+from infobatch_stream.losses import check_losses, weighted_mean
 from infobatch_stream.opening import Contents, Existing, check_owner, path_on_node
 from infobatch_stream.outlook import Outlook, shards_in_window
 from infobatch_stream.picks import Picks
@@ -31,19 +34,13 @@ from infobatch_stream.shared_store import SharedStore
 from infobatch_stream.sources import open_source
 from infobatch_stream.store import ScoreStore
 from infobatch_stream.sync import Ranks
-from infobatch_stream.workers import advise, lost_worker, widen
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
 __all__ = ["InfoBatchLoader"]
 
-_OURS = {
-    "batch_sampler": "the plan decides what a batch holds",
-    "sampler": "the plan decides the order; see shuffle and shuffle_window",
-    "in_order": "batches come in the order of the plan",
-}
-_FAILURES = (RuntimeError, OSError, EOFError)  # as which the loss of a worker shows
+_RUNS = count(1)  # and not a random number: ranks that do the same have the same, so that they may exchange picks
 
 
 class InfoBatchLoader:
@@ -72,7 +69,11 @@ class InfoBatchLoader:
         history: keep the losses of every epoch in the store (`ScoreStore.at`), not only what became of it.
         predownload: how many steps ahead the shards that this rank needs are downloaded (StreamingDataset's: samples).
         process_group: the group over which data is split, when that is not all processes.
-        collate_fn: as of DataLoader. dataloader: further options of the inner DataLoader, as num_workers.
+        collate_fn: as of DataLoader: takes the list of the samples, and returns the data, row by row in the order of
+            the list. It may sort the list itself, which is followed; a sorted copy is not, and is refused where a trial
+            on a few samples shows it. collate_with_picks: instead of it for what sorts or filters: takes
+            (samples, picks), and returns the data with the picks of its rows, as ``(data, picks[order])``.
+        dataloader: further options of the inner DataLoader, as num_workers.
 
     Raises ConfigError or StoreError for what cannot work. Making a loader communicates and writes nothing, except
     with existing="continue", when the ranks open the store together to learn the epoch. The methods marked
@@ -103,6 +104,7 @@ class InfoBatchLoader:
         history: bool = False,
         process_group: "dist.ProcessGroup | None" = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        collate_with_picks: Callable[[list[Any], Picks], tuple[Any, Picks]] | None = None,
         **dataloader: Any,
     ) -> None:
         batch_size = whole_number("batch_size", batch_size, 1)
@@ -112,10 +114,10 @@ class InfoBatchLoader:
         self._history = bool(history)
         check_choice("on_error", on_error, ("raise", "replace"))
         check_choice("existing", existing, ("error", "overwrite", "continue"))
-        for name in _OURS.keys() & dataloader.keys():
-            raise ConfigError(f"{name}= is not an option of InfoBatchLoader: {_OURS[name]}.")
         self._recipe = Recipe(policy, delta, seed, shuffle, shuffle_window, drop_last)
         self._source = open_source(dataset, batch_size=batch_size, shuffle=shuffle)
+        self._made = Batches(self._source, Collation(collate_fn, collate_with_picks), on_error, dataloader)
+        self.dataloader: DataLoader[Any] = self._made.dataloader
         self.epochs = whole_number("epochs", epochs, 1)
         self._batch_size = batch_size
         self._existing: Existing = existing
@@ -127,6 +129,7 @@ class InfoBatchLoader:
         self._known_ranks: Ranks | None = None
         self._unreadable = 0
         self._warned: set[str] = set()
+        self._run = next(_RUNS)
         self._begin(epoch=0)
         self._offered = self._kept = 0
         self._knows_all = True  # of the epochs before
@@ -137,12 +140,6 @@ class InfoBatchLoader:
             if self._ranks.processes == 1 and self._path.exists() and existing != "overwrite":
                 check_owner(self._path, self._source.num_samples, self._source.fingerprint)
 
-        dataloader.setdefault("generator", torch.Generator())  # else iter() would draw from the user's global one
-        self._requests = Requests()
-        self._fetcher = Fetcher(self._source, collate_fn or default_collate, on_error)
-        self.dataloader: DataLoader[Any] = DataLoader(
-            self._fetcher, batch_sampler=cast(Any, self._requests), collate_fn=_as_is, **dataloader
-        )
         if existing == "continue":
             self._open()
             self._begin(epoch=self._shared_store.store.epoch)
@@ -257,15 +254,17 @@ class InfoBatchLoader:
         plan, ranks = self._plan(), self._ranks
         if said := self._recipe.check(self.epoch, plan.entries, epochs=self._begun, so_far=self._so_far):
             self._warn_once("policy", said)
-        self._requests.begin(plan, self.step, self._recipe.seed, ranks.rank, ranks.world_size, self._outlook(plan))
         self._iterating = mine = object()
         self._started = self._started or time.monotonic()
-        try:
-            batches = iter(self.dataloader)
-            widen(batches)
-        except _FAILURES as error:
-            self._look_after_workers(error, self.dataloader._iterator)
-            raise
+        batches = self._made.begin(
+            plan,
+            self.step,
+            run=self._run,
+            seed=self._recipe.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            outlook=self._outlook(plan),
+        )
         return self._batches(batches, mine)
 
     def _outlook(self, plan: EpochPlan) -> Outlook | None:
@@ -294,24 +293,14 @@ class InfoBatchLoader:
                 )
             if self._store is not None:
                 self._store.check_scores()  # the plan reads them as it goes
-            try:
-                data, picks = next(batches)
-            except StopIteration:
+            batch = next(batches, None)
+            if batch is None:
                 break
-            except _FAILURES as error:
-                self._look_after_workers(error, batches)
-                raise
-            if picks._replaced:
-                self._unreadable += len(picks._replaced)
-                self._warn_once("unreadable", f"a sample could not be read and was replaced: {picks._replaced[0]}")
-            yield data, picks
+            if replaced := batch[1]._origin.replaced:
+                self._unreadable += len(replaced)
+                self._warn_once("unreadable", f"a sample could not be read and was replaced: {replaced[0]}")
+            yield batch
         self._exhausted = True
-
-    def _look_after_workers(self, error: BaseException, batches: object = None) -> None:
-        """If a worker is gone, say in ``error`` what to do, and have new ones at the next iteration."""
-        if lost_worker(error, batches):
-            self.dataloader._iterator = None  # of persistent workers; it would wait for the dead one for ever
-            advise(error)
 
     def peek(self) -> tuple[Any, Picks]:
         """The batch that comes next, as ``(data, picks)``, in this process; nothing is spent by it.
@@ -322,9 +311,11 @@ class InfoBatchLoader:
         if self._store is not None:
             self._store.check_scores()
         step = min(self.step, plan.steps - 1)
-        return self._fetcher.__getitems__(
-            request(plan, step, self._recipe.seed, ranks.rank, ranks.world_size, spends=False)
+        entries, seeds = (
+            plan.step(step, ranks.rank, ranks.world_size),
+            (self._recipe.seed, plan.epoch, step, ranks.rank),
         )
+        return self._made.one(Request(entries, self._run, plan.epoch, None, seeds))
 
     def update(self, losses: Tensor, picks: Picks, *, score: Tensor | None = None) -> Tensor:
         """Record the losses of a batch, and return ``mean(weight * losses)``, to go backward from.
@@ -337,28 +328,27 @@ class InfoBatchLoader:
         """
         if not isinstance(picks, Picks):
             raise ConfigError(f"update takes the picks that came with the batch, not {type(picks).__name__}.")
-        _check_losses("losses", losses, len(picks))
+        check_losses("losses", losses, len(picks))
         if score is not None:
-            _check_losses("score", score, len(picks))
-        if picks._step is not None:
-            if self._store is None:
-                raise OutOfStepError("these picks are another loader's: this one has not begun an epoch yet.")
-            if picks._epoch != self.epoch:
+            check_losses("score", score, len(picks))
+        origin = picks._origin
+        if origin.run != self._run:
+            raise OutOfStepError(
+                "these picks are another loader's, or of before load_state_dict(): update each batch by the loader "
+                "that gave it."
+            )
+        if origin.step is not None:
+            if origin.epoch != self.epoch:
                 raise OutOfStepError(
-                    f"these picks are of epoch {picks._epoch}, the loader is in epoch {self.epoch}: update each "
+                    f"these picks are of epoch {origin.epoch}, the loader is in epoch {self.epoch}: update each "
                     "batch before the next epoch begins."
                 )
             if self._ranks.records:
                 self._recorder.add(picks.index.numpy(), picks._record.numpy(), losses if score is None else score)
                 self._warn_of_losses()
-            self.step = max(self.step, picks._step + 1)
+            self.step = max(self.step, origin.step + 1)
             self._updated = True
-        weight = picks.weight
-        if weight.device != losses.device:
-            if losses.is_cuda and weight.is_cpu:
-                weight = weight.pin_memory()  # a copy from other memory may wait for the device
-            weight = weight.to(losses.device, non_blocking=losses.is_cuda)
-        return (losses * weight).mean()
+        return weighted_mean(losses, picks.weight)
 
     def _warn_of_losses(self) -> None:
         if self._recorder.not_finite:
@@ -437,7 +427,7 @@ class InfoBatchLoader:
             self.commit()
             return
         if error is not None:
-            self._look_after_workers(error)  # torch raises it from a signal, wherever the main process stands
+            self._made.look_after_workers(error)  # torch raises it from a signal, wherever the main process stands
         if self._store is not None:
             with suppress(Exception):  # after a fault of the device nothing more comes from it; the cause passes on
                 self._recorder.flush()
@@ -477,6 +467,7 @@ class InfoBatchLoader:
         self._ranks.agree("load_state_dict()", **asdict(progress), chosen=self._canonical_nodes)
         self._open(Contents(scores, pending, progress.epoch))
         self._canonical_nodes = progress.lanes
+        self._run = next(_RUNS)  # picks of before are of another place
         self._begin(epoch=progress.epoch, step=progress.step, begun=progress.begun)
         self._offered, self._kept, self._knows_all = progress.offered, progress.kept, progress.knows_all
         if progress.done:
@@ -548,16 +539,3 @@ class InfoBatchLoader:
             "not_finite": self._recorder.not_finite,
             "unreadable": self._unreadable,
         }
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _check_losses(name: str, losses: Tensor, samples: int) -> None:
-    if not isinstance(losses, Tensor) or losses.shape != (samples,) or not losses.is_floating_point():
-        found = f"{losses.dtype}{list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        raise ConfigError(
-            f"{name} is {found}; it must be a torch.Tensor of one float per sample of the batch: [{samples}]. "
-            "Compute it with reduction='none' (and average what a sample has beyond one number)."
-        )

@@ -1,49 +1,59 @@
 """What travels with a batch: which samples it holds and what they weigh."""
 
+from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Picks"]
+__all__ = ["Origin", "Picks"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a batch comes from.
+
+    run: of the loader that made it, a number that no other loader of this process has. step: None for a batch that was
+    only peeked at. replaced: why samples of the batch could not be read.
+    """
+
+    run: int
+    epoch: int
+    step: int | None
+    replaced: tuple[str, ...] = ()
 
 
 class Picks:
     """The indices and weights of a batch of b samples.
+
+    ``picks[order]`` are those of other rows, for a batch whose rows were put in another order, or left out.
 
     Attributes:
         index: int64[b] on the CPU, always: it is for looking up and recording, and never becomes a float.
         weight: float32[b], 1 / keep probability; 0 where the batch was filled up (such entries are not recorded).
     """
 
-    __slots__ = ("_epoch", "_record", "_replaced", "_step", "index", "weight")
+    __slots__ = ("_origin", "_record", "index", "weight")
 
-    def __init__(
-        self, index: Tensor, weight: Tensor, record: Tensor, epoch: int, step: int | None, replaced: tuple[str, ...]
-    ) -> None:
-        """For the loader.
-
-        record: bool[b], which entries record. epoch, step: the moment of the batch; step None for one that was
-        only peeked at. replaced: why samples of the batch could not be read.
-        """
+    def __init__(self, index: Tensor, weight: Tensor, record: Tensor, origin: Origin) -> None:
+        """For the loader. record: bool[b], which entries record."""
         self.index = index
         self.weight = weight
         self._record = record
-        self._epoch = epoch
-        self._step = step
-        self._replaced = replaced
+        self._origin = origin
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as arrays. From a worker, a tensor would take a shared memory file and a connection of its own."""
-        rest = (self._epoch, self._step, self._replaced)
+        origin = self._origin
         if self.weight.device.type != "cpu":  # copied within a process; workers have none such
-            return type(self), (self.index, self.weight, self._record, *rest)
+            return type(self), (self.index, self.weight, self._record, origin)
         arrays = (self.index.numpy(), self.weight.numpy(), self._record.numpy())
-        return _of_arrays, (type(self), arrays, *rest)
+        return _of_arrays, (type(self), arrays, origin.run, origin.epoch, origin.step, origin.replaced)
 
     def _with_weight(self, weight: Tensor) -> Self:
-        return type(self)(self.index, weight, self._record, self._epoch, self._step, self._replaced)
+        return type(self)(self.index, weight, self._record, self._origin)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Self:
         """Picks with the weight on ``device``; the index stays on the CPU."""
@@ -53,17 +63,30 @@ class Picks:
         """Picks with the weight in pinned memory; a DataLoader with ``pin_memory=True`` calls this."""
         return self._with_weight(self.weight.pin_memory())
 
+    def __getitem__(self, order: Tensor | NDArray[Any] | list[int] | list[bool] | slice) -> Self:
+        """Picks of the rows ``order``: their places (whole numbers), a bool for each row, or a slice.
+
+        Raises TypeError for one place alone, IndexError for a place that there is not.
+        """
+        places = order if isinstance(order, slice) else np.asarray(torch.as_tensor(order, device="cpu"))
+        if isinstance(places, np.ndarray) and not places.size:
+            places = places.astype(np.int64)  # an empty list has the type of a float
+        chosen = np.arange(len(self))[places]
+        if chosen.ndim != 1:
+            raise TypeError(f"picks[{order!r}]: give the places of several rows, as picks[[2, 0, 1]] or picks[mask].")
+        rows = torch.from_numpy(chosen.copy())
+        weight = self.weight[rows.to(self.weight.device)]
+        return type(self)(self.index[rows], weight, self._record[rows], self._origin)
+
     def __len__(self) -> int:
         """How many samples the batch holds, filled-up ones included."""
         return int(self.index.numel())
 
     def __repr__(self) -> str:
         """Size, epoch and step."""
-        return f"Picks({len(self)} samples, epoch={self._epoch}, step={self._step})"
+        return f"Picks({len(self)} samples, epoch={self._origin.epoch}, step={self._origin.step})"
 
 
-def _of_arrays(
-    kind: type[Picks], arrays: tuple[NDArray[Any], ...], epoch: int, step: int | None, replaced: tuple[str, ...]
-) -> Picks:
+def _of_arrays(kind: type[Picks], arrays: tuple[NDArray[Any], ...], *origin: Any) -> Picks:
     index, weight, record = map(torch.from_numpy, arrays)
-    return kind(index, weight, record, epoch, step, replaced)
+    return kind(index, weight, record, Origin(*origin))

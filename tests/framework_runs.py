@@ -28,7 +28,7 @@ def loader_at(store, dataset=None, **options):
     seen, update = [], loader.update
 
     def recorded(losses, picks, **score):
-        place = loader.epoch, picks._step
+        place = loader.epoch, picks._origin.step
         seen.append((*place, picks.index.clone(), picks.weight.cpu().clone(), losses.detach().clone()))
         return update(losses, picks, **score)
 

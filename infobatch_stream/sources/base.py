@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pool", "Source", "fingerprint"]
+__all__ = ["Pool", "Source", "fingerprint", "name_sample"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,19 @@ class Source(Protocol):
         """
 
     def read_many(self, indices: list[int]) -> list[Any]:
-        """The samples, in the order of ``indices``, read in any order; one that cannot be read raises."""
+        """The samples, in the order of ``indices``, read in any order; one that cannot be read raises.
+
+        The error has a note that names the sample.
+        """
+
+
+def name_sample(error: Exception, indices: list[int], dataset: object) -> None:
+    """Note in ``error`` of which sample it is, one of ``indices``. A note leaves its kind and text what they are."""
+    which = f"sample {indices[0]}" if len(indices) == 1 else f"one of the samples {', '.join(map(str, indices))}"
+    error.add_note(
+        f"infobatch-stream: {which} of the {type(dataset).__name__} could not be read. (InfoBatchLoader("
+        'on_error="replace") would put another sample in its place, with weight 0.)'
+    )
 
 
 def fingerprint(kind: str, parts: Iterable[object]) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch.utils.data import TensorDataset
 
-from infobatch_stream.sources.base import Pool, fingerprint
+from infobatch_stream.sources.base import Pool, fingerprint, name_sample
 
 __all__ = ["MapStyle", "MapStyleSource"]
 
@@ -46,4 +46,26 @@ class MapStyleSource:
     def read_many(self, indices: list[int]) -> list[Any]:
         """All at once by the dataset's own ``__getitems__`` where it has one, else one by one."""
         several = getattr(self._dataset, "__getitems__", None)
-        return list(several(indices)) if callable(several) else [self._dataset[index] for index in indices]
+        if not callable(several):
+            return [self._read_named(index) for index in indices]
+        try:
+            return list(several(indices))
+        except Exception as error:
+            which = next(([index] for index in indices if self._fails(index, type(error))), indices)
+            name_sample(error, which, self._dataset)
+            raise
+
+    def _read_named(self, index: int) -> Any:
+        try:
+            return self._dataset[index]
+        except Exception as error:
+            name_sample(error, [index], self._dataset)
+            raise
+
+    def _fails(self, index: int, kind: type[Exception]) -> bool:
+        """Whether it is this sample that cannot be read, as far as reading it alone tells."""
+        try:
+            self._dataset[index]
+        except Exception as error:
+            return type(error) is kind
+        return False

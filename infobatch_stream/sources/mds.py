@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infobatch_stream.errors import DataError
-from infobatch_stream.sources.base import Pool, fingerprint
+from infobatch_stream.sources.base import Pool, fingerprint, name_sample
 from infobatch_stream.sources.mds_cache import MdsCache
 from infobatch_stream.sources.mds_folders import fix_folders
 from infobatch_stream.sources.mds_options import check_options
@@ -114,6 +114,7 @@ class MdsSource:
                 except Exception as error:  # the user's, or StreamingDataset's, if it cannot get the shard again
                     failure = self._cache.look_after(shard, error)
                     if failure is None:
+                        name_sample(error, [indices[place]], self._dataset)
                         raise
                     raise failure from error
         return samples

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
-from infobatch_stream.sources.base import Pool, fingerprint
+from infobatch_stream.sources.base import Pool, fingerprint, name_sample
 from infobatch_stream.sources.shard_cache import AnyPath, ShardCache
 from infobatch_stream.sources.tar_shards import TarShards
 from infobatch_stream.sources.urls import base_name, expand_shards
@@ -279,6 +279,9 @@ class WdsSource:
         try:
             for place in places:
                 samples[place] = self.dataset[indices[place]]
+        except Exception as error:
+            name_sample(error, [indices[place]], self.dataset)
+            raise
         finally:
             self.dataset.close()
         return samples

@@ -1,0 +1,37 @@
+"""The losses of a batch: whether they are one number per sample, and the loss to go backward from."""
+
+from torch import Tensor
+
+from infobatch_stream.errors import ConfigError
+
+__all__ = ["check_losses", "weighted_mean"]
+
+
+def check_losses(name: str, losses: Tensor, samples: int) -> None:
+    """Raise ConfigError unless ``losses`` are float[samples], and at least one."""
+    if not samples:
+        raise ConfigError("the picks are of no sample, so there is no loss to go backward from: skip this update.")
+    if isinstance(losses, Tensor) and losses.is_floating_point():
+        if losses.shape == (samples,):
+            return
+        if losses.ndim == 1 and len(losses):
+            raise ConfigError(
+                f"{name} are {len(losses)}, and the batch is of {samples} samples, so it cannot be told which loss is "
+                "of which sample. If collate_fn leaves samples out, do not: let the dataset raise for those that "
+                'cannot be read, and give InfoBatchLoader(on_error="replace"), or give collate_with_picks= instead of '
+                "collate_fn=. If a sample has several losses, average them."
+            )
+    found = f"{losses.dtype}{list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+    raise ConfigError(
+        f"{name} is {found}; it must be a torch.Tensor of one float per sample of the batch: [{samples}]. "
+        "Compute it with reduction='none' (and average what a sample has beyond one number)."
+    )
+
+
+def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
+    """``mean(weight * losses)`` on the device of the losses, without a wait for it. Both float[b]."""
+    if weight.device != losses.device:
+        if losses.is_cuda and weight.is_cpu:
+            weight = weight.pin_memory()  # a copy from other memory may wait for the device
+        weight = weight.to(losses.device, non_blocking=losses.is_cuda)
+    return (losses * weight).mean()
