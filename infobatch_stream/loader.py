@@ -33,7 +33,7 @@ from infobatch_stream.recorder import Recorder
 from infobatch_stream.shared_store import SharedStore
 from infobatch_stream.sources import open_source
 from infobatch_stream.store import ScoreStore
-from infobatch_stream.sync import Ranks
+from infobatch_stream.sync import Ranks, collective
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -141,7 +141,8 @@ class InfoBatchLoader:
                 check_owner(self._path, self._source.num_samples, self._source.fingerprint)
 
         if existing == "continue":
-            self._open()
+            with collective("InfoBatchLoader(existing='continue')"):
+                self._open()
             self._begin(epoch=self._shared_store.store.epoch)
             self._knows_all = self.epoch == 0
 
@@ -236,6 +237,7 @@ class InfoBatchLoader:
             return self._plan().steps
         return self._recipe.steps_unpruned(self._source, self.epoch, self._global_batch)
 
+    @collective("iter(loader)")
     def __iter__(self) -> Iterator[tuple[Any, Picks]]:
         """Commit what was recorded, and begin the next epoch; or go on with one of which nothing is spent yet.
 
@@ -407,6 +409,7 @@ class InfoBatchLoader:
         self._kept += plan.trained
         self._begin(epoch=self.epoch + 1)
 
+    @collective("commit()")
     def commit(self) -> None:
         """Make what was recorded the scores of the next epoch, and stand before it; nothing if nothing is spent.
 
@@ -434,6 +437,7 @@ class InfoBatchLoader:
             with suppress(Exception):
                 self._store.flush()
 
+    @collective("state_dict()")
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on with exactly the same picks, on any world size of equal global batch.
 
@@ -456,6 +460,7 @@ class InfoBatchLoader:
         store = self._shared_store.store if self._ranks.process == 0 else None
         return self._ranks.together("state_dict()", lambda: pack(self._settings, progress, store))
 
+    @collective("load_state_dict()")
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was saved; its scores replace those of the store.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, LostRanksError, OutOfStepError
 
-__all__ = ["Groups", "Ranks"]
+__all__ = ["Groups", "Ranks", "collective"]
 
 T = TypeVar("T")
 
@@ -26,6 +27,11 @@ _REMEDY = (
     "Every rank must make the same loader, iterate it equally far, and call iter(), commit(), state_dict() and "
     "load_state_dict() together with the others."
 )
+
+
+# By default process group: one beside it of the same processes, so that a call of ours that a rank makes alone never
+# meets another collective of the user's. They last as long as the default one, which takes them along when it ends.
+_OWN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class Ranks:
@@ -85,7 +91,7 @@ class Ranks:
             return [value]
         found: list[Any] = [None] * dist.get_world_size()
         with _reaching_others():
-            dist.all_gather_object(found, value)
+            dist.all_gather_object(found, value, group=_own())
         return found
 
     def _exchange(self, call: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -240,6 +246,27 @@ def _rest() -> None:
 
 def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def _own() -> "dist.ProcessGroup":
+    """The process group of our own. Collective when there is none yet."""
+    world = dist.group.WORLD
+    if world not in _OWN:
+        _OWN[world] = dist.new_group(timeout=_timeout())
+    group: dist.ProcessGroup = _OWN[world]
+    return group
+
+
+@contextmanager
+def collective(call: str) -> Iterator[None]:
+    """Have the error of ranks that wait for others in vain say that it was in ``call``, which all have to make."""
+    try:
+        yield
+    except LostRanksError as error:
+        raise LostRanksError(
+            f"{call} is collective: every rank must call it, at the same place of the run. Here a rank did not, or "
+            f"{error}"
+        ) from error
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ddp_scripts.alone import CALLS, call_alone
 from ddp_scripts.cases import MDS_MODES, RULES, RUN, WDS_MODES, N, mds, plain, train, train_model
 from ddp_scripts.checks import check_run
+from ddp_scripts.children import Child
 from ddp_scripts.data import loss_of, wds, write_mds, write_wds
 from ddp_scripts.launch import environment, torchrun
 
@@ -247,3 +249,30 @@ def test_peers_get_equal_picks_and_one_of_them_records(tmp_path):
         last[index] = loss_of(index, epoch)
         assert torch.equal(epochs[0][epoch]["scores"], last)
     assert epochs[0][1]["stats"]["pruned"] > 0
+
+
+# ---- calls that one rank makes alone
+
+
+@pytest.fixture(scope="module")
+def called_alone(tmp_path_factory):
+    """By call: what each rank found."""
+    pairs = {}
+    try:
+        for number, call in enumerate(CALLS):
+            path = tmp_path_factory.mktemp(f"alone-{number}") / "scores.zarr"
+            pairs[call] = [Child(call_alone, path, rank, call, 8) for rank in (0, 1)]
+            pairs[call][1].tell(pairs[call][0].hears())
+        return {call: [child.result() for child in pair] for call, pair in pairs.items()}
+    finally:
+        for pair in pairs.values():
+            for child in pair:
+                child.__exit__()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_collective_call_that_one_rank_makes_alone_is_named_and_meets_no_collective_of_the_users(called_alone, call):
+    ((kind, text, *_), gradient), (_, others) = called_alone[call]
+    assert kind == "LostRanksError"
+    assert text.startswith(f"{call} is collective: every rank must call it")
+    assert gradient == others == [3.0] * 5
