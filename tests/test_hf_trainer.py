@@ -27,6 +27,8 @@ from framework_runs import (
     steps_of,
 )
 
+from infobatch_stream import ConfigError
+
 pytestmark = pytest.mark.ddp
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -266,6 +268,46 @@ def test_batches_that_are_no_dicts_are_refused(runs):
     for error, text in runs[0]["tuples"]:
         assert error == "ConfigError"
         assert "collate_fn" in text
+
+
+# ---- in this process
+
+
+one_process = pytest.mark.filterwarnings("ignore")  # the Trainer warns of what is well here
+
+
+@one_process
+def test_a_run_that_is_continued_without_a_checkpoint_trains_for_the_epochs_that_are_left(tmp_path):
+    whole = fit(tmp_path, "whole", save_strategy="no")
+    ends = sum(steps_of(whole)[:2])
+    fit(tmp_path, "half", stop_at=ends, save_strategy="no")
+    going_on = {"existing": "continue"}
+    rest = fit(tmp_path, "half", loader_options=going_on, named_schedule="cosine", save_strategy="epoch")
+    assert rest["validated"] == [(3, 0, pytest.approx(3)), (4, 0, pytest.approx(4))]
+    assert [step[:2] for step in rest["seen"]] == [step[:2] for step in whole["seen"] if step[0] > 1]
+    assert rest["rates"][-1] == (1, pytest.approx(0, abs=1e-3))
+    assert rest["logs"][-1]["train_runtime"] > 0  # the Trainer's own end
+    last = tmp_path / "of-half" / f"checkpoint-{rest['steps']}"
+    assert (last / "infobatch.pt").exists()
+    with pytest.raises(ConfigError, match=r"all 4 epochs of the loader are done.*existing='overwrite'"):
+        fit(tmp_path, "half", loader_options=going_on)
+    first = tmp_path / "of-half" / f"checkpoint-{steps_of(whole)[2]}"
+    again = fit(tmp_path, "again", first, named_schedule="cosine", save_strategy="no")
+    check_rest([rest], [again], steps_of(whole)[2])
+
+
+@one_process
+def test_trials_of_one_loader_are_refused(tmp_path):
+    from transformers import TrainingArguments
+
+    from infobatch_stream.frameworks.transformers import InfoBatchTrainer
+
+    loader, _ = loader_at(tmp_path / "scores.zarr", Pictures())
+    args = TrainingArguments(
+        str(tmp_path), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, use_cpu=True, report_to=[]
+    )
+    with pytest.raises(ConfigError, match="for each"):
+        InfoBatchTrainer(model_of(), args, loader=loader).hyperparameter_search(n_trials=1)
 
 
 @pytest.mark.slow

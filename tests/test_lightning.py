@@ -1,6 +1,7 @@
 """Lightning's own Trainer over an InfoBatchLoader, in two processes with gloo. torchrun runs this file as them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from itertools import accumulate
@@ -10,9 +11,12 @@ import pytest
 import torch
 from ddp_scripts.launch import environment, process_group, torchrun
 from framework_runs import (
+    BATCH,
+    EPOCHS,
     check_equal,
     check_rest,
     check_whole,
+    digits,
     ended_with,
     loader_at,
     losses_of,
@@ -24,6 +28,9 @@ from framework_runs import (
     steps_of,
     validation,
 )
+from torch.utils.data import DataLoader
+
+from infobatch_stream import ConfigError
 
 pytestmark = pytest.mark.ddp
 
@@ -81,6 +88,15 @@ def module_of(loader, stop_at):
     return Digits()
 
 
+def notes_end(ended):
+    """A callback that notes where loader and Trainer are when a training ends."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    return LambdaCallback(
+        on_train_end=lambda trainer, _: ended.append((trainer.train_dataloader.epoch, trainer.current_epoch))
+    )
+
+
 def ends_of(run):
     return list(accumulate(steps_of(run)))
 
@@ -105,25 +121,31 @@ def saving(folder):
         yield kind(folder, filename=name, auto_insert_metric_name=False, save_top_k=-1, **choice)
 
 
-def fit(out, name, checkpoint=None, saves=None, stop_at=None, loader_options=None, train_loader=None, **options):
-    """What a run reports, with a store of its own."""
+def trainer_of(loader, saves=None, also=(), **options):
     from lightning.pytorch import Trainer
 
     from infobatch_stream.frameworks.lightning import InfoBatchCallback
 
-    loader, seen = loader_at(out / f"{name}.zarr", **(loader_options or {}))
-    model = module_of(loader, stop_at)
     options = {"max_epochs": loader.epochs, "num_sanity_val_steps": 0, **options}
-    trainer = Trainer(
+    return Trainer(
         accelerator="cpu",
-        devices=int(os.environ["WORLD_SIZE"]),
-        callbacks=[InfoBatchCallback(loader), *(saving(saves) if saves else ())],
+        devices=int(os.environ.get("WORLD_SIZE", "1")),
+        callbacks=[InfoBatchCallback(loader), *(saving(saves) if saves else ()), *also],
         enable_checkpointing=bool(saves),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,
     )
+
+
+def fit(
+    out, name, checkpoint=None, saves=None, stop_at=None, loader_options=None, train_loader=None, also=(), **options
+):
+    """What a run reports, with a store of its own."""
+    loader, seen = loader_at(out / f"{name}.zarr", **(loader_options or {}))
+    model = module_of(loader, stop_at)
+    trainer = trainer_of(loader, saves, also, **options)
     trainer.fit(model, train_loader or loader, validation(), ckpt_path=checkpoint)
     return report(loader, seen, model, validated=model.validated, rates=model.rates, steps=trainer.global_step)
 
@@ -267,6 +289,71 @@ def test_another_loader_than_that_of_the_callback_is_refused(runs):
     for error, text in runs[0]["another loader"]:
         assert error == "ConfigError"
         assert "another loader" in text
+
+
+# ---- in this process
+
+
+one_process = pytest.mark.filterwarnings("ignore")  # Lightning warns of what is well here
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The folder of a run that ended after two epochs of ``half.zarr``; and what a whole run reports."""
+    out = tmp_path_factory.mktemp("half")
+    whole = fit(out, "whole")
+    fit(out, "half", stop_at=ends_of(whole)[1])
+    return out, whole
+
+
+@one_process
+def test_a_run_that_is_continued_without_a_checkpoint_trains_for_the_epochs_that_are_left(half, tmp_path):
+    out, whole = half
+    shutil.copytree(out / "half.zarr", tmp_path / "half.zarr")
+    ended = []
+    rest = fit(tmp_path, "half", saves=tmp_path, loader_options={"existing": "continue"}, also=[notes_end(ended)])
+    assert rest["validated"] == whole["validated"][2:]
+    assert [step[:2] for step in rest["seen"]] == [step[:2] for step in whole["seen"] if step[0] > 1]
+    assert ended == [(EPOCHS, EPOCHS)]
+    assert rest["epoch"] == EPOCHS
+    assert (tmp_path / f"epoch-{rest['steps']:03d}.ckpt").exists()
+
+
+@one_process
+def test_a_run_of_which_nothing_is_left_is_refused_before_it_trains_nothing(half, tmp_path):
+    loader, _ = loader_at(half[0] / "whole.zarr", existing="continue")
+    with pytest.raises(ConfigError, match=r"all 4 epochs of the loader are done.*existing='overwrite'"):
+        trainer_of(loader).fit(module_of(loader, None), loader)
+
+
+@one_process
+@pytest.mark.parametrize("method", ["lr_find", "scale_batch_size"])
+def test_the_tuner_is_refused_before_it_records_anything(tmp_path, method):
+    from lightning.pytorch.tuner import Tuner
+
+    loader, seen = loader_at(tmp_path / "scores.zarr")
+    model = module_of(loader, None)
+    model.lr, model.batch_size, model.train_dataloader = 0.1, BATCH, lambda: loader
+    with pytest.raises(ConfigError, match=r"Search beforehand.*without InfoBatchCallback"):
+        getattr(Tuner(trainer_of(loader)), method)(model)
+    assert not seen
+    assert not loader._path.exists()
+
+
+@one_process
+def test_after_a_search_with_a_trainer_of_its_own_a_run_is_as_ever(tmp_path):
+    """The remedy that the error names."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.tuner import Tuner
+
+    loader, _ = loader_at(tmp_path / "scores.zarr")
+    model = module_of(loader, None)
+    model.lr = 0.1
+    model.training_step = lambda batch: losses_of(model.net, batch).mean()
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    found = Tuner(trainer).lr_find(model, DataLoader(digits(), BATCH), num_training=20)
+    assert found.suggestion() > 0
+    check_whole([fit(tmp_path, "scores")])
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ print("data_loss", float(names["data_loss"]))
 
 
 def test_every_example_of_the_page_runs(tmp_path):
-    assert len(BLOCKS) == 11
+    assert len(BLOCKS) == 13
     script = PREAMBLE
     for number, block in enumerate(BLOCKS):
         code = block.replace("torch.compile(model)", "torch.compile(model, backend=counting)")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from infobatch_stream import ConfigError, InfoBatchLoader
 from infobatch_stream.frameworks.processes import check_processes
@@ -17,9 +18,11 @@ class InfoBatchCallback(Callback):
         trainer.fit(model, loader, val_loader)
 
     Lightning itself saves the loader's state in its checkpoints. The callback loads it, also from those that were
-    saved at the end of an epoch (Lightning would not), and asks for the length of every epoch anew.
+    saved at the end of an epoch (Lightning would not), and asks for the length of every epoch anew. Without a
+    checkpoint the Trainer counts from the epoch of the loader, which is not 0 with existing="continue".
 
-    Raises ConfigError for options of the Trainer that do not go with epochs of changing length.
+    Raises ConfigError for options of the Trainer that do not go with epochs of changing length, for the Tuner, and when
+    no epoch is left.
     """
 
     def __init__(self, loader: InfoBatchLoader) -> None:
@@ -32,8 +35,21 @@ class InfoBatchCallback(Callback):
             return
         check_processes(self._loader, "the Trainer", trainer.world_size, "See devices= and strategy= of the Trainer.")
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
+        _check_tuner(trainer)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _check(trainer, self._loader.epochs)
+            _count_from(trainer, self._loader.epoch)  # a checkpoint, which is loaded later, says otherwise
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise ConfigError when no epoch is left, unless a checkpoint says so: Lightning would train nothing."""
+        loader = self._loader
+        if self._nothing_left or trainer.strategy.restore_checkpoint_after_setup:
+            return
+        if loader.epoch >= loader.epochs and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"all {loader.epochs} epochs of the loader are done, so there is nothing to fit. To train on, make the "
+                "loader (and Trainer(max_epochs=)) with more epochs; to begin anew, with existing='overwrite'."
+            )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Load the loader's state (collective), and have the counters of Lightning stand where the loader stands."""
@@ -71,6 +87,24 @@ class InfoBatchCallback(Callback):
         """Commit the last epoch (collective); one that was broken off can still be gone on with."""
         if self._loader.step == len(self._loader):
             self._loader.commit()
+
+
+def _check_tuner(trainer: Trainer) -> None:
+    """Raise ConfigError for what trains a few steps to try something, and then goes back."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # the Tuner puts its own there
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise ConfigError(
+                f"{type(callback).__name__} (Tuner.lr_find, Tuner.scale_batch_size) trains for a few steps and goes "
+                "back, but their losses would stay recorded, and the loader would not go back. Search beforehand: with "
+                "a Trainer of its own, without InfoBatchCallback, on torch.utils.data.DataLoader(dataset, batch_size); "
+                "then make the loader, and the Trainer anew, with what was found."
+            )
+
+
+def _count_from(trainer: Trainer, epoch: int) -> None:
+    """Have the Trainer stand where ``epoch`` epochs are over."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    progress.ready = progress.started = progress.processed = progress.completed = epoch
 
 
 def _check(trainer: Trainer, epochs: int) -> None:

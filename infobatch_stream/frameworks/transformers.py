@@ -143,7 +143,8 @@ class InfoBatchTrainer(Trainer):
         updates = math.ceil(steps / args.gradient_accumulation_steps)
         # By this the Trainer divides the steps of the resumed part to learn in which epoch it is.
         per_epoch = self._steps_before / (loader.epoch + 0.5) if self._steps_before else updates
-        epochs = loader.epochs
+        # Without a checkpoint it counts from 0, and so gets as many epochs as the loader has left.
+        epochs = loader.epochs if self._steps_before else loader.epochs - loader.epoch
         return epochs, per_epoch, samples, samples * epochs, True, len(dataloader), updates * epochs
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -160,13 +161,30 @@ class InfoBatchTrainer(Trainer):
     # Checkpoints -------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer; the loader goes on where it stood when the checkpoint was saved (collective)."""
+        """As Trainer; the loader goes on where it stood when the checkpoint was saved (collective).
+
+        Without a checkpoint it trains for the epochs that the loader has left, of one with existing="continue" fewer
+        than all. Raises ConfigError when none is left.
+        """
+        self._steps_before = 0
         folder: Any = resume_from_checkpoint
         if folder is True:
             folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
         if folder:  # if there is none, the Trainer says so
             self._go_on(Path(folder))
+        elif not resume_from_checkpoint and self._loader.epoch >= self._loader.epochs:
+            raise ConfigError(
+                f"all {self._loader.epochs} epochs of the loader are done, so there is nothing to train. To train on, "
+                "make the loader (and num_train_epochs) with more epochs; to begin anew, with existing='overwrite'."
+            )
         return super().train(folder or resume_from_checkpoint, *args, **kwargs)
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: the trials would train on with each other's scores."""
+        raise ConfigError(
+            "hyperparameter_search runs train() once per trial on one loader, which is one run over one store. Write "
+            "the loop over the trials yourself, with a loader, a store and an InfoBatchTrainer for each."
+        )
 
     def _go_on(self, folder: Path) -> None:
         if not (folder / _STATE).exists():
