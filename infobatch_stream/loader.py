@@ -255,7 +255,7 @@ class InfoBatchLoader:
         self._begun = self._begun or self.epochs
         plan, ranks = self._plan(), self._ranks
         if said := self._recipe.check(self.epoch, plan.entries, epochs=self._begun, so_far=self._so_far):
-            self._warn_once("policy", said)
+            self._warn_once("policy" if self.epoch else "nothing to prune", said)
         self._iterating = mine = object()
         self._started = self._started or time.monotonic()
         batches = self._made.begin(
@@ -524,10 +524,13 @@ class InfoBatchLoader:
     def stats(self) -> dict[str, float]:
         """Facts about the current epoch: flat, for a logger.
 
-        epoch, step, steps; kept, pruned: entries of the epoch; threshold: score from which all is kept, NaN without
-        one; mean_score: of the committed scores; saved: share of all entries so far that was not trained on, this
-        epoch's included (since the run was continued, if that was without a checkpoint); not_finite, unreadable: losses
-        and samples of this process so far.
+        epoch, step, steps; kept, pruned: entries of the epoch. threshold: the score from which most is kept: the mean
+        under SoftPruning, the last quantile under QuantilePruning, the lowest score that is kept for certain under
+        BudgetPruning; NaN without one, as in the first epoch and in annealing. mean_score: of the scores that this
+        epoch was planned with, those of the epochs before; infobatch-stream inspect shows in the row of an epoch the
+        mean when it was over, which is the mean_score of the next one. saved: share of all entries so far that was not
+        trained on, this epoch's included (since the run was continued, if that was without a checkpoint). not_finite,
+        unreadable: losses and samples of this process so far.
         """
         plan = self._plan()
         going = self.epoch < self.epochs

@@ -11,21 +11,20 @@ def check_losses(name: str, losses: Tensor, samples: int) -> None:
     """Raise ConfigError unless ``losses`` are float[samples], and at least one."""
     if not samples:
         raise ConfigError("the picks are of no sample, so there is no loss to go backward from: skip this update.")
-    if isinstance(losses, Tensor) and losses.is_floating_point():
-        if losses.shape == (samples,):
-            return
-        if losses.ndim == 1 and len(losses):
-            raise ConfigError(
-                f"{name} are {len(losses)}, and the batch is of {samples} samples, so it cannot be told which loss is "
-                "of which sample. If collate_fn leaves samples out, do not: let the dataset raise for those that "
-                'cannot be read, and give InfoBatchLoader(on_error="replace"), or give collate_with_picks= instead of '
-                "collate_fn=. If a sample has several losses, average them."
-            )
+    if isinstance(losses, Tensor) and losses.shape == (samples,) and losses.is_floating_point():
+        return
     found = f"{losses.dtype}{list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-    raise ConfigError(
+    text = (
         f"{name} is {found}; it must be a torch.Tensor of one float per sample of the batch: [{samples}]. "
         "Compute it with reduction='none' (and average what a sample has beyond one number)."
     )
+    if isinstance(losses, Tensor) and losses.ndim == 1:
+        text += (
+            f" If collate_fn leaves out some of the {samples} samples, it cannot be told which loss is whose: let the "
+            'dataset raise for samples that cannot be read, and give InfoBatchLoader(on_error="replace"); or give '
+            "collate_with_picks= instead of collate_fn=."
+        )
+    raise ConfigError(text)
 
 
 def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from infobatch_stream.draws import permutation
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.kept import Entries, Kept, KeptPool, KeptSamples, KeptShards
 from infobatch_stream.lanes import Lane, PermutedLane, StraightLane, WindowLane, fill
-from infobatch_stream.policies import FullData, Policy
+from infobatch_stream.policies import FullData, Policy, rule_of, threshold_of
 from infobatch_stream.selection import Selection
 from infobatch_stream.summary import Summary
 
@@ -75,10 +75,10 @@ class EpochPlan:
                 "choose canonical_nodes (lanes) that divides batch_size * world size."
             )
         summary = Summary(scores, None if pool is None else pool[0])
-        rule = policy.rule(summary) if summary.count and not isinstance(policy, FullData) else None
+        rule = rule_of(policy, summary) if summary.count and not isinstance(policy, FullData) else None
         selection = Selection(scores, rule, seed, epoch)
         self.mean_score = summary.mean
-        self.threshold = math.nan if rule is None else rule.threshold
+        self.threshold = math.nan if rule is None else threshold_of(rule)
         self.entries = int(scores.size) if pool is None else int(pool[0].size)
         kept = _kept(selection, seed, epoch, shard_sizes, pool, shuffle) if self.entries else None
         if kept is None or not kept.size:

@@ -2,7 +2,7 @@
 
 A policy is a frozen dataclass, validated once, with one method ``rule(summary)``. A rule is a pure function from
 scores to keep probabilities. Samples without a score are not a policy's business: they are always kept. A policy that
-is another one in every epoch is a `Schedule`.
+is another one in every epoch is a `Schedule`. docs/policies.md shows how to write one.
 """
 
 import math
@@ -28,6 +28,10 @@ __all__ = [
     "StepRule",
     "annealing_epoch",
     "check_keep",
+    "keep_probabilities",
+    "rule_of",
+    "threshold_of",
+    "try_policy",
 ]
 
 # Weights are 1 / probability. Under 2^-10 a single sample would outweigh a thousand others.
@@ -35,11 +39,10 @@ _SMALLEST = 2.0**-10
 
 
 class Rule(Protocol):
-    """A pure, vectorised function from scores to keep probabilities."""
+    """A pure, vectorised function from scores to keep probabilities.
 
-    @property
-    def threshold(self) -> float:
-        """The score at and above which everything is kept most; NaN when there is none."""
+    It may have an attribute ``threshold``: float, the score from which most is kept, for `stats` and the history.
+    """
 
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
         """Keep probabilities float64[n], each 0 or in [2^-10, 1], of ``scores`` (float32[n] without NaN)."""
@@ -86,10 +89,20 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class StepRule:
-    """``keep[i]`` for scores under ``edges[i]`` (and not under ``edges[i-1]``), ``keep[-1]`` for the rest."""
+    """``keep[i]`` for scores under ``edges[i]`` (and not under ``edges[i-1]``), ``keep[-1]`` for the rest.
+
+    Raises ConfigError for edges that fall, or that are not one fewer than the probabilities; and for probabilities
+    that are neither 0 nor in [2^-10, 1].
+    """
 
     edges: tuple[float, ...]
     keep: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        if len(self.keep) != len(self.edges) + 1 or not all(low <= high for low, high in pairwise(self.edges)):
+            raise ConfigError(f"{self}: n edges, none below the one before, part n + 1 probabilities.")
+        check_keep(str(self), self.keep)
 
     @property
     def threshold(self) -> float:
@@ -205,3 +218,45 @@ def check_keep(name: str, keep: Sequence[float]) -> None:
                 f"{name}: keeps with probability {p:g}; allowed are 0 and [2^-10, 1], "
                 "so that no sample weighs more than 1024."
             )
+
+
+def rule_of(policy: Policy, summary: Summary) -> Rule:
+    """``policy.rule(summary)``. Raises ConfigError unless it is a function."""
+    rule = policy.rule(summary)
+    if not callable(rule):
+        raise ConfigError(
+            f"{policy}.rule(summary) returned {type(rule).__name__}; it must return a function that takes scores, "
+            "float32[n], and returns keep probabilities, float64[n]. See docs/policies.md."
+        )
+    return rule
+
+
+def threshold_of(rule: Rule) -> float:
+    """The threshold that ``rule`` names; NaN without one."""
+    return float(getattr(rule, "threshold", math.nan))
+
+
+def keep_probabilities(rule: Rule, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """``rule(scores)``, float64[n]. Raises ConfigError unless it is one probability per score, 0 or in [2^-10, 1]."""
+    found = rule(scores)
+    try:
+        chance = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError):  # of tensors on a device, and of what is no array
+        chance = np.empty(0)
+    if chance.shape != scores.shape:
+        shape = list(getattr(found, "shape", [])) or ""
+        raise ConfigError(
+            f"the rule {rule!r} returned {type(found).__name__}{shape} for {scores.size} scores; it must return an "
+            f"array with one keep probability per score, float64[{scores.size}]. See docs/policies.md."
+        )
+    wrong = chance[(chance != 0) & ~((chance >= _SMALLEST) & (chance <= 1))]  # a NaN is among them
+    check_keep(f"the rule {rule!r}", wrong[:1].tolist())
+    return chance
+
+
+def try_policy(policy: Policy) -> None:
+    """Raise ConfigError for one whose rule is none; else that would show after an epoch, when there are scores."""
+    scores = np.linspace(0, 4, 64, dtype=np.float32)
+    rule = rule_of(policy, Summary(scores))
+    threshold_of(rule)
+    keep_probabilities(rule, scores)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from infobatch_stream.arguments import whole_number
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.plan import EpochPlan, count_steps
-from infobatch_stream.policies import FullData, Moment, Policy, Schedule, annealing_epoch
+from infobatch_stream.policies import FullData, Moment, Policy, Schedule, annealing_epoch, try_policy
 from infobatch_stream.sources.base import Source
 
 __all__ = ["Recipe"]
@@ -57,11 +57,24 @@ class Recipe:
         """What the user should hear of the run as it stands; "" if nothing.
 
         entries: of the epoch; see `plan` for the others.
-        Raises ConfigError at epoch 0 when no run of ``epochs`` can be what the policy asks for.
+        Raises ConfigError at epoch 0 when no run of ``epochs`` can be what the policy asks for, or its rule is none.
         """
-        if isinstance(self.policy, Policy):
-            return ""
-        return self.policy.check(self._moment(epoch, entries, epochs, so_far))
+        policy, annealing = self.policy, annealing_epoch(self.delta, epochs)
+        said = "" if isinstance(policy, Policy) else policy.check(self._moment(epoch, entries, epochs, so_far))
+        if epoch or isinstance(policy, FullData):
+            return said
+        if annealing > 1:
+            try_policy(
+                policy
+                if isinstance(policy, Policy)
+                else policy.at(self._moment(1, entries, epochs, (entries, entries)))
+            )
+            return said
+        return said or (
+            f"nothing can be pruned in this run of {epochs} epoch(s): the first one has no scores to go by, and from "
+            f"epoch floor(delta * epochs) = {annealing} on all samples are kept. Raise epochs or delta (here "
+            f"{self.delta:g}) until that is at least 2, or give policy=FullData()"
+        )
 
     def anneals(self, epoch: int, epochs: int) -> bool:
         """Whether ``epoch`` of a run of ``epochs`` trains on all samples, with weight 1."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream.budget import TableRule
 from infobatch_stream.draws import Draws, Purpose
-from infobatch_stream.policies import Rule, StepRule
+from infobatch_stream.policies import Rule, StepRule, keep_probabilities
 from infobatch_stream.summary import upper_halves
 
 __all__ = ["Selection"]
@@ -133,7 +133,8 @@ class Selection:
     def _units(self, scores: NDArray[np.float32]) -> NDArray[np.uint32]:
         """Keep probabilities in units of 2^-16, uint32[n] in 0..2^16."""
         new = np.isnan(scores)
-        units: NDArray[np.uint32] = np.rint(self._rule(np.where(new, np.float32(0), scores)) * _ONE).astype(np.uint32)
+        chance = keep_probabilities(self._rule, np.where(new, np.float32(0), scores))
+        units: NDArray[np.uint32] = np.rint(chance * _ONE).astype(np.uint32)
         units[new] = _ONE
         return units
 

@@ -34,6 +34,11 @@ LONG = {
 """What is tested in files that take longer than 10 seconds each; `long`, so that what a change broke is soon known."""
 
 
+def pytest_configure(config):
+    """Let runs be as short as a test needs, although users are warned of those that prune nothing."""
+    config.addinivalue_line("filterwarnings", "ignore:InfoBatchLoader. nothing can be pruned:RuntimeWarning")
+
+
 @pytest.hookimpl(tryfirst=True)  # before those that are `long` are left out
 def pytest_collection_modifyitems(items):
     """Mark what is `long`."""

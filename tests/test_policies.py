@@ -1,9 +1,12 @@
 """Policies and the summary they see: one contract for every policy; exact facts from chunked passes."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -11,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from infobatch_stream import summary as summary_module
 from infobatch_stream.budget import ProportionalPruning
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning
+from infobatch_stream.loader import InfoBatchLoader
+from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning, StepRule
 from infobatch_stream.summary import Summary
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
@@ -244,3 +248,131 @@ def test_quantiles_are_elements_of_the_sorted_scores(scores, shares):
             facts.quantiles(shares)
         return
     assert facts.quantiles(shares) == [float(seen[min(math.floor(q * seen.size), seen.size - 1)]) for q in shares]
+
+
+# ---- a policy of one's own
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "policies.md"
+
+
+class Own:
+    """Of which the rule is ``made``."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def rule(self, summary):
+        return self.made
+
+    def __repr__(self):
+        return "Own()"
+
+
+def run_with(path, policy, epochs=4, **options):
+    """The loader after three epochs; the loss of sample i is i."""
+    loader = InfoBatchLoader(range(1000), path, batch_size=50, epochs=epochs, policy=policy, **options)
+    for _ in range(3):
+        for x, picks in loader:
+            loader.update(x.float(), picks)
+    return loader
+
+
+def test_what_docs_policies_shows_runs_and_keeps_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": __name__}
+    for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S):
+        exec(block, names)
+    assert names["loader"].epoch == 4
+    middle = run_with("middle.zarr", names["Middle"]())
+    assert middle.stats["kept"] == pytest.approx(490 + 510 / 4, abs=50)
+    assert math.isnan(middle.stats["threshold"])
+    stepped = run_with("stepped.zarr", names["Stepped"]())
+    assert stepped.stats["kept"] == pytest.approx(500 + 500 / 4, abs=50)
+    assert stepped.stats["threshold"] == 500
+    growing = run_with("growing.zarr", names["Growing"]())
+    assert growing.kept_share == pytest.approx(1 - 0.5 * 0.5 * 2 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda scores: torch.full((len(scores),), 0.5),
+        lambda scores: np.full(scores.shape, 0.5, dtype=np.float16),
+        lambda scores: [0.5] * len(scores),
+    ],
+    ids=["tensor", "float16", "list"],
+)
+def test_any_array_of_probabilities_will_do(tmp_path, rule):
+    loader = run_with(tmp_path / "scores.zarr", Own(rule))
+    assert loader.kept_share == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (None, r"Own\(\)\.rule\(summary\) returned NoneType; it must return a function"),
+        (0.5, "returned float; it must return a function"),
+        (lambda scores: 0.5, r"returned float for 64 scores; .* one keep probability per score, float64\[64\]"),
+        (lambda scores: scores[:3], r"returned ndarray\[3\] for 64 scores"),
+        (lambda scores: None, "returned NoneType for 64 scores"),
+        (lambda scores: ["half"] * len(scores), "returned list for 64 scores"),
+        (lambda scores: scores, r"keeps with probability .*\[2\^-10, 1\]"),
+        (lambda scores: np.full(scores.shape, np.nan), "keeps with probability nan"),
+        (lambda scores: np.full(scores.shape, -0.5), "keeps with probability -0.5"),
+    ],
+)
+def test_a_rule_that_is_none_is_refused_when_the_loader_is_made(tmp_path, rule, text):
+    with pytest.raises(ConfigError, match=text):
+        InfoBatchLoader(range(100), tmp_path / "scores.zarr", batch_size=10, epochs=4, policy=Own(rule))
+
+
+def test_a_rule_that_goes_wrong_with_the_real_scores_is_refused_too(tmp_path):
+    with pytest.raises(ConfigError, match=r"keeps with probability 0\.0005"):
+        run_with(tmp_path / "scores.zarr", Own(lambda scores: np.where(scores > 900, 0.0005, 1.0)))
+
+
+def test_a_rule_in_a_schedule_is_tried_too(tmp_path):
+    class Scheduled:
+        def __repr__(self):
+            return "Scheduled()"
+
+        def check(self, moment):
+            return ""
+
+        def at(self, moment):
+            return Own(None)
+
+    scheduled = Scheduled()
+    with pytest.raises(ConfigError, match="must return a function"):
+        InfoBatchLoader(range(100), tmp_path / "scores.zarr", batch_size=10, epochs=4, policy=scheduled)
+
+
+@pytest.mark.parametrize(
+    ("edges", "keep", "text"),
+    [
+        ((1.0,), (0.5,), r"n edges, none below the one before, part n \+ 1 probabilities"),
+        ((2.0, 1.0), (0.5, 0.5, 1.0), "none below"),
+        ((1.0,), (2.0, 1.0), "keeps with probability 2"),
+        ((math.nan, 1.0), (0.5, 0.5, 1.0), "none below"),
+    ],
+)
+def test_steps_that_cannot_be_are_refused(edges, keep, text):
+    with pytest.raises(ConfigError, match=text):
+        StepRule(edges, keep)
+
+
+# ---- runs that prune nothing
+
+
+@pytest.mark.parametrize("options", [{"epochs": 2}, {"epochs": 1}, {"epochs": 30, "delta": 0.05}, {"delta": 0}])
+def test_a_run_that_can_prune_nothing_is_warned_of_once_as_it_begins(tmp_path, options):
+    loader = InfoBatchLoader(range(20), tmp_path / "scores.zarr", batch_size=10, **{"epochs": 4, **options})
+    with pytest.warns(RuntimeWarning, match=r"nothing can be pruned in this run.*policy=FullData\(\)") as said:
+        [iter(loader) for _ in range(2)]
+    assert len(said) == 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{"epochs": 3}, {"epochs": 2, "delta": 1.0}, {"epochs": 1, "policy": FullData()}])
+def test_a_run_that_can_prune_or_does_not_mean_to_is_not_warned_of(tmp_path, options):
+    list(InfoBatchLoader(range(20), tmp_path / "scores.zarr", batch_size=10, **options))
