@@ -225,6 +225,11 @@ class InfoBatchLoader:
         return self._planned
 
     @property
+    def _spent(self) -> bool:
+        """Whether something of this epoch was used, so that the next iteration is of the next one."""
+        return self._updated or self._exhausted
+
+    @property
     def _so_far(self) -> tuple[int, int] | None:
         """Entries of the epochs before, and how many of them were trained on, if that is known."""
         return (self._offered, self._kept) if self._knows_all else None
@@ -245,7 +250,7 @@ class InfoBatchLoader:
         """
         self._open()
         self._meet("iter(loader)")
-        if self._updated or self._exhausted:
+        if self._spent:
             self._advance()
         if self.epoch >= self.epochs:
             raise ConfigError(
@@ -386,8 +391,7 @@ class InfoBatchLoader:
         """Have all losses in the store, and all ranks at the same place. Collective."""
         self._ranks.together(moment, self._settle)
         self._warn_of_losses()
-        spent = self._updated or self._exhausted
-        self._ranks.agree(moment, epoch=self.epoch, step=self.step, spent=spent, epochs=self.epochs)
+        self._ranks.agree(moment, epoch=self.epoch, step=self.step, spent=self._spent, epochs=self.epochs)
 
     def _settle(self) -> None:
         self._recorder.flush()
@@ -417,7 +421,7 @@ class InfoBatchLoader:
         """
         self._open()
         self._meet("commit()")
-        if self._updated or self._exhausted:
+        if self._spent:
             self._advance()
 
     def __enter__(self) -> Self:

@@ -296,18 +296,40 @@ def test_a_run_that_is_continued_without_a_checkpoint_trains_for_the_epochs_that
     check_rest([rest], [again], steps_of(whole)[2])
 
 
-@one_process
-def test_trials_of_one_loader_are_refused(tmp_path):
+def plain_trainer(loader, folder, **options):
     from transformers import TrainingArguments
 
     from infobatch_stream.frameworks.transformers import InfoBatchTrainer
 
+    sizes = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH}
+    args = TrainingArguments(str(folder), **sizes, use_cpu=True, report_to=[], save_strategy="no")
+    return InfoBatchTrainer(model_of(), args, loader=loader, **options)
+
+
+@one_process
+def test_a_second_training_after_one_that_was_stopped_begins_the_next_epoch(tmp_path):
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == 20
+
+    loader, seen = loader_at(tmp_path / "scores.zarr", Pictures())
+    plain_trainer(loader, tmp_path, callbacks=[Stop()]).train()
+    assert (loader.epoch, loader.step) == (0, 20)
+    trainer = plain_trainer(loader, tmp_path)
+    trainer.train()
+    steps = steps_of({"seen": seen})
+    assert steps[0] == 20
+    assert sum(steps[1:]) == trainer.state.global_step
+    assert loader.epoch == EPOCHS
+
+
+@one_process
+def test_trials_of_one_loader_are_refused(tmp_path):
     loader, _ = loader_at(tmp_path / "scores.zarr", Pictures())
-    args = TrainingArguments(
-        str(tmp_path), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, use_cpu=True, report_to=[]
-    )
     with pytest.raises(ConfigError, match="for each"):
-        InfoBatchTrainer(model_of(), args, loader=loader).hyperparameter_search(n_trials=1)
+        plain_trainer(loader, tmp_path).hyperparameter_search(n_trials=1)
 
 
 @pytest.mark.slow

@@ -320,6 +320,17 @@ def test_a_run_that_is_continued_without_a_checkpoint_trains_for_the_epochs_that
 
 
 @one_process
+def test_a_second_fit_after_one_that_was_stopped_begins_the_next_epoch(tmp_path):
+    loader, seen = loader_at(tmp_path / "scores.zarr")
+    trainer_of(loader).fit(module_of(loader, 20), loader)
+    model = module_of(loader, None)
+    trainer_of(loader).fit(model, loader, validation())
+    assert [epoch for epoch, _ in model.validated] == [1, 2, 3]
+    assert steps_of({"seen": seen}) == [20, *(steps for _, steps in model.validated)]
+    assert loader.epoch == EPOCHS
+
+
+@one_process
 def test_a_run_of_which_nothing_is_left_is_refused_before_it_trains_nothing(half, tmp_path):
     loader, _ = loader_at(half[0] / "whole.zarr", existing="continue")
     with pytest.raises(ConfigError, match=r"all 4 epochs of the loader are done.*existing='overwrite'"):

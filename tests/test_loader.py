@@ -805,6 +805,18 @@ def test_options_that_the_plan_decides_are_refused_with_the_reason(make, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_instead_of_a_sampler_a_subset_is_named_and_its_repeats_are_samples_of_their_own(make):
+    dataset = TensorDataset(torch.arange(N))
+    chosen = [7, 7, 7, 30, 2, 49, 0, 0]
+    sampler = torch.utils.data.SubsetRandomSampler(chosen)
+    with pytest.raises(ConfigError, match=r"Subset\(dataset, indices\), in which an index may stand several times"):
+        make(dataset, sampler=sampler)
+    ((numbers,), picks), *rest = make(Subset(dataset, chosen), shuffle=False)
+    assert numbers.tolist() == chosen
+    assert picks.index.tolist() == list(range(8))
+    assert not rest
+
+
 @forks
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_loader_that_is_dropped_is_freed_with_its_workers(make, persistent):

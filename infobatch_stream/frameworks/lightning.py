@@ -30,7 +30,7 @@ class InfoBatchCallback(Callback):
         self._nothing_left = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work, and have Lightning look at the loader anew in each epoch."""
+        """Refuse what cannot work, and have Lightning look at the loader anew in each epoch. Collective."""
         if stage != "fit":
             return
         check_processes(self._loader, "the Trainer", trainer.world_size, "See devices= and strategy= of the Trainer.")
@@ -38,6 +38,8 @@ class InfoBatchCallback(Callback):
         _check_tuner(trainer)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _check(trainer, self._loader.epochs)
+            if self._loader._spent:  # of a fit that was broken off: the iterator would begin the next epoch
+                self._loader.commit()
             _count_from(trainer, self._loader.epoch)  # a checkpoint, which is loaded later, says otherwise
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

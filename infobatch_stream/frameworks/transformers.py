@@ -172,12 +172,15 @@ class InfoBatchTrainer(Trainer):
             folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
         if folder:  # if there is none, the Trainer says so
             self._go_on(Path(folder))
-        elif not resume_from_checkpoint and self._loader.epoch >= self._loader.epochs:
+            return super().train(folder, *args, **kwargs)
+        if self._loader._spent:  # of a training that was broken off: the iterator would begin the next epoch
+            self._loader.commit()
+        if not resume_from_checkpoint and self._loader.epoch >= self._loader.epochs:
             raise ConfigError(
                 f"all {self._loader.epochs} epochs of the loader are done, so there is nothing to train. To train on, "
                 "make the loader (and num_train_epochs) with more epochs; to begin anew, with existing='overwrite'."
             )
-        return super().train(folder or resume_from_checkpoint, *args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Raises ConfigError: the trials would train on with each other's scores."""
