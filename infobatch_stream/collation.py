@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from operator import is_
 from typing import Any
 
@@ -196,23 +197,32 @@ def _copied(sample: Any) -> Any:
 def _leaves(name: str, data: Any, size: int) -> Iterator[tuple[str, list[str]]]:
     """The parts of ``data`` that have ``size`` rows, by where they are: a text for each row, equal for equal ones."""
     if isinstance(data, Tensor | np.ndarray):
-        if data.ndim and len(data) == size:
+        if _has_rows(data, size):
             yield name, [_text(row) for row in data]
     elif isinstance(data, Mapping):
         for key, value in data.items():
             yield from _leaves(f"{name}[{key!r}]", value, size)
     elif isinstance(data, list | tuple):
-        if len(data) == size and not all(isinstance(part, Mapping | Tensor | np.ndarray) for part in data):
+        if len(data) == size and not all(_has_rows(part, size) for part in data):
             yield name, [_text(row) for row in data]
         else:
             for place, value in enumerate(data):
                 yield from _leaves(f"{name}[{place}]", value, size)
 
 
+def _has_rows(part: Any, size: int) -> bool:
+    return isinstance(part, Tensor | np.ndarray) and part.ndim > 0 and len(part) == size
+
+
 def _text(row: Any) -> str:
+    """Equal for equal rows."""
     if isinstance(row, Tensor):
-        row = row.detach().cpu()
-        return f"{row.dtype}{list(row.shape)}{row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()!r}"
+        row = row.detach().cpu().contiguous()
+        return f"{row.dtype}{list(row.shape)}{blake2b(row.reshape(-1).view(torch.uint8).numpy()).hexdigest()}"
     if isinstance(row, np.ndarray):
-        return f"{row.dtype}{row.shape}{row.tobytes()!r}"
+        return f"{row.dtype}{row.shape}{blake2b(row.tobytes()).hexdigest()}"
+    if isinstance(row, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_text(value)}' for key, value in row.items())}}}"
+    if isinstance(row, list | tuple):
+        return f"[{', '.join(map(_text, row))}]"
     return repr(row)

@@ -427,3 +427,20 @@ def test_the_default_collate_is_not_tried(make):
 
     list(make(Counted(16), collate_fn=default_collate))
     assert sorted(calls) == list(range(16))
+
+
+def test_rows_of_any_type_are_told_apart(make):
+    """Of a list of dicts with tensors, of arrays, of bfloat16 and of booleans."""
+
+    def collate(samples):
+        return [
+            {"tokens": tokens.bfloat16(), "odd": np.array([index % 2 == 1]), "name": (str(index),)}
+            for tokens, index in sorted(samples, key=length)
+        ]
+
+    with pytest.raises(ConfigError, match="not in the order of its samples"):
+        next(iter(make(collate_fn=collate)))
+    bits = [torch.rand(2000) > 0.5 for _ in range(N)]
+    with pytest.raises(ConfigError, match="not in the order of its samples"):
+        next(iter(make(bits, collate_fn=lambda samples: torch.stack(samples[::-1]))))
+    assert next(iter(make(bits, existing="overwrite", collate_fn=torch.stack)))
