@@ -366,7 +366,7 @@ def test_raise_passes_on_what_the_dataset_raises(make):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=forks)])
 def test_replace_keeps_steps_and_batch_sizes(make, workers):
     bad = [3, 4, 5, 17, 49]
-    loader = make(Faulty(N, bad), on_error="replace", num_workers=workers, epochs=2)
+    loader = make(Faulty(N, bad), on_error="replace", num_workers=workers, epochs=3)
     with pytest.warns(RuntimeWarning, match=r"sample \d+: .*is rotten") as seen:
         batches = epoch_of(loader)
     assert len([one for one in seen if issubclass(one.category, RuntimeWarning)]) == 1
