@@ -55,6 +55,15 @@ def parse_columns(texts: list[str] | None) -> dict[str, str] | None:
     return {text.partition("=")[0]: text.partition("=")[2] or AUTO for text in texts or ()} or None
 
 
+def parse_fill(texts: list[str] | None) -> dict[str, str] | None:
+    """``["text=", "label=-1"]`` -> a dict; a value may be empty."""
+    if any(not text.partition("=")[0] or "=" not in text for text in texts or ()):
+        raise typer.BadParameter(
+            f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint="--fill"
+        )
+    return {text.partition("=")[0]: text.partition("=")[2] for text in texts or ()} or None
+
+
 def convert_command(
     src: Annotated[
         str,
@@ -79,6 +88,10 @@ def convert_command(
     keys: Annotated[
         bool, typer.Option("--keys/--no-keys", help="Keep the keys of samples that have some, or number them anew.")
     ] = True,
+    fill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What stands where a column of a table is empty; repeat it."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle; the same seed gives the same bytes.")] = 0,
     shuffle: Annotated[
         bool | None,
@@ -137,7 +150,8 @@ def convert_command(
         done = convert(
             src, dst, format,
             columns=parse_pairs("--column", column), encodings=parse_pairs("--encoding", encoding),
-            extensions=parse_pairs("--extension", extension), keys=keys, seed=seed, shuffle=shuffle,
+            extensions=parse_pairs("--extension", extension), keys=keys, fill=parse_fill(fill), seed=seed,
+            shuffle=shuffle,
             shard_bytes=shard_size, shard_samples=shard_samples, compression=compression,
             hashes=[name.strip() for name in hashes.split(",") if name.strip()],
             resize=resize, resize_columns=parse_columns(resize_column), quality=quality, check=check,

@@ -22,11 +22,12 @@ from infobatch_stream.sources.urls import local_path
 from .bucket import is_url, url_destination
 from .cuts import tasks_of
 from .destination import Destination, local_destination
+from .fitted import fitted
 from .label_images import find_label_columns
 from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
 from .on_ray import write_on_ray
 from .pool import ordered_map, start_server
-from .readers import read_source
+from .readers import TableSet, read_source
 from .reencode import Reencoder
 from .samples import Column, Encoded, Sample, SampleSet, column_of
 from .tar_names import check_keys
@@ -50,6 +51,7 @@ def convert(
     encodings: Mapping[str, str] | None = None,
     extensions: Mapping[str, str] | None = None,
     keys: bool = True,
+    fill: Mapping[str, str] | None = None,
     seed: int = 0,
     shuffle: bool | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -74,6 +76,7 @@ def convert(
     of processes.
 
     columns, encodings, extensions, keys: which fields are taken, and how they are stored; see `read_source`.
+    fill: of tables: column -> the text of what stands where it is empty (null), which is an error otherwise.
     shuffle: the samples of a folder in the order of ``numpy.random.default_rng(seed).permutation``; by default
         unless ``src`` holds shards, which keep their order, as images without a shuffle are sorted by class and path.
     shard_bytes, shard_samples: no shard holds more; 16 KiB to 4 GiB - 1 (before compression).
@@ -104,17 +107,21 @@ def convert(
     if workers > 1 and ray is None:
         start_server(write_task, [library])  # which takes seconds, while the source is looked through
     sets = read_source(
-        src, columns=columns, encodings=encodings, extensions=extensions, keys=keys, skip=on_error == "skip",
-        allow_empty=allow_empty,
+        src, columns=columns, encodings=encodings, extensions=extensions, keys=keys, fill=fill,
+        skip=on_error == "skip", allow_empty=allow_empty,
     )  # fmt: skip
+    if fill and not all(isinstance(one, TableSet) for one in sets):
+        raise ConfigError(f"fill is for the empty values of tables, and {src} is none; leave it out.")
     if target.format is ShardFormat.WDS and on_error == "raise":
         for one in sets:
             check_keys(os.fspath(src), one)
     guessed: tuple[str, ...] = ()
-    if reencoder is not None and (resize, quality) != (None, None):
-        labels, guessed = find_label_columns(sets, resize_columns or {}, os.fspath(src))
-        chosen = frozenset(resize_columns) if resize_columns else None
-        reencoder = replace(reencoder, chosen=chosen, labels=labels, check=check)
+    if reencoder is not None:
+        reencoder.check_columns([one.columns for one in sets], src)
+        if (resize, quality) != (None, None):
+            labels, guessed = find_label_columns(sets, resize_columns or {}, os.fspath(src))
+            chosen = frozenset(resize_columns) if resize_columns else None
+            reencoder = replace(reencoder, chosen=chosen, labels=labels, check=check)
     job = Job(os.fspath(src), sets, target, reencoder, on_error == "skip")
     shuffled = not sets[0].is_shards if shuffle is None else shuffle
     order = seed if shuffled else None
@@ -125,6 +132,7 @@ def convert(
         "check": check, "on_error": on_error,
         "column": list((columns or {}).items()),
         "encoding": sorted((encodings or {}).items()), "extension": sorted((extensions or {}).items()),
+        "fill": sorted((fill or {}).items()),
         "columns": [{name: [column.mds, column.wds] for name, column in one.columns.items()} for one in sets],
         "source": [[one.name, len(one), one.fingerprint] for one in sets], "version": version("infobatch-stream"),
     }  # fmt: skip
@@ -196,7 +204,7 @@ def write_shards(
         taken = 0
         try:
             for number, sample in enumerate(chain([first], rest)):
-                add(writer, columns, sample, f"sample {number}")
+                add(writer, columns, fitted(sample, columns, f"sample {number}"), f"sample {number}")
                 if len(writer.finished) > taken:
                     taken = ledger.take_finished(writer.finished, taken, folder)
             writer.close()

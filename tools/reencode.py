@@ -2,12 +2,13 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 
+from .extensions import is_image
 from .samples import MEMBERS, Column, Encoded, EncodedImage, Sample
 
 if TYPE_CHECKING:
@@ -47,16 +48,33 @@ class Reencoder:
         except ImportError as error:
             raise MissingExtraError.of("pillow", "tools") from error
 
+    @staticmethod
+    def check_columns(sets: Iterable[Mapping[str, Column]], where: object) -> None:
+        """Raise ConfigError where a set of columns has no image among them."""
+        for columns in sets:
+            if not any(
+                column.mds in _ENCODINGS or any(map(is_image, column.wds.split(";"))) for column in columns.values()
+            ):
+                there = ", ".join(f"{name} ({column.mds})" for name, column in columns.items())
+                raise ConfigError(
+                    f"{where} has no column of images to look at or to make smaller, only {there}. Say which one holds "
+                    "images (--encoding NAME=jpeg), or leave out --check, --resize and --quality."
+                )
+
     def __call__(self, sample: Sample, columns: Mapping[str, Column]) -> Sample:
         """``sample`` with its images. Raises DataError for one that cannot be decoded, without saying where it lies."""
         result = dict(sample)
         for name, value in sample.items():
-            if isinstance(value, Encoded) and value.data and columns[name].mds in _ENCODINGS:
+            if not _is_picture(value, columns[name]) or (not value.data and _is_absent(value, sample)):
+                continue
+            try:
                 result[name] = image = self._image(name, value)
-                if MEMBERS in sample and isinstance(value, EncodedImage) and isinstance(image, EncodedImage):
-                    members = json.loads(result[MEMBERS])
-                    members[members.index(value.extension)] = image.extension
-                    result[MEMBERS] = json.dumps(members)
+            except DataError as error:
+                raise DataError(f"{error} (in the column {name!r})") from error
+            if MEMBERS in sample and isinstance(value, EncodedImage) and isinstance(image, EncodedImage):
+                members = json.loads(result[MEMBERS])
+                members[members.index(value.extension)] = image.extension
+                result[MEMBERS] = json.dumps(members)
         return result
 
     def _image(self, name: str, value: Encoded) -> Encoded:
@@ -115,3 +133,18 @@ def _resized(image: "Image", size: list[int], *, labels: bool) -> "Image":
     if image.mode in ("1", "P"):  # of which Pillow takes none either
         image = image.convert("L" if image.mode == "1" else "RGBA" if "transparency" in image.info else "RGB")
     return image.resize(size, Resampling.LANCZOS)
+
+
+def _holds_images(column: Column) -> bool:
+    return column.mds in _ENCODINGS or any(map(is_image, column.wds.split(";")))
+
+
+def _is_absent(value: Encoded, sample: Sample) -> bool:
+    """Whether an empty value stands for a member that its sample does not have."""
+    return MEMBERS in sample and not isinstance(value, EncodedImage)
+
+
+def _is_picture(value: object, column: Column) -> TypeGuard[Encoded]:
+    """Whether a value is an image: by its column, or by the extension that it has in a tar."""
+    named = isinstance(value, EncodedImage) and is_image(value.extension)
+    return isinstance(value, Encoded) and (column.mds in _ENCODINGS or named)

@@ -125,16 +125,17 @@ def _read_all(job: Job, source: SampleSet, positions: list[int]) -> Iterator[_Re
 
 
 def _read(job: Job, source: SampleSet, position: int) -> _Read:
-    place = f"sample {position:,}"
+    row = getattr(source, "where", None)  # of tables
+    place = f"sample {position:,}" if row is None else row(position)
     try:
         sample = source[position]
-        names = (sample.get("name"), sample.get(KEY), place)
+        names = (sample.get("name"), sample.get(KEY), place) if row is None else (place,)
         place = next(name for name in names if isinstance(name, str) and name)
         if job.reencoder is not None:
             try:
                 sample = job.reencoder(sample, source.columns)
             except DataError as error:
-                return DataError(f"{job.src}: {place}: {error}"), place
+                return DataError(f"{place if row else f'{job.src}: {place}'}: {error}"), place
     except DataError as error:
         return error, place
     except OSError as error:  # of the source; one of the destination ends it all

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..samples import KEY, MEMBERS, Column, Sample
 __all__ = ["Choice", "Options", "read_beside", "read_classes", "read_columns"]
 
 _MOST = 1 << 26  # bytes of columns.json or classes.json
+_INDEX = re.compile(r"__index_level_\d+__")  # what pandas calls the index of its rows
 _RESERVED = (KEY, MEMBERS)
 
 
@@ -31,6 +33,7 @@ class Options:
     encodings, extensions: of columns by their new name.
     keys: whether samples keep their keys; else those are left out, and tars get numbers.
     skip: samples that cannot be read are passed over; else what is known of them is told at once.
+    fill: of tables, by their new name: what stands where a column is empty, as text.
     """
 
     columns: Mapping[str, str] | None = None
@@ -38,6 +41,7 @@ class Options:
     extensions: Mapping[str, str] | None = None
     keys: bool = True
     skip: bool = False
+    fill: Mapping[str, str] | None = None
 
     def choose(self, found: Mapping[str, Column], where: object) -> "Choice":
         """The chosen ones of the columns ``found`` in the source ``where``. Raises ConfigError."""
@@ -52,8 +56,11 @@ class Options:
     @staticmethod
     def check_name(name: str, own: str | None = None) -> None:
         """Raise ConfigError for a name that no column can have; ``own`` is what it is called in the source."""
-        if not name or (name in _RESERVED and name != own):
-            raise ConfigError(f"a column cannot be called {name!r}; choose another name (--column NAME=SOURCE).")
+        if not name or (name.startswith("__") and not (name in _RESERVED and name == own)):
+            raise ConfigError(
+                f"a column cannot be called {name!r}, since names that begin with two underscores are WebDataset's own "
+                "and would not be read again; give another name (--column NAME=SOURCE, for each column that is wanted)."
+            )
 
     def changed(self, columns: Mapping[str, Column], where: object) -> dict[str, Column]:
         """``columns`` with the encodings and extensions that the user gives. Raises ConfigError."""
@@ -81,6 +88,26 @@ class Options:
                         f"{extension!r}; give one of them another (--extension {name}=...)."
                     )
         return changed
+
+    def offered(self, names: Sequence[str]) -> list[str]:
+        """The columns ``names`` of a table without pandas' index, which is no data, unless the user asks for it."""
+        wanted = () if self.columns is None else self.columns.values()
+        return [name for name in names if name in wanted or not _INDEX.fullmatch(name)]
+
+    def left_out(self, names: Sequence[str], where: object) -> list[str]:
+        """A note on the index that `offered` leaves out."""
+        index = [name for name in names if name not in self.offered(names)]
+        if not index or self.columns is not None:
+            return []
+        return [
+            f"{where}: {', '.join(index)} is the index that pandas gave its rows, and is left out; it can be taken "
+            f"under another name (--column index={index[0]}, with the other columns that are wanted)"
+        ]
+
+    def called(self, source: str) -> str:
+        """What the column ``source`` of the source is called (by its first name, if it has several)."""
+        names = (name for name, own in (self.columns or {}).items() if own == source)
+        return next(names, source)
 
     @property
     def given(self) -> frozenset[str]:
@@ -112,11 +139,12 @@ def unknown(name: str, found: Iterable[str], where: object) -> ConfigError:
     return ConfigError(f"{where} has no column {name!r}; it has {', '.join(map(repr, there[:50]))}.")
 
 
-def misfit(where: str, name: str, encoding: str, error: Exception) -> DataError:
-    """The error for a value that does not fit the encoding of its column."""
+def misfit(where: str, name: str, encoding: str, error: Exception, other: str | None = "bytes") -> DataError:
+    """The error for a value that does not fit the encoding of its column; ``other``: one that it would fit."""
+    change = f"Store the column in another way (--encoding {name}={other}, say), leave" if other else "Leave"
     return DataError(
-        f"{where}: the column {name!r} is stored as {encoding!r}, and this value cannot be: {error}. Store the column "
-        f"in another way (--encoding {name}=bytes, say), or correct the value."
+        f"{where}: the column {name!r} is stored as {encoding!r}, and this value cannot be: {error}. {change} such "
+        "samples out (--on-error skip), or correct the value."
     )
 
 

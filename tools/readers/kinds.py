@@ -1,25 +1,24 @@
 """Kinds of Arrow columns: what a value becomes in a sample, and how it is stored."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 
-from ..extensions import IMAGE_EXTENSIONS, MAGIC_BYTES, encoding_of, image_extension, is_extension
-from ..samples import Column, Encoded, EncodedImage
-from .images import read_image
+from ..encodings import Form, form_of
+from ..samples import Column, Encoded
+from .nested import Nested
+from .pictures import Picture, Rows, mostly_images
+from .plain_arrow import is_binary, is_list, is_text, leaf_of, leaves_of, lengths_of
 
-__all__ = ["Kind", "Picture", "Rows", "kind_of", "plain_type"]
+__all__ = ["Kind", "kind_of"]
 
-Rows = Sequence[tuple[pa.Array, int]]
-"""Some rows of a column that tell what the others may be like."""
+_NONE = np.zeros(0, np.int64)
 
 
 class Kind(Protocol):
@@ -30,12 +29,15 @@ class Kind(Protocol):
     def value(self, array: pa.Array, row: int) -> Any:
         """The value in a row of ``array``, which is not null. Raises ValueError (why) or DataError."""
 
+    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
+        """int64[d]: rows that may have no value, as far as that is seen from lengths; nulls need not be among them."""
+
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
         """int64[n]: bytes of each value as it is stored, at most a few off."""
 
 
 class Number:
-    """Whole numbers, truth values and floats."""
+    """Whole numbers, truth values and floats. whole: whether they are the first of these."""
 
     def __init__(self, kind: pa.DataType) -> None:
         if pa.types.is_floating(kind):
@@ -43,25 +45,34 @@ class Number:
         else:
             self.column = Column("uint64" if kind == pa.uint64() else "int", "cls")
         self._type = float if pa.types.is_floating(kind) else int
+        self.whole = bool(pa.types.is_integer(kind))
 
     def value(self, array: pa.Array, row: int) -> Any:
         return self._type(array[row].as_py())
+
+    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
+        return _NONE
 
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
         return np.full(len(array), 24 if self._type is float else 20, np.int64)  # in a tar they are text
 
 
 class Text:
-    """Strings."""
+    """Strings; ``is_json``: that are JSON."""
 
-    column = Column("str", "txt")
+    def __init__(self, *, is_json: bool = False) -> None:
+        self._is_json = is_json
+        self.column = Column("str", "txt")
 
-    def value(self, array: pa.Array, row: int) -> str:
+    def value(self, array: pa.Array, row: int) -> str | Encoded:
         text: str = array[row].as_py()
-        return text
+        return Encoded(text.encode()) if self._is_json else text
+
+    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
+        return _NONE
 
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        return _lengths(array)
+        return lengths_of(array)
 
 
 class Blob:
@@ -72,62 +83,11 @@ class Blob:
     def value(self, array: pa.Array, row: int) -> Encoded:
         return Encoded(array[row].as_py())
 
-    def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        return _lengths(array)
-
-
-class Picture:
-    """Files, as a rule images: their bytes, or Hugging Face's {bytes, path}, where the path tells the extension.
-
-    Without bytes the file at the path is read, which must lie below the folder of the table: a table from elsewhere
-    might name any file of this machine.
-
-    extension: that all are stored with; by default an image's own behind ``prefix``.
-    """
-
-    def __init__(self, folder: Path, rows: Rows) -> None:
-        self._folder = folder
-        self.prefix, self.extension = "", ""
-        found = [_extension(*_parts(array, row)) for array, row in rows]
-        kinds = {encoding_of(extension) for extension in found} if all(_is_image(one) for one in found) else set()
-        self.column = Column("jpeg" if "jpeg" in kinds else "png" if kinds else "bytes", found[0] if found else "bin")
-        self.images = bool(kinds)
-        if not self.images:
-            self.extension = self.column.wds
-
-    def value(self, array: pa.Array, row: int) -> EncodedImage:
-        """See `Kind`."""
-        data, path = _parts(array, row)
-        data = self._read(path) if data is None else data.to_pybytes()
-        return EncodedImage(data, self.extension or self.prefix + _extension(pa.py_buffer(data), path))
+    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
+        return _NONE
 
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        """See `Kind`."""
-        if not pa.types.is_struct(array.type):
-            return _lengths(array)
-        data = array.field("bytes")
-        sizes = _lengths(data)
-        for row in np.flatnonzero(data.is_null().to_numpy(zero_copy_only=False)).tolist():
-            try:
-                sizes[row] = self._place(array.field("path")[row].as_py()).stat().st_size
-            except (ValueError, OSError):  # raised again where it is read
-                continue
-        return sizes
-
-    def _read(self, path: str | None) -> bytes:
-        return read_image(self._place(path))
-
-    def _place(self, path: str | None) -> Path:
-        if not path or "\0" in path:
-            raise ValueError("there are neither bytes nor a path")
-        folder = self._folder.resolve()
-        place = (folder / path).resolve()
-        if not place.is_relative_to(folder):
-            raise ValueError(
-                f"the file {path!r} is not below {folder}, and others are not read: put it there, or its bytes "
-                "into the table"
-            )
-        return place
+        return lengths_of(array)
 
 
 class Numbers:
@@ -140,85 +100,108 @@ class Numbers:
     def value(self, array: pa.Array, row: int) -> NDArray[Any]:
         values = array[row].values
         shape = [len(values)]
-        while _is_list(values.type):
-            lengths = set(_lengths(values).tolist())
+        while is_list(values.type):
+            lengths = set(lengths_of(values).tolist())
             if len(lengths) != 1 or values.null_count:
                 raise ValueError("its lists are not of one length")
             shape.append(lengths.pop())
             values = values.flatten()
         if values.null_count:
             raise ValueError("there is a null in it")
+        if not len(values):
+            raise ValueError("it is an empty list, which is no array that MDS has")
         found: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(shape)
         return found
 
+    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
+        odd = (lengths_of(array) == 0) & array.is_valid().to_numpy(zero_copy_only=False)
+        inner = array.flatten()
+        while is_list(inner.type):
+            inner = inner.flatten()
+        if inner.null_count:
+            odd |= np.array([value.is_valid and _has_null(value) for value in array], bool)
+        return np.flatnonzero(odd)
+
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        found = shapes(array)
-        each = np.ones(len(array), np.int64) if found is None else found.prod(axis=1)
+        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        found = shapes(array.drop_null())
+        each = np.ones(len(array), np.int64)
+        if found is not None:
+            each[valid] = found.prod(axis=1)
         return each * self._itemsize + 128  # the header of an .npy
 
 
-class Json:
-    """All else: structs, lists of texts, dates, decimals, which become texts in it."""
-
-    column = Column("json", "json")
-
-    def value(self, array: pa.Array, row: int) -> Encoded:
-        if pa.types.is_temporal(array.type):
-            value = array.slice(row, 1).cast(pa.string())[0].as_py()
-        else:
-            value = array[row].as_py()
-        return Encoded(json.dumps(value, ensure_ascii=False, default=str).encode())
-
-    def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        rows = (len(self.value(array, row).data) if array[row].is_valid else 0 for row in range(len(array)))
-        return np.fromiter(rows, np.int64, len(array))
-
-
-def kind_of(  # noqa: PLR0911  # one for each kind
-    name: str, feature: object, arrays: Sequence[pa.Array], rows: Rows, folder: Path
+def kind_of(
+    name: str,
+    feature: object,
+    arrays: Sequence[pa.Array],
+    rows: Rows,
+    folder: Path,
+    encoding: str | None,
+    notes: list[str],
 ) -> Kind:
     """The kind of the column ``name``, whose Hugging Face feature is ``feature`` (None if unknown).
 
     arrays: all of it, of which lengths are looked at, and no values. rows: some that are not null, which are.
+    encoding: what the user wants it stored as. notes: what a user should know is added to them.
     Raises ConfigError for a column that cannot be converted.
     """
     kind = arrays[0].type
+    image = encoding in ("jpeg", "png") or (isinstance(feature, dict) and feature.get("_type") == "Image")
     if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
-        return Picture(folder, rows)
+        return Picture(folder, rows if encoding != "bytes" else [], images=image and encoding != "bytes")
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
         return Number(kind)
-    if _is_text(kind):
-        return Text()
-    if _is_binary(kind):
-        picture = Picture(folder, rows)
-        named = isinstance(feature, dict) and feature.get("_type") == "Image"
-        return picture if named or (rows and all(_start_of(array, row) for array, row in rows)) else Blob()
+    if is_text(kind):
+        return Text(is_json=encoding == "json")
+    if is_binary(kind):
+        is_picture = encoding in (None, "jpeg", "png") and (image or mostly_images(rows))
+        return Picture(folder, rows, images=True) if is_picture else Blob()
     if pa.types.is_null(kind):
         raise ConfigError(f"the column {name!r} is empty in all rows; choose the others (--column).")
-    if any(map(_is_binary, _leaves(kind))):
+    if pa.types.is_union(kind) or any(map(is_binary, leaves_of(kind))):
         raise ConfigError(
-            f"the column {name!r} holds bytes in {kind}, which has no form in a sample; choose the others (--column)."
+            f"the column {name!r} is {kind}, which has no form in a sample; choose the others (--column)."
         )
-    leaf = _leaf(kind)
-    if leaf is not kind and (pa.types.is_integer(leaf) or pa.types.is_floating(leaf)):
-        found: set[tuple[int, ...]] = set()
-        for array in arrays:
-            here = shapes(array.drop_null())
-            if here is None:
-                return Json()
-            found.update(map(tuple, np.unique(here, axis=0).tolist()) if len(found) < 2 else ())
-        if found:
-            return Numbers(str(np.dtype(leaf.to_pandas_dtype())), found.pop() if len(found) == 1 else None)
-    return Json()
+    leaf = leaf_of(kind)
+    wanted = encoding is None or form_of(encoding) is Form.ARRAY
+    if wanted and leaf is not kind and (pa.types.is_integer(leaf) or pa.types.is_floating(leaf)):
+        return _numbers(name, leaf, arrays, None if encoding else notes)
+    return Nested(kind, as_text=encoding not in (None, "json"))
+
+
+def _numbers(name: str, leaf: pa.DataType, arrays: Sequence[pa.Array], notes: list[str] | None) -> Kind:
+    """Arrays of numbers of the type ``leaf``; JSON where MDS has no such arrays, unless the user wants them (None)."""
+    dtype = str(np.dtype(leaf.to_pandas_dtype()))
+    if notes is None:
+        return Numbers(dtype, None)
+    found: set[tuple[int, ...]] = set()
+    row = 0
+    for array in arrays:
+        here = shapes(array.drop_null())
+        if here is None:
+            empty = np.flatnonzero((lengths_of(array) == 0) & array.is_valid().to_numpy(zero_copy_only=False))
+            if len(empty):
+                notes.append(
+                    f"the column {name!r} is stored as JSON, since some of its lists are empty (row "
+                    f"{row + int(empty[0]):,} of all), as no array in MDS can be; to have arrays, without these rows: "
+                    f"--encoding {name}=ndarray --on-error skip"
+                )
+            return Nested(arrays[0].type)
+        found.update(map(tuple, np.unique(here, axis=0).tolist()) if len(found) < 2 else ())
+        row += len(array)
+    if not found:
+        return Nested(arrays[0].type)
+    return Numbers(dtype, found.pop() if len(found) == 1 else None)
 
 
 def shapes(array: pa.Array) -> NDArray[np.int64] | None:
     """int64[n, d]: shape of each value of an array of lists; None where lists are empty, or differ within a value."""
-    lengths = _lengths(array)
+    lengths = lengths_of(array)
     if lengths.size and not lengths.min():
         return None
     inner = array.flatten()
-    if not _is_list(inner.type):
+    if not is_list(inner.type):
         return lengths[:, None]
     below = shapes(inner)
     if below is None or len(below) != lengths.sum():  # a null within
@@ -233,75 +216,8 @@ def shapes(array: pa.Array) -> NDArray[np.int64] | None:
     return found
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """``kind`` as it is spooled: without dictionaries, views and extensions."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return plain_type(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return plain_type(kind.value_type)
-    if kind == pa.string_view():
-        return pa.string()
-    return pa.binary() if kind == pa.binary_view() else kind
-
-
-def _lengths(array: pa.Array) -> NDArray[np.int64]:
-    """int64[n]: length of each value, 0 for null."""
-    if pa.types.is_null(array.type):
-        return np.zeros(len(array), np.int64)
-    if pa.types.is_fixed_size_binary(array.type):
-        return np.full(len(array), array.type.byte_width, np.int64)
-    measure = pc.list_value_length if _is_list(array.type) else pc.binary_length
-    found: NDArray[np.int64] = measure(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
-
-
-def _parts(array: pa.Array, row: int) -> tuple[pa.Buffer | None, str | None]:
-    """Bytes and path of a file."""
-    scalar = array[row]
-    if not pa.types.is_struct(array.type):
-        return scalar.as_buffer(), None
-    data = scalar["bytes"]
-    return data.as_buffer() if data.is_valid else None, scalar["path"].as_py()
-
-
-def _start_of(array: pa.Array, row: int) -> str | None:
-    data, _ = _parts(array, row)
-    return None if data is None else image_extension(data.slice(0, min(MAGIC_BYTES, data.size)).to_pybytes())
-
-
-def _extension(data: pa.Buffer | None, path: str | None) -> str:
-    """From the path, else from the first bytes of an image, else "bin"."""
-    named = Path(path or "").suffix[1:].lower()
-    if named in IMAGE_EXTENSIONS:
-        return named
-    magic = None if data is None else image_extension(data.slice(0, min(MAGIC_BYTES, data.size)).to_pybytes())
-    return magic or (named if len(named) <= 16 and is_extension(named) else "bin")
-
-
-def _is_image(extension: str) -> bool:
-    return extension in IMAGE_EXTENSIONS
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
-
-
-def _leaf(kind: pa.DataType) -> pa.DataType:
-    while _is_list(kind):
-        kind = kind.value_type
-    return kind
-
-
-def _leaves(kind: pa.DataType) -> Iterator[pa.DataType]:
-    if not kind.num_fields:
-        yield kind
-    for number in range(kind.num_fields):
-        yield from _leaves(kind.field(number).type)
+def _has_null(value: pa.Scalar) -> bool:
+    values = value.values
+    while is_list(values.type) and not values.null_count:
+        values = values.flatten()
+    return bool(values.null_count)

@@ -34,7 +34,7 @@ class MetadataSet(TableSet):
 
     def __init__(self, name: str, table: Path, options: Options) -> None:
         """``name``: of the split, "" for none."""
-        batches = _read(table, options)
+        batches, misfits, notes = _read(table, options)
         columns = _image_columns(table, batches[0].schema)
         stream = Path(temporary_folder(self), "rows.arrow")
         named = [_with_files(batch, columns) for batch in batches]
@@ -45,24 +45,33 @@ class MetadataSet(TableSet):
         there = set(images_below(table.parent))
         if not options.skip:
             _check_there(table, columns, paths, there)
-        super().__init__(name, [str(stream)], [(table, sum(batch.num_rows for batch in batches))], options)
+        rows = sum(batch.num_rows for batch in batches)
+        super().__init__(name, [str(stream)], [(table, rows)], options, misfits=misfits)
+        self.notes += notes
         left = sorted(there.difference(os.path.normpath(path) for path in paths if path))
         if left:
-            self.notes = [f"{table} has no row for {len(left):,} images beside it, which are left out: {some(left)}"]
+            self.notes.append(
+                f"{table} has no row for {len(left):,} images beside it, which are left out: {some(left)}"
+            )
 
 
-def _read(table: Path, options: Options) -> list[pa.RecordBatch]:
-    """All columns of the table. Raises ConfigError and DataError."""
+def _read(table: Path, options: Options) -> tuple[list[pa.RecordBatch], Mapping[str, Mapping[int, str]], list[str]]:
+    """All columns of the table, and the misfits and notes of its `Spool`. Raises ConfigError and DataError."""
+    misfits: Mapping[str, Mapping[int, str]] = {}
+    notes: list[str] = []
     if table.suffix == ".jsonl":
         batches = _read_json(table)
     else:
         own = options.columns or {}  # what columns are called in the table
-        encodings = {own.get(name, name): encoding for name, encoding in (options.encodings or {}).items()}
-        spool = Spool([table], Options(encodings=encodings, skip=options.skip))
-        batches = read_stream(spool.path)
+        encodings, fill = (
+            {own.get(name, name): told for name, told in (given or {}).items()}
+            for given in (options.encodings, options.fill)
+        )
+        spool = Spool([table], Options(encodings=encodings, skip=options.skip, fill=fill))
+        misfits, notes, batches = spool.misfits, spool.notes, read_stream(spool.path)
     if not batches:
         raise DataError(f"{table} has no rows; there is nothing to convert.")
-    return batches
+    return batches, misfits, notes
 
 
 def _read_json(table: Path) -> list[pa.RecordBatch]:

@@ -31,6 +31,7 @@ def read_source(
     encodings: Mapping[str, str] | None = None,
     extensions: Mapping[str, str] | None = None,
     keys: bool = True,
+    fill: Mapping[str, str] | None = None,
     skip: bool = False,
     allow_empty: bool = False,
 ) -> list[SampleSet]:
@@ -42,13 +43,16 @@ def read_source(
     columns: name -> what it is called in the source, which selects and renames; of tars extensions, of which a sample
         has one: ``{"image": "jpg;png", "label": "cls"}``. By default all.
     encodings, extensions: how columns are stored in MDS, and as members of a tar, where it is not as inferred.
-    keys: whether samples keep the keys that they have. skip: what cannot be read is passed over, also whole shards.
+    keys: whether samples keep the keys that they have.
+    fill: column -> the text that stands for its nulls, of tables.
+    skip: samples that cannot be read are passed over by the caller, and whole shards here; else those of which that is
+        known at once are told at once.
     allow_empty: class folders without images keep their numbers, instead of being refused.
 
     Raises ConfigError where ``src`` is none of these, or more than one, and for columns that there are not; DataError
     for data that is damaged.
     """
-    options = Options(columns, encodings, extensions, keys, skip)
+    options = Options(columns, encodings, extensions, keys=keys, skip=skip, fill=fill)
     text = os.fspath(src)
     path = Path(text)
     if _SCHEME.match(text) or (text.endswith(".tar") and not path.is_dir()):
@@ -145,11 +149,11 @@ def _read_tables(src: Path, tables: list[str], images: list[str], options: Optio
     """The tables in ``src``, with a note on the ``images`` beside them."""
     sets = read_tables([src / name for name in tables], options)
     if images:
-        sets[0].notes = (
+        sets[0].notes.append(
             f"{src}: {len(images):,} images beside the tables are left out ({some(images)}). A table that tells of "
-            "images is called metadata.csv (.jsonl, .parquet), and has their names in a column file_name",
+            "images is called metadata.csv (.jsonl, .parquet), and has their names in a column file_name"
         )
-    return sets
+    return list(sets)
 
 
 def _read_described(src: Path, options: Options) -> list[SampleSet]:

@@ -1,27 +1,25 @@
 """Parquet and CSV files, unpacked into one file that can be read by position: an Arrow stream in a temporary folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from infobatch_stream.errors import ConfigError, DataError
 
 from ..encodings import Form, form_of
+from ..samples import KEY
 from .columns import Options, unknown
-from .kinds import plain_type
+from .csv_files import CsvFile, is_csv
+from .csv_types import NULLS, Tally, typed
+from .plain_arrow import plain, plain_type
 from .temporary import temporary_folder
 
 __all__ = ["Spool"]
 
-_BATCH = 1 << 24  # bytes of rows that are in memory at once, about; and of a CSV's longest row
-_CSV = pa.csv.ParseOptions(newlines_in_values=True)
-# In a column of numbers; not NaN, which is one. In a column of texts nothing is null.
-_NULLS = ["", "NA", "N/A", "n/a", "#N/A", "NULL", "null"]
-_READ = pa.csv.ReadOptions(block_size=_BATCH, use_threads=False)
+_BATCH = 1 << 24  # bytes of rows that are in memory at once, about
 
 
 class Spool:
@@ -29,30 +27,157 @@ class Spool:
 
     The file is removed with this object, in the process that made it: what it is to others lies in ``path``.
 
-    path: the Arrow stream. schema: its columns. rows: of each table.
+    path: the Arrow stream. schema: its columns. rows: of each table. misfits: column -> position -> why the value that
+    was there is a null in the stream: it is not of the type that the column has. notes: what a user should know.
     """
 
     def __init__(self, tables: Sequence[Path], options: Options) -> None:
         """Raises ConfigError, DataError for a table that is damaged, OSError (the temporary folder is full)."""
         self.path = str(Path(temporary_folder(self), "rows.arrow"))
         self.rows: list[int] = []
-        schemas = [_read_schema(table) for table in tables]
-        self.schema = _common(tables, schemas, options)
+        self.misfits: dict[str, dict[int, str]] = {}
+        self.notes: list[str] = []
+        self._options = options
+        self._files = {table: CsvFile(table) for table in tables if is_csv(table)}
+        if self._files and len(self._files) < len(tables):
+            raise ConfigError(f"{tables[0]} and the files beside it are CSV and Parquet; convert them one by one.")
+        if self._files:
+            names = {table: file.names for table, file in self._files.items()}
+            self.schema = self._csv_schema(_chosen(names, options))
+        else:
+            schemas = {table: _read_schema(table) for table in tables}
+            names = {table: schema.names for table, schema in schemas.items()}
+            self.schema = _common_schema(schemas, _chosen(names, options))
+        self.notes += next(filter(None, (options.left_out(there, table) for table, there in names.items())), [])
         with pa.OSFile(self.path, "wb") as sink, pa.ipc.new_stream(sink, self.schema) as writer:
             for table in tables:
-                rows = 0
-                for batch in _batches(table, self.schema):
+                self.rows.append(0)
+                for batch in self._batches(table):
                     writer.write_batch(batch)
-                    rows += batch.num_rows
-                self.rows.append(rows)
+                    self.rows[-1] += batch.num_rows
 
     def __getstate__(self) -> None:
         """No process but this one has it."""
         raise TypeError("a spool belongs to the process that made it")
 
+    def _csv_schema(self, chosen: Sequence[str]) -> pa.Schema:
+        """The types of columns of CSV files: what the user says, or what fits all values."""
+        options = self._options
+        fields = {name: _told_type(name, options) for name in chosen}
+        tallies = {name: Tally(options.called(name)) for name, told in fields.items() if told is None}
+        for table, file in self._files.items() if tallies else ():
+            row = 0
+            for batch in file.batches(list(tallies)):
+                for name, tally in tallies.items():
+                    tally.add(batch.column(name), table, row)
+                row += batch.num_rows
+        if options.columns is None:  # commas at the ends of lines make columns, too
+            for name in set.intersection(*(file.unnamed for file in self._files.values())).intersection(tallies):
+                if tallies[name].is_empty:
+                    del fields[name]
+        schema = pa.schema([(name, told or tallies[name].type()) for name, told in fields.items()])
+        self.notes += [note for tally in tallies.values() for note in tally.notes]
+        return schema
 
-def _is_csv(table: Path) -> bool:
-    return table.name.endswith((".csv", ".csv.gz"))
+    def _batches(self, table: Path) -> Iterator[pa.RecordBatch]:
+        """The rows of ``table``, as ``schema`` has them."""
+        if table not in self._files:
+            yield from _parquet_batches(table, self.schema)
+            return
+        for batch in self._files[table].batches(self.schema.names):
+            arrays = []
+            for field in self.schema:
+                array, misfits = typed(batch.column(field.name), field.type, _empty(field.name, self._options))
+                arrays.append(array)
+                found = {sum(self.rows) + row: why for row, why in misfits.items()}
+                self.misfits.setdefault(field.name, {}).update(found)
+            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+def _chosen(names: Mapping[Path, Sequence[str]], options: Options) -> list[str]:
+    """The columns that are wanted of tables with ``names``. Raises ConfigError."""
+    offered = {table: options.offered(there) for table, there in names.items()}
+    first = next(iter(offered))
+    for table, there in offered.items():
+        if sorted(there) != sorted(offered[first]):
+            raise ConfigError(
+                f"{table} has the columns {', '.join(there[:50])}, and {first} has "
+                f"{', '.join(offered[first][:50])}; convert tables with different columns one by one."
+            )
+    for name in (options.columns or {}).values():
+        if name not in offered[first]:
+            raise unknown(name, offered[first], first)
+    return offered[first] if options.columns is None else list(dict.fromkeys(options.columns.values()))
+
+
+def _told_type(source: str, options: Options) -> pa.DataType | None:
+    """What a column of a CSV is read as where that is known: by the encoding that the user gives from the text."""
+    if source == KEY:
+        return pa.string()
+    encoding = (options.encodings or {}).get(options.called(source))
+    if encoding is None:
+        return None
+    return pa.binary() if encoding == "bytes" else pa.string()
+
+
+def _empty(source: str, options: Options) -> Sequence[str]:
+    """The texts that are null in a column that is read as text: it is one of numbers, or the user fills it."""
+    name = options.called(source)
+    if form_of((options.encodings or {}).get(name, "str")) in (Form.INT, Form.FLOAT):
+        return NULLS
+    return ("",) if name in (options.fill or {}) else ()
+
+
+def _read_schema(table: Path) -> pa.Schema:
+    with _reading(table):
+        return pa.parquet.read_schema(table)
+
+
+def _common_schema(schemas: Mapping[Path, pa.Schema], chosen: Sequence[str]) -> pa.Schema:
+    """The chosen columns, of types that those of all tables can be turned into without loss."""
+    fields = []
+    for name in chosen:
+        kinds = {table: plain_type(schema.field(name).type) for table, schema in schemas.items()}
+        try:
+            one = [pa.schema([(name, kind)]) for kind in kinds.values()]
+            common = pa.unify_schemas(one, promote_options="permissive").field(0)
+            if any(_class_of(kind) not in (_class_of(common.type), "null", "int") for kind in kinds.values()):
+                raise pa.ArrowTypeError(", ".join(sorted(set(map(str, kinds.values())))))
+        except pa.ArrowException as error:
+            raise ConfigError(
+                f"the column {name!r} is not of one type in {len(schemas)} tables ({error}); convert them one by one."
+            ) from error
+        fields.append(common)
+    return pa.schema(fields, next(iter(schemas.values())).metadata)
+
+
+def _class_of(kind: pa.DataType) -> str:
+    """A name for types that hold the same values, but for their range."""
+    if pa.types.is_integer(kind):
+        return "int"
+    for name in ("null", "floating", "decimal", "nested"):
+        if getattr(pa.types, f"is_{name}")(kind):
+            return name
+    return str(kind).removeprefix("large_").partition("[")[0]
+
+
+def _parquet_batches(table: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with _reading(table), pa.parquet.ParquetFile(table, pre_buffer=False) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        row = sum(group.total_byte_size for group in groups) // max(file.metadata.num_rows, 1)
+        size = min(max(_BATCH // max(row, 1), 1), 1 << 16)
+        for batch in file.iter_batches(size, columns=schema.names, use_threads=False):
+            arrays = []
+            for field in schema:
+                array = plain(batch.column(field.name))
+                try:
+                    arrays.append(array.cast(field.type))
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    raise DataError(
+                        f"{table}: the column {field.name!r} is {array.type} here and {field.type} in all tables "
+                        f"together, which does not hold every value ({error}); convert the tables one by one."
+                    ) from error
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 @contextmanager
@@ -63,90 +188,4 @@ def _reading(table: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's
-        remedy = "write it again"
-        if _is_csv(table):
-            remedy = "correct it, or have a column read as text (--encoding NAME=str): the first rows tell what it is"
-        raise DataError(f"{table} cannot be read: {error}; {remedy}.") from error
-
-
-def _read_schema(table: Path) -> pa.Schema:
-    """The columns of a table; of a CSV what they look like in the first rows."""
-    with _reading(table):
-        if not _is_csv(table):
-            return pa.parquet.read_schema(table)
-        with _open_csv(table, pa.csv.ConvertOptions(null_values=_NULLS)) as reader:
-            return pa.schema([(field.name, _csv_type(field.type)) for field in reader.schema])
-
-
-def _csv_type(kind: pa.DataType) -> pa.DataType:
-    """Dates stay the text that they are."""
-    return pa.string() if pa.types.is_temporal(kind) else kind
-
-
-def _open_csv(table: Path, convert: pa.csv.ConvertOptions) -> pa.csv.CSVStreamingReader:
-    return pa.csv.open_csv(pa.input_stream(str(table)), _READ, _CSV, convert)
-
-
-def _common(tables: Sequence[Path], schemas: Sequence[pa.Schema], options: Options) -> pa.Schema:
-    """The chosen columns, of types that those of all tables can be turned into."""
-    names = schemas[0].names
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{tables[0]} has two columns of one name: {', '.join(map(repr, names[:50]))}; rename one.")
-    for table, schema in zip(tables, schemas, strict=True):
-        if sorted(schema.names) != sorted(names):
-            raise ConfigError(
-                f"{table} has the columns {', '.join(schema.names[:50])}, and {tables[0]} has {', '.join(names[:50])}; "
-                "convert tables with different columns one by one."
-            )
-    chosen = names if options.columns is None else list(dict.fromkeys(options.columns.values()))
-    fields = []
-    for name in chosen:
-        if name not in names:
-            raise unknown(name, names, tables[0])
-        told = _told_type(name, options) if _is_csv(tables[0]) else None
-        kinds = [pa.schema([pa.field(name, told or plain_type(schema.field(name).type))]) for schema in schemas]
-        try:
-            common = pa.unify_schemas(kinds, promote_options="permissive").field(0)
-        except pa.ArrowException as error:
-            raise ConfigError(
-                f"the column {name!r} is not of one type in {len(tables)} tables ({error}); convert them one by one."
-            ) from error
-        if _is_csv(tables[0]) and pa.types.is_null(common.type):
-            common = pa.field(name, pa.string())  # what is empty in the first rows may be anything
-        fields.append(common)
-    return pa.schema(fields, schemas[0].metadata)
-
-
-def _told_type(source: str, options: Options) -> pa.DataType | None:
-    """What a column of a CSV is read as, by the encoding that the user gives."""
-    for name, encoding in (options.encodings or {}).items():
-        if (options.columns or {name: name}).get(name) == source:
-            form = form_of(encoding)
-            if form is Form.INT:
-                return pa.uint64() if encoding == "uint64" else pa.int64()
-            return pa.float64() if form is Form.FLOAT else pa.binary() if encoding == "bytes" else pa.string()
-    return None
-
-
-def _batches(table: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of a table, as ``schema`` has them."""
-    with _reading(table):
-        if _is_csv(table):
-            types = {field.name: field.type for field in schema}
-            options = pa.csv.ConvertOptions(column_types=types, include_columns=schema.names, null_values=_NULLS)
-            with _open_csv(table, options) as reader:
-                yield from (batch.cast(schema) for batch in reader)
-            return
-        with pa.parquet.ParquetFile(table, pre_buffer=False) as file:
-            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-            row = sum(group.total_byte_size for group in groups) // max(file.metadata.num_rows, 1)
-            size = min(max(_BATCH // max(row, 1), 1), 1 << 16)
-            for batch in file.iter_batches(size, columns=schema.names, use_threads=False):
-                arrays = [_plain(batch.column(name)).cast(schema.field(name).type) for name in schema.names]
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _plain(array: pa.Array) -> pa.Array:
-    if isinstance(array, pa.ExtensionArray):
-        return _plain(array.storage)
-    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
+        raise DataError(f"{table} cannot be read: {error}; write it again.") from error

@@ -1,6 +1,5 @@
 """Tables: a sample is a row."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,21 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.errors import DataError, MissingExtraError
+from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.base import fingerprint
 
-from ..encodings import fit
 from ..extensions import split_prefix, without_clashes
-from ..samples import Column, Sample, SampleSet
+from ..samples import KEY, MEMBERS, Column, Encoded, Sample, SampleSet
 from .columns import Options, misfit
+from .features import classes_of, features_of
+from .filled import exact_fit, fill_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from .kinds import Kind
     from .spool import Spool
 
 __all__ = ["TableSet", "is_table", "read_tables", "require_pyarrow"]
 
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 _LOOKED_AT = 100  # rows, evenly spaced, to tell whether bytes are images
 
 
@@ -45,12 +47,12 @@ class TableSet:
 
     streams: files, whose columns are the same. origins: what rows are called after in errors: (file, rows) of each,
         in their order. spool: what keeps the streams from being removed; None where they are the user's own, which are
-        checked.
+        checked. misfits: see `Spool`.
     """
 
     skipped = 0
-    notes: Sequence[str] = ()
     lost: Sequence[str] = ()
+    notes: list[str]
     in_files = False
     is_shards = False
 
@@ -61,47 +63,32 @@ class TableSet:
         origins: Sequence[tuple[Path, int]],
         options: Options,
         spool: "Spool | None" = None,
+        misfits: Mapping[str, Mapping[int, str]] | None = None,
     ) -> None:
         """Looks at all lengths, and at some of the values."""
         require_pyarrow()
-        from .kinds import Picture, kind_of
-
         self.name = name
         self._streams, self._spool, self._checked = list(streams), spool, spool is not None
+        self._misfits = misfits or (spool.misfits if spool else {})
+        self.notes = notes = list(spool.notes) if spool else []
         self._files = [str(path) for path, _ in origins]
         self._file_ends: list[int] = np.cumsum([rows for _, rows in origins]).tolist()
         self._load()
-        first = self._batches[0]
-        self._names = [field.name for field in first.schema]
-        features = _features(first.schema.metadata)
-        numbers = np.unique(np.linspace(0, max(len(self) - 1, 0), _LOOKED_AT, dtype=np.int64)).tolist()
-        places = [self._place(number) for number in numbers] if len(self) else []
-        folder = origins[0][0].parent
-        kinds = {}
-        chosen = self._names if options.columns is None else [n for n in self._names if n in options.columns.values()]
-        for column in chosen:
-            arrays = [self._array(number, column) for number in range(len(self._batches))]
-            rows = [(arrays[batch], row) for batch, row in places if arrays[batch][row].is_valid]
-            kinds[column] = kind_of(column, features.get(column), arrays, rows, folder)
-        pictures = {n: kind for n, kind in kinds.items() if isinstance(kind, Picture) and kind.images}
-        # Two columns of images clash, whatever their extensions: those are looked at in some rows only.
-        wanted = {n: "jpg" if n in pictures else kind.column.wds for n, kind in kinds.items()}
-        found: dict[str, Column] = {}
-        for column, extension in without_clashes(wanted).items():
-            kind = kinds[column]
-            if column in pictures:
-                pictures[column].prefix = split_prefix(extension)[0]
-                extension = pictures[column].prefix + kind.column.wds  # noqa: PLW2901
-            found[column] = Column(kind.column.mds, extension)
-        choice = options.choose(found, self._files[0])
+        schema = self._batches[0].schema
+        features = features_of(schema.metadata)
+        notes += options.left_out(schema.names, self._files[0])
+        self._kinds = self._kinds_of(options.offered(schema.names), features, options, notes)
+        choice = options.choose(self._stored(options), self._files[0])
         self.columns, self._sources = choice.columns, choice.sources
-        for column, source in self._sources.items():
-            kind = kinds[source]
-            if isinstance(kind, Picture) and (column in (options.extensions or {}) or not kind.images):
-                kind.extension = self.columns[column].wds
-        self._kinds = kinds
+        if MEMBERS in self.columns:  # which only shards have
+            options.check_name(MEMBERS)
+        if not self.columns:
+            raise ConfigError(f"{self._files[0]} has no columns; there is nothing to convert.")
+        self._name_files(options)
         self._changed = options.given
-        self.classes = _classes(features, self._sources)
+        fill = (options.fill or {}).items()
+        self._fill = {column: fill_of(column, text, self.columns, self._files[0]) for column, text in fill}
+        self.classes = classes_of(features, self._sources)
         self.fingerprint = fingerprint(
             "table",
             [
@@ -110,6 +97,8 @@ class TableSet:
                 *self._file_ends,
             ],
         )
+        if not options.skip:
+            self._refuse_misfits()
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -117,18 +106,7 @@ class TableSet:
 
     def __getitem__(self, position: int) -> Sample:
         """The row; raises DataError for a null, and for what does not fit its column."""
-        batch, row = self._place(position)
-        sample: dict[str, Any] = {}
-        for name, source in self._sources.items():
-            array = self._array(batch, source)
-            try:
-                if not array[row].is_valid:
-                    raise ValueError("it is empty (null); fill it in, or remove the row")
-                value = self._kinds[source].value(array, row)
-                sample[name] = fit(value, self.columns[name].mds) if name in self._changed else value
-            except (ValueError, DataError) as error:
-                raise misfit(self._where(position), name, self.columns[name].mds, error) from error
-        return sample
+        return {name: self._value(position, name) for name in self._sources}
 
     def sizes(self) -> NDArray[np.int64]:
         """int64[len]: from lengths; only what becomes JSON is looked at itself."""
@@ -137,6 +115,12 @@ class TableSet:
             for number in range(len(self._batches))
         ]
         return np.concatenate(sizes)
+
+    def where(self, position: int) -> str:
+        """The file and row of the sample at ``position``."""
+        file = bisect_right(self._file_ends, position)
+        row = position - (self._file_ends[file - 1] if file else 0)
+        return f"{self._files[file]}: row {row:,} ({position:,} of all)"
 
     def __getstate__(self) -> dict[str, Any]:
         """State without what is mapped: each process has its own. The spool stays with the one that made it."""
@@ -147,6 +131,92 @@ class TableSet:
         """The state, with the streams mapped anew."""
         vars(self).update(state)
         self._load()
+
+    def _kinds_of(
+        self, names: Sequence[str], features: Mapping[str, Any], options: Options, notes: list[str]
+    ) -> dict[str, "Kind"]:
+        """The kind of each column among ``names`` that is wanted; what a user should know is added to ``notes``."""
+        from .kinds import Number, Text, kind_of
+
+        numbers = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT, dtype=np.int64)).tolist()
+        places = [self._place(number) for number in numbers]
+        folder = Path(self._files[0]).parent
+        kinds: dict[str, Kind] = {}
+        for column in names:
+            if options.columns is not None and column not in options.columns.values():
+                continue
+            arrays = [self._array(number, column) for number in range(len(self._batches))]
+            rows = [(arrays[batch], row) for batch, row in places if arrays[batch][row].is_valid]
+            encoding = (options.encodings or {}).get(options.called(column))
+            kind = kinds[column] = kind_of(column, features.get(column), arrays, rows, folder, encoding, notes)
+            if column == KEY and not isinstance(kind, Text) and not (isinstance(kind, Number) and kind.whole):
+                raise ConfigError(
+                    f"the column {KEY!r} names the samples, by texts or whole numbers, and not by {arrays[0].type}; "
+                    "choose the others (--column)."
+                )
+        return kinds
+
+    def _stored(self, options: Options) -> dict[str, Column]:
+        """How each column is stored, but for what the user says."""
+        from .pictures import Picture
+
+        # Two columns of images clash, whatever their extensions: those are looked at in some rows only.
+        pictures = {n for n, kind in self._kinds.items() if isinstance(kind, Picture) and kind.images}
+        sources = {options.called(source): source for source in self._kinds if source != KEY}
+        wanted = {n: "jpg" if source in pictures else self._kinds[source].column.wds for n, source in sources.items()}
+        found = {KEY: Column("str", "txt")}
+        for name, extension in without_clashes(wanted).items():
+            kind = self._kinds[sources[name]]
+            stored = extension
+            if isinstance(kind, Picture) and kind.images:
+                kind.prefix = split_prefix(extension)[0]
+                stored = kind.prefix + kind.column.wds
+            found[sources[name]] = Column(kind.column.mds, stored)
+        return {source: found[source] for source in self._kinds}
+
+    def _name_files(self, options: Options) -> None:
+        """Give files the extension that all of a column have, where it is not an image's own."""
+        from .pictures import Picture
+
+        for column, source in self._sources.items():
+            kind = self._kinds[source]
+            if isinstance(kind, Picture) and (column in (options.extensions or {}) or not kind.images):
+                kind.extension = self.columns[column].wds
+
+    def _refuse_misfits(self) -> None:
+        """Raise DataError for the first row of a column of which it is seen without its value that it does not fit."""
+        for name, source in self._sources.items():
+            for number, end in enumerate(self._ends):
+                array = self._array(number, source)
+                rows = set(self._kinds[source].doubtful(array).tolist())
+                if array.null_count:
+                    rows.update(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)).tolist())
+                for row in sorted(rows):
+                    self._value(end - len(array) + row, name)
+
+    def _value(self, position: int, name: str) -> Any:
+        """One field of the row. Raises DataError."""
+        batch, row = self._place(position)
+        source, mds = self._sources[name], self.columns[name].mds
+        array, kind = self._array(batch, source), self._kinds[source]
+        try:
+            if array[row].is_valid:
+                value = kind.value(array, row)
+                return str(value) if source == KEY else exact_fit(value, mds) if name in self._changed else value
+            if position in self._misfits.get(source, {}):
+                raise ValueError(self._misfits[source][position])
+        except (ValueError, DataError) as error:
+            is_nested = array.type.num_fields and isinstance(error, ValueError)  # and not of a file that is missing
+            other = ("json" if mds != "json" else None) if is_nested or mds == "json" else "bytes"
+            raise misfit(self.where(position), name, mds, error, other) from error
+        if name in self._fill:
+            return self._fill[name]
+        if mds == "json":
+            return Encoded(b"null")
+        raise DataError(
+            f"{self.where(position)}: the column {name!r} is empty (null). Give what is to stand for it "
+            f"(--fill {name}=VALUE), leave such rows out (--on-error skip), or choose the other columns (--column)."
+        )
 
     def _load(self) -> None:
         from .streams import read_stream
@@ -164,6 +234,8 @@ class TableSet:
         if (number, column) not in self._arrays:
             import pyarrow as pa
 
+            from .plain_arrow import plain
+
             array = self._batches[number].column(column)
             if not self._checked:
                 kind = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(array.type)
@@ -171,10 +243,8 @@ class TableSet:
                     # Of texts the offsets: whether they are UTF-8 is seen where they are read.
                     (array.view(kind) if kind else array).validate(full=True)
                 except pa.ArrowInvalid as error:
-                    raise DataError(f"{self._where(self._ends[number] - 1)}: damaged ({error}).") from error
-            while isinstance(array, pa.ExtensionArray | pa.DictionaryArray):
-                array = array.storage if isinstance(array, pa.ExtensionArray) else array.dictionary_decode()
-            self._arrays[number, column] = array
+                    raise DataError(f"{self.where(self._ends[number] - 1)}: damaged ({error}).") from error
+            self._arrays[number, column] = plain(array)
         return self._arrays[number, column]
 
     def _place(self, position: int) -> tuple[int, int]:
@@ -182,16 +252,12 @@ class TableSet:
         batch = bisect_right(self._ends, position)
         return batch, position - (self._ends[batch - 1] if batch else 0)
 
-    def _where(self, position: int) -> str:
-        file = bisect_right(self._file_ends, position)
-        row = position - (self._file_ends[file - 1] if file else 0)
-        return f"{self._files[file]}: row {row:,} ({position:,} of all)"
-
 
 def read_tables(tables: Sequence[Path], options: Options) -> list[SampleSet]:
     """The rows of Parquet or of CSV files, unpacked into a temporary folder. Raises ConfigError and DataError.
 
-    Files that are named as those of the Hugging Face hub, ``train-00000-of-00002.parquet``, are a set per split.
+    Files that are named as those of the Hugging Face hub, ``train-00000-of-00002.parquet``, or as splits alone,
+    ``train.csv`` and ``test.csv``, are a set per split.
     """
     require_pyarrow()
     from .spool import Spool
@@ -209,30 +275,7 @@ def _splits(tables: Sequence[Path]) -> Mapping[str, list[Path]]:
 
     splits: dict[str, list[Path]] = {}
     for table in tables:
+        name = table.name.partition(".")[0]
         match = re.fullmatch(r"(\w[\w.-]*)-\d{5}-of-\d{5}(-\w+)?\.parquet", table.name)
-        splits.setdefault(match[1] if match else "", []).append(table)
+        splits.setdefault(match[1] if match else name if name.lower() in _SPLITS else "", []).append(table)
     return {"": list(tables)} if len(splits) < 2 or "" in splits else splits
-
-
-def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """The features of a Hugging Face dataset, which it keeps in the metadata of a schema; {} where there are none."""
-    try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return {}
-    return features if isinstance(features, dict) else {}
-
-
-def _classes(features: Mapping[str, Any], sources: Mapping[str, str]) -> list[str] | None:
-    """The names of the classes: of the one column that has any, or of that which is called label."""
-    found = {}
-    for name, source in sources.items():
-        feature = features.get(source)
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-            names = feature.get("names")
-            if isinstance(names, list) and all(isinstance(one, str) for one in names):
-                found[name] = names
-    for name in ("label", "labels", "class"):
-        if name in found:
-            return found[name]
-    return next(iter(found.values())) if len(found) == 1 else None

@@ -1,0 +1,78 @@
+"""Columns that become JSON: structs, maps, lists of texts, dates, decimals."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..samples import Column, Encoded
+from .plain_arrow import leaves_of
+
+__all__ = ["Nested"]
+
+
+class Nested:
+    """What has no form but JSON; dates, times, durations and decimals are texts in it, a null is JSON's.
+
+    as_text: dates and decimals that are nested in nothing are the text itself, and not JSON.
+    """
+
+    column = Column("json", "json")
+
+    def __init__(self, kind: pa.DataType, *, as_text: bool = False) -> None:
+        self._as_text = as_text and not kind.num_fields
+        # Python's own types do not hold all of these.
+        self._exact = not any(pa.types.is_temporal(leaf) or pa.types.is_decimal(leaf) for leaf in leaves_of(kind))
+
+    def value(self, array: pa.Array, row: int) -> Encoded | str:
+        """See `Kind`."""
+        value = array[row].as_py() if self._exact else _value(array[row])
+        if self._as_text and isinstance(value, str):
+            return value
+        return Encoded(json.dumps(value, ensure_ascii=False).encode())
+
+    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
+        """See `Kind`."""
+        if self._exact:
+            return np.zeros(0, np.int64)
+        return np.array([row for row in range(len(array)) if self._size(array, row) < 0], np.int64)
+
+    def sizes(self, array: pa.Array) -> NDArray[np.int64]:
+        """See `Kind`."""
+        rows = (max(self._size(array, row), 0) for row in range(len(array)))
+        return np.fromiter(rows, np.int64, len(array))
+
+    def _size(self, array: pa.Array, row: int) -> int:
+        """Bytes of a value; -1 where it has no form."""
+        try:
+            value = self.value(array, row)
+        except ValueError:
+            return -1
+        return len(value.encode() if isinstance(value, str) else value.data)
+
+
+def _value(scalar: pa.Scalar) -> Any:  # noqa: PLR0911  # one for each kind of type
+    """A value in the types of JSON. Raises ValueError for what they do not have."""
+    kind = scalar.type
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.ExtensionScalar | pa.DictionaryScalar):
+        return _value(scalar.value)
+    if pa.types.is_struct(kind):
+        return {kind.field(number).name: _value(scalar[number]) for number in range(kind.num_fields)}
+    if pa.types.is_map(kind):
+        return [[_value(pair[0]), _value(pair[1])] for pair in scalar.values]
+    if pa.types.is_nested(kind):
+        return [_value(one) for one in scalar.values]
+    if pa.types.is_duration(kind):
+        return f"{scalar.value} {kind.unit}"
+    if pa.types.is_decimal(kind):
+        return str(scalar.as_py())
+    if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
+        text: str = scalar.cast(pa.string()).as_py()
+        if text.startswith("<"):
+            raise ValueError(f"{text.strip('<>')} of a {kind}")
+        return text
+    return scalar.as_py()
