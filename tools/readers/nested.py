@@ -71,8 +71,9 @@ def _value(scalar: pa.Scalar) -> Any:  # noqa: PLR0911  # one for each kind of t
     if pa.types.is_decimal(kind):
         return str(scalar.as_py())
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
-        text: str = scalar.cast(pa.string()).as_py()
-        if text.startswith("<"):
-            raise ValueError(f"{text.strip('<>')} of a {kind}")
-        return text
+        # With a zone Arrow writes years that are others, where without one it says that it cannot.
+        plain = scalar.cast(pa.timestamp(kind.unit)) if pa.types.is_timestamp(kind) else scalar
+        if plain.cast(pa.string()).as_py().startswith("<"):
+            raise ValueError(f"{scalar.value} is out of the range of a {kind}")
+        return scalar.cast(pa.string()).as_py()
     return scalar.as_py()
