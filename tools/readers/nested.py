@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..samples import Column, Encoded
-from .plain_arrow import leaves_of
+from .plain_arrow import leaves_of, lengths_of
 
 __all__ = ["Nested"]
 
@@ -24,6 +25,7 @@ class Nested:
     def __init__(self, kind: pa.DataType, *, as_text: bool = False) -> None:
         self._as_text = as_text and not kind.num_fields
         # Python's own types do not hold all of these.
+        self._alone = not kind.num_fields and not pa.types.is_interval(kind)
         self._exact = not any(pa.types.is_temporal(leaf) or pa.types.is_decimal(leaf) for leaf in leaves_of(kind))
 
     def value(self, array: pa.Array, row: int) -> Encoded | str:
@@ -37,10 +39,14 @@ class Nested:
         """See `Kind`."""
         if self._exact:
             return np.zeros(0, np.int64)
+        if self._alone:
+            return np.flatnonzero(pc.starts_with(_in_range(array).cast(pa.string()), "<"))
         return np.array([row for row in range(len(array)) if self._size(array, row) < 0], np.int64)
 
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
         """See `Kind`."""
+        if self._alone and not self._exact:
+            return lengths_of(array.cast(pa.string())) + 5  # quotes, and the unit of a duration
         rows = (max(self._size(array, row), 0) for row in range(len(array)))
         return np.fromiter(rows, np.int64, len(array))
 
@@ -71,9 +77,15 @@ def _value(scalar: pa.Scalar) -> Any:  # noqa: PLR0911  # one for each kind of t
     if pa.types.is_decimal(kind):
         return str(scalar.as_py())
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
-        # With a zone Arrow writes years that are others, where without one it says that it cannot.
-        plain = scalar.cast(pa.timestamp(kind.unit)) if pa.types.is_timestamp(kind) else scalar
-        if plain.cast(pa.string()).as_py().startswith("<"):
+        if _in_range(scalar).cast(pa.string()).as_py().startswith("<"):
             raise ValueError(f"{scalar.value} is out of the range of a {kind}")
         return scalar.cast(pa.string()).as_py()
     return scalar.as_py()
+
+
+def _in_range(times: pa.Scalar | pa.Array) -> pa.Scalar | pa.Array:
+    """``times`` in a form whose text begins with "<" where one is out of range.
+
+    With a zone Arrow writes another year, where without one it says that it cannot.
+    """
+    return times.cast(pa.timestamp(times.type.unit)) if pa.types.is_timestamp(times.type) else times

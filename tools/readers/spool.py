@@ -171,7 +171,7 @@ def _parquet_batches(table: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]
             for field in schema:
                 array = plain(batch.column(field.name))
                 try:
-                    arrays.append(array.cast(field.type))
+                    arrays.append(array if array.type == field.type else array.cast(field.type))
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                     raise DataError(
                         f"{table}: the column {field.name!r} is {array.type} here and {field.type} in all tables "
