@@ -232,7 +232,7 @@ def test_tensors_keep_their_shape(tmp_path):
 )
 def test_times_out_of_range_are_one_error_that_names_row_and_column(tmp_path, column):
     src = parquet(tmp_path / "a.parquet", x=column)
-    with pytest.raises(DataError, match=r"a\.parquet: row 1 \(1 of all\): the column 'x' .*out of range") as raised:
+    with pytest.raises(DataError, match=r"a\.parquet: row 1 \(1 of all\): the column 'x' .*out of the range") as raised:
         read_source(src)
     assert "--encoding" not in str(raised.value)  # no other would hold it
     result = convert(src, tmp_path / "wds", "wds", on_error="skip")
