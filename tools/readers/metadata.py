@@ -47,12 +47,10 @@ class MetadataSet(TableSet):
             _check_there(table, columns, paths, there)
         rows = sum(batch.num_rows for batch in batches)
         super().__init__(name, [str(stream)], [(table, rows)], options, misfits=misfits)
-        self.notes += notes
         left = sorted(there.difference(os.path.normpath(path) for path in paths if path))
         if left:
-            self.notes.append(
-                f"{table} has no row for {len(left):,} images beside it, which are left out: {some(left)}"
-            )
+            notes = [*notes, f"{table} has no row for {len(left):,} images beside it, which are left out: {some(left)}"]
+        self.notes = [*self.notes, *notes]
 
 
 def _read(table: Path, options: Options) -> tuple[list[pa.RecordBatch], Mapping[str, Mapping[int, str]], list[str]]:

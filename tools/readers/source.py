@@ -149,10 +149,11 @@ def _read_tables(src: Path, tables: list[str], images: list[str], options: Optio
     """The tables in ``src``, with a note on the ``images`` beside them."""
     sets = read_tables([src / name for name in tables], options)
     if images:
-        sets[0].notes.append(
+        note = (
             f"{src}: {len(images):,} images beside the tables are left out ({some(images)}). A table that tells of "
             "images is called metadata.csv (.jsonl, .parquet), and has their names in a column file_name"
         )
+        sets[0].notes = [*sets[0].notes, note]
     return list(sets)
 
 

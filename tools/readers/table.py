@@ -52,7 +52,7 @@ class TableSet:
 
     skipped = 0
     lost: Sequence[str] = ()
-    notes: list[str]
+    notes: Sequence[str]
     in_files = False
     is_shards = False
 
