@@ -11,21 +11,22 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
+from conversions import contents, fetched, images_in, stop_after, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from servers import s3_environment, s3_server
+from servers import s3_server, use_s3
 from typer.testing import CliRunner
 
 from infobatch_stream import IndexedWebDataset
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.tools.cli import app
 from infobatch_stream.tools.convert import convert, write_shards
-from infobatch_stream.tools.cuts import cut, tasks_of
+from infobatch_stream.tools.cuts import cut
 from infobatch_stream.tools.destination import STATE
+from infobatch_stream.tools.shard_plan import Plan
 
 pytestmark = pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
 
@@ -33,33 +34,9 @@ FORMATS = ("mds", "wds")
 OPTIONS = {"shard_bytes": 1 << 16}  # about 11 images
 
 
-def write_images(src, count, sizes):
-    """``count`` files in 4 classes, of a number of bytes out of the range ``sizes``; nobody decodes them."""
-    rng = np.random.default_rng(1)
-    for number in range(count):
-        path = src / f"class{number % 4}" / f"{number:04d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(rng.bytes(int(rng.integers(*sizes))))
-    return src
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("tree"), 160, (3000, 8000))
-
-
-def contents(folder):
-    """Name -> bytes of all that is in ``folder``, but for indexes, which hold the times of their shards."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and path.suffix != ".npz"
-    }
-
-
-def images_in(folder):
-    dataset = IndexedWebDataset(str(folder))
-    return [dataset[k]["jpg"] for k in range(len(dataset))]
 
 
 # ---- what goes into which shard
@@ -78,10 +55,26 @@ def test_pieces_are_as_large_as_they_may_be_and_no_larger(sizes, limit, most):
         assert full
 
 
+class SizedSet:
+    """As much of a sample set as a plan asks for: samples of 10 bytes."""
+
+    name, classes, fingerprint = "", None, "x"
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def sizes(self):
+        return np.full(self.count, 10)
+
+
 @settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=3), seed=st.none() | st.integers(0, 9))
 def test_tasks_hold_every_sample_of_every_set_once_in_the_order_of_the_seed(counts, seed):
-    tasks = list(tasks_of([np.full(count, 10) for count in counts], seed, 45))
+    sets = [SizedSet(count) for count in counts]
+    tasks = Plan.begin(sets, [one.sizes() for one in sets], seed, 45).tasks(seed)
     assert [task.number for task in tasks] == list(range(len(tasks)))
     for part, count in enumerate(counts):
         own = [task for task in tasks if task.part == part]
@@ -224,31 +217,6 @@ def test_a_shard_that_was_cut_by_a_power_failure_is_made_again(large, tmp_path):
     assert same == ["shard-000000.tar", "shard-000001.tar"]
     convert(large, tmp_path / "whole", "wds", shard_bytes=200 << 10)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def stop_after(src, dst, shards, **options):
-    """Break off a conversion when so many shards are done."""
-    seen = []
-
-    def watch(now):
-        seen.append(now)
-        if len(seen) == shards:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        convert(src, dst, "wds", shard_bytes=200 << 10, watch=watch, **options)
-    assert "--resume" in caught.value.__notes__[0]
-
-
-def test_a_source_that_changed_is_not_resumed(tmp_path):
-    src = tmp_path / "src/c"
-    src.mkdir(parents=True)
-    for number in range(200):
-        (src / f"{number}.jpg").write_bytes(bytes(10_000))
-    stop_after(tmp_path / "src", tmp_path / "out", 3)
-    (src / "0.jpg").write_bytes(bytes(10_001))
-    with pytest.raises(ConfigError, match="begun with another source"):
-        convert(tmp_path / "src", tmp_path / "out", "wds", shard_bytes=200 << 10, resume=True)
 
 
 def test_what_is_no_conversion_of_ours_is_not_resumed_and_not_removed(tree, tmp_path):
@@ -455,16 +423,8 @@ def s3():
 
 @pytest.fixture
 def bucket(s3, monkeypatch):
-    for name, value in s3_environment(s3.url).items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    use_s3(monkeypatch, s3.url)
     return s3
-
-
-def fetched(url):
-    fs, root = fsspec.core.url_to_fs(url)
-    fs.invalidate_cache()
-    return {path[len(root) + 1 :]: fs.cat_file(path) for path in fs.find(root) if not path.endswith(".npz")}
 
 
 @pytest.mark.parametrize("format", FORMATS)

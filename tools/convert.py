@@ -3,8 +3,9 @@
 import json
 import os
 import re
+import tempfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -16,12 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, DataError
-from infobatch_stream.sources.base import fingerprint
-from infobatch_stream.sources.urls import local_path
+from infobatch_stream.sources.urls import is_remote, local_path
 
 from .bucket import is_url, url_destination
-from .cuts import tasks_of
-from .destination import Destination, local_destination
+from .destination import PLAN, Destination, local_destination
 from .fitted import fitted
 from .label_images import find_label_columns
 from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
@@ -30,9 +29,10 @@ from .pool import ordered_map, start_server
 from .readers import TableSet, read_source
 from .reencode import Reencoder
 from .samples import Column, Encoded, Sample, SampleSet, column_of
+from .shard_plan import Plan
 from .tar_names import check_keys
-from .task import Job, Target, Written, add, write_task
-from .writers import ShardFormat, room_for_samples, stored_sizes
+from .task import Job, Target, Written, add, read, write_task
+from .writers import ShardFormat, TooLargeError, room_for_samples, stored_sizes
 
 __all__ = ["SHARD_BYTES", "Conversion", "ShardSummary", "convert", "write_shards"]
 
@@ -40,6 +40,7 @@ SHARD_BYTES = 1 << 26
 _LEAST_SHARD = 1 << 14  # a tar is never smaller than 10 KiB
 _MOST_SHARD = (1 << 32) - 1  # offsets within an MDS shard are uint32
 _TRIED = 64  # images that are encoded to learn how large they become
+_LARGEST = 16  # samples that are tried, where some may be larger than a shard
 
 
 def convert(
@@ -129,19 +130,28 @@ def convert(
         "format": target.format.value, "shard_bytes": shard_bytes, "shard_samples": shard_samples,
         "compression": compression, "hashes": sorted(hashes), "seed": order,
         "resize": resize, "resize_column": sorted((resize_columns or {}).items()), "quality": quality,
-        "check": check, "on_error": on_error,
+        "check": check,
         "column": list((columns or {}).items()),
         "encoding": sorted((encodings or {}).items()), "extension": sorted((extensions or {}).items()),
         "fill": sorted((fill or {}).items()),
         "columns": [{name: [column.mds, column.wds] for name, column in one.columns.items()} for one in sets],
-        "source": [[one.name, len(one), one.fingerprint] for one in sets], "version": version("infobatch-stream"),
+        "version": version("infobatch-stream"),
     }  # fmt: skip
-    room = room_for_samples(target.format, shard_bytes)
-    tasks = list(tasks_of([_sizes(job, one) for one in sets], order, room, shard_samples))
-    recipe["division into shards"] = fingerprint("cuts", ((task.part, task.first) for task in tasks))
     recipe = json.loads(json.dumps(recipe))  # as it will be read
+    room = room_for_samples(target.format, shard_bytes)
+    sizes = [_sizes(job, one) for one in sets]
+    _check_largest(job, sizes, room)
     with _destination(dst, overwrite=overwrite, recipe=recipe, resume=resume) as out:
-        ledger = Ledger([Layout(one.columns, one.classes, one.name, len(one)) for one in sets], out, target, watch)
+        if out.done:
+            plan = Plan.resume(out.plan or b"", out.where, sets, order, len(out.done))
+        else:
+            plan = Plan.begin(sets, sizes, order, room, shard_samples)
+        out.write(PLAN, plan.to_json())
+        tasks = plan.tasks(order)
+        layouts = [
+            Layout(one.columns, one.classes, one.name, part.samples) for one, part in zip(sets, plan.parts, strict=True)
+        ]
+        ledger = Ledger(layouts, out, target, watch)
         todo = tasks[len(out.done) :]
         done: Generator[Written, None, None]
         if ray is not None:
@@ -239,8 +249,12 @@ def _destination(
 
 
 def _place(dst: Path | str) -> Path | str:
-    """``dst`` as a path, where it is one; a url."""
-    return str(dst) if is_url(dst) else Path(local_path(os.fspath(dst)))
+    """``dst`` as a path, where it is one; a url. Raises ConfigError for what was meant as a url, as ``s3:/bucket``."""
+    if is_url(dst):
+        return str(dst)
+    if is_remote(text := os.fspath(dst)):
+        raise ConfigError(f"{text!r} names no server; write a url as s3://bucket/name, a path with a colon as ./name.")
+    return Path(local_path(text))
 
 
 def _check_apart(src: Path | str, dst: Path | str) -> None:
@@ -273,6 +287,30 @@ def _sizes(job: Job, source: SampleSet) -> NDArray[np.int64]:
             before += _payload(sample)
         payload = np.ceil(payload * (after / before)).astype(np.int64)
     return stored_sizes(job.target.format, payload, len(source.columns))
+
+
+def _check_largest(job: Job, sizes: Sequence[NDArray[np.int64]], room: int) -> None:
+    """Raise TooLargeError if a sample is larger than a shard, unless those are passed over: before anything is written.
+
+    ``sizes`` are not exact, so the largest are put to the test.
+    """
+    for one, stored in zip(job.sets, () if job.skip else sizes, strict=False):
+        large = np.flatnonzero(stored > room)
+        if not large.size:
+            continue
+        with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as folder:
+            writer = job.target.open(Path(folder), one.columns)
+            try:
+                for position in large[np.argsort(-stored[large], kind="stable")][:_LARGEST].tolist():
+                    sample, place = read(job, one, position)
+                    with suppress(DataError):  # it is met again, and told of, where it is converted
+                        if not isinstance(sample, DataError):
+                            add(writer, one.columns, sample, place)
+            except TooLargeError as error:
+                error.add_note("Nothing is written. To leave out what is too large: --on-error skip.")
+                raise
+            finally:
+                writer.abort()
 
 
 def _payload(sample: Sample) -> int:

@@ -3,14 +3,12 @@
 So any number of processes writes the same shards, and a conversion that was broken off knows what it has.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Task", "cut", "order_of", "tasks_of"]
+__all__ = ["Task", "cut", "order_of"]
 
 
 @dataclass(frozen=True)
@@ -18,13 +16,14 @@ class Task:
     """Samples that are written as one shard (as several, where they turn out larger than they were taken for).
 
     number: 0, 1, ... over all sets. part: number of the set. first: place of the first sample in the order of the set.
-    positions: int64[n], of the samples in the set, in their order.
+    positions: int64[n], of the samples in the set, in their order. gone: of samples that are no more, a text each.
     """
 
     number: int
     part: int
     first: int
     positions: NDArray[np.int64]
+    gone: tuple[str, ...] = ()
 
 
 def order_of(count: int, seed: int | None) -> NDArray[np.int64]:
@@ -43,16 +42,3 @@ def cut(sizes: NDArray[np.int64], limit: int, most: int | None = None) -> list[i
         stop = max(int(np.searchsorted(ends, before + limit, side="right")), start + 1)
         bounds.append(stop if most is None else min(stop, start + most))
     return bounds
-
-
-def tasks_of(
-    sizes: Sequence[NDArray[np.int64]], seed: int | None, limit: int, most: int | None = None
-) -> Iterator[Task]:
-    """The tasks of sets whose samples take ``sizes`` bytes in a shard; see `order_of` and `cut`."""
-    number = 0
-    for part, one in enumerate(sizes):
-        order = order_of(len(one), seed)
-        bounds = cut(one[order], limit, most)
-        for first, stop in pairwise(bounds):
-            yield Task(number, part, first, order[first:stop])
-            number += 1

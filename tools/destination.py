@@ -4,21 +4,25 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
-from infobatch_stream.errors import ConfigError
+from infobatch_stream.errors import ConfigError, DataError
+
+from .writers import TooLargeError
 
 __all__ = [
+    "PLAN",
     "STATE",
     "Destination",
     "Record",
+    "advise",
     "broken_off",
     "check_recipe",
     "is_ours",
@@ -29,16 +33,12 @@ __all__ = [
 STATE = ".conversion"
 """Folder in an unfinished destination: the recipe of the conversion, and what is done of it."""
 
+PLAN = f"{STATE}/plan.json"
+"""What goes into which shard, as it was decided when the conversion began."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OURS = (
-    "classes.json",
-    "columns.json",
-    "index.json",
-    "shard*.mds",
-    "shard*.mds.*",
-    "shard-*.tar",
-    "shard-*.tar.index.npz",
-    "shards.json",
+_OURS = re.compile(
+    r"(classes|columns|index|shards)\.json|shard\.[0-9]{5,}\.mds(\.[0-9a-z]{1,8})?|shard-[0-9]{6,}\.tar(\.index\.npz)?"
 )
 
 Record = dict[str, Any]
@@ -49,10 +49,13 @@ class Destination(Protocol):
     """Takes shards while a conversion runs.
 
     scratch: a local folder for shards in the making. done: the records of the tasks 0..k-1, done before it was resumed.
+    plan: what was written as PLAN before it was resumed; None if nothing. where: all that is kept for that, for people.
     """
 
+    where: str
     scratch: Path
     done: list[Record]
+    plan: bytes | None
 
     def publish(self, record: Record, files: Mapping[str, Path]) -> None:
         """Take the next task's ``files`` (name in the destination -> where it lies in scratch), then its record."""
@@ -77,9 +80,9 @@ def local_destination(
     made = [folder for folder in dst.parents if not folder.exists()]
     staged = dst.with_name(f"{dst.name}.partial" + ("" if recipe is not None else f"-{secrets.token_hex(4)}"))
     if staged.exists():
+        _check_resumable(staged)
         if not resume:
             raise broken_off(staged, dst)
-        _check_resumable(staged)
     lock = None
     try:
         try:
@@ -104,9 +107,9 @@ def local_destination(
             raise
         if recipe is not None and any((staged / STATE / "done").glob("*.json")):
             shutil.rmtree(staged / STATE / "scratch", ignore_errors=True)
-            error.add_note(f"The shards that are done are kept in {staged}: go on with --resume, or remove it.")
+            error.add_note(advise(error, staged))
             raise
-        shutil.rmtree(staged, ignore_errors=True)
+        _remove_ours(staged)
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
@@ -124,11 +127,41 @@ def broken_off(staged: object, dst: object) -> ConfigError:
     )
 
 
+def advise(error: BaseException, kept: object) -> str:
+    """What to do after ``error``, when shards that are done are ``kept`` somewhere."""
+    if isinstance(error, DataError | TooLargeError):
+        return (
+            f"The shards that are done are kept in {kept}: mend or remove what is named, and go on with --resume; or "
+            "pass over it with --resume --on-error skip."
+        )
+    return f"The shards that are done are kept in {kept}: go on with --resume, or remove it."
+
+
 def _check_resumable(staged: Path) -> None:
     """Raise ConfigError if ``staged`` is no conversion of ours, or holds something of the user's."""
     if not (staged / STATE / "recipe.json").is_file():
-        raise ConfigError(f"{staged} holds no conversion that can be resumed; move it away, or remove it.")
-    refuse_foreign(staged, [str(path.relative_to(staged)) for path in staged.rglob("*") if not path.is_dir()])
+        raise ConfigError(
+            f"{staged} is in the way: shards are made there first, and it holds no conversion that can be resumed. "
+            "Move it away, or give another destination."
+        )
+    refuse_foreign(staged, _files(staged))
+
+
+def _remove_ours(staged: Path) -> None:
+    """Remove what a conversion left in ``staged``, and the folder if nobody put anything else there."""
+    with suppress(OSError):
+        for name in _files(staged):
+            if is_ours(name):
+                (staged / name).unlink()
+        for folder in sorted((path for path in staged.rglob("*") if path.is_dir()), reverse=True):
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        staged.rmdir()
+
+
+def _files(folder: Path) -> list[str]:
+    """The paths, in ``folder``, of all that is no folder; a link to a folder is none."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
 
 
 def _locked(staged: Path, dst: Path) -> int:
@@ -146,7 +179,7 @@ class _Folder:
     """A `Destination` on a local disk."""
 
     def __init__(self, root: Path, recipe: Mapping[str, Any] | None) -> None:
-        self._root, self._state = root, root / STATE
+        self.where, self._root, self._state = str(root), root, root / STATE
         self.scratch = self._state / "scratch"
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
@@ -155,6 +188,8 @@ class _Folder:
         if recipe is not None and known.exists():
             check_recipe(root, known.read_bytes(), recipe)
         self._write(known, json.dumps(recipe))
+        plan = root / PLAN
+        self.plan = plan.read_bytes() if plan.exists() else None
         self.done: list[Record] = []
         while (record := self._record(len(self.done))) is not None:
             self.done.append(record)
@@ -162,11 +197,10 @@ class _Folder:
         self._names = {name for record in self.done for name in record["files"]}
 
     def drop_unnamed(self) -> None:
-        """Remove what a task left that was made again, and then had fewer shards."""
-        for path in self._root.rglob("*"):
-            name = path.relative_to(self._root).as_posix()
-            if path.is_file() and name not in self._names and not name.startswith(f"{STATE}/"):
-                path.unlink()
+        """Remove the shards that a task left that was made again, and then had fewer; nothing that others put there."""
+        for name in _files(self._root):
+            if is_ours(name) and name not in self._names and not name.startswith(f"{STATE}/"):
+                (self._root / name).unlink()
 
     def _record(self, number: int) -> Record | None:
         """The record of a task whose files are all here."""
@@ -219,7 +253,7 @@ def _replace(dst: Path, staged: Path) -> None:
     except BaseException:
         old.rename(dst)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_ours(old)
     if old.exists():
         warnings.warn(f"{dst} is replaced, but what it held before could not be removed: {old}", stacklevel=3)
 
@@ -234,12 +268,12 @@ def _check_free(dst: Path, overwrite: bool) -> None:
         raise ConfigError(f"{dst} is a mount point, which cannot be replaced as a whole; give a folder inside it.")
     if not overwrite and any(dst.iterdir()):
         raise ConfigError(f"{dst} is not empty; give another folder, or replace this one with --overwrite.")
-    refuse_foreign(dst, [str(path.relative_to(dst)) for path in dst.rglob("*") if not path.is_dir()])
+    refuse_foreign(dst, _files(dst))
 
 
 def is_ours(name: str) -> bool:
     """Whether a file of this name (or path) is a part of a set of shards."""
-    return name.startswith(f"{STATE}/") or any(fnmatch(name.rpartition("/")[2], ours) for ours in _OURS)
+    return name.startswith(f"{STATE}/") or _OURS.fullmatch(name.rpartition("/")[2]) is not None
 
 
 def refuse_foreign(dst: object, names: Sequence[str]) -> None:

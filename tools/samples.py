@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 
-__all__ = ["KEY", "MEMBERS", "Column", "Encoded", "EncodedImage", "Sample", "SampleSet", "column_of"]
+__all__ = ["KEY", "MEMBERS", "Column", "Encoded", "EncodedImage", "FileSet", "Sample", "SampleSet", "column_of"]
 
 KEY = "__key__"
 """Field with the key of a sample (str): the name of its members in a tar. Without it a tar gets numbers."""
@@ -90,6 +90,14 @@ class SampleSet(Protocol):
 
     def sizes(self) -> NDArray[np.int64]:
         """int64[len]: bytes of each sample's fields together, at most a few off."""
+
+
+@runtime_checkable
+class FileSet(SampleSet, Protocol):
+    """A `SampleSet` of which each sample is a file: the samples follow from these, their names, and the classes."""
+
+    def files(self) -> tuple[bytes, NDArray[np.int64]]:
+        """The paths of the files below the source, with a NUL between two; int64[len]: their sizes."""
 
 
 def column_of(name: str, value: object) -> Column:

@@ -6,17 +6,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from infobatch_stream.errors import ConfigError, DataError
+from infobatch_stream.errors import DataError
 
 from .cuts import Task
 from .reencode import Reencoder
 from .samples import KEY, Column, Sample, SampleSet
-from .writers import MdsShards, ShardFormat, Shards, WdsShards, WrittenShard
+from .writers import MdsShards, ShardFormat, Shards, TooLargeError, WdsShards, WrittenShard
 
 _THREADS = 8  # that read files, for each process that writes
 _CHUNK = 1 << 19  # bytes that one of them reads at a time, about
 
-__all__ = ["Job", "Target", "Written", "add", "write_task"]
+__all__ = ["Job", "Target", "Written", "add", "read", "write_task"]
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,20 @@ class Written:
 def write_task(job: Job, scratch: Path, task: Task) -> Written:
     """Write the shards of ``task`` into a new folder below ``scratch``.
 
-    Raises DataError (of a sample, unless those are passed over), ConfigError (a sample larger than a shard), OSError.
+    Raises DataError and TooLargeError (of a sample, unless those are passed over), ConfigError, OSError.
     """
     folder = scratch / f"task-{task.number:06d}"
     folder.mkdir()
     source = job.sets[task.part]
     writer = job.target.open(folder, source.columns, task.first)
-    problems: list[str] = []
+    problems = list(task.gone)
     try:
         for sample, place in _read_all(job, source, task.positions.tolist()):
             try:
                 if isinstance(sample, DataError):
                     raise sample
                 add(writer, source.columns, sample, place)
-            except DataError as error:
+            except (DataError, TooLargeError) as error:
                 if not job.skip:
                     raise
                 problems.append(str(error))
@@ -106,25 +106,26 @@ _Read = tuple[Sample | DataError, str]
 def _read_all(job: Job, source: SampleSet, positions: list[int]) -> Iterator[_Read]:
     """Each sample, or why it cannot be read, and its place. Files are read a few ahead, by threads."""
     if not source.in_files:
-        yield from (_read(job, source, position) for position in positions)
+        yield from (read(job, source, position) for position in positions)
         return
-    mean = job.target.shard_bytes // len(positions) + 1
+    mean = job.target.shard_bytes // max(1, len(positions)) + 1
     some = min(max(1, _CHUNK // mean), 64)
 
-    def read(at: int) -> list[_Read]:
-        return [_read(job, source, position) for position in positions[at : at + some]]
+    def read_some(at: int) -> list[_Read]:
+        return [read(job, source, position) for position in positions[at : at + some]]
 
     with ThreadPoolExecutor(_THREADS) as threads:
         waiting: deque[Future[list[_Read]]] = deque()
         for at in range(0, len(positions), some):
-            waiting.append(threads.submit(read, at))
+            waiting.append(threads.submit(read_some, at))
             if len(waiting) > 2 * _THREADS:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
 
-def _read(job: Job, source: SampleSet, position: int) -> _Read:
+def read(job: Job, source: SampleSet, position: int) -> _Read:
+    """A sample, or why it cannot be read, and its place."""
     row = getattr(source, "where", None)  # of tables
     place = f"sample {position:,}" if row is None else row(position)
     try:
@@ -144,12 +145,12 @@ def _read(job: Job, source: SampleSet, position: int) -> _Read:
 
 
 def add(writer: Shards, columns: Mapping[str, Column], sample: Sample, place: str) -> None:
-    """Write a sample, found at ``place``. Raises DataError if it does not fit the columns, ConfigError if too large."""
+    """Write a sample, found at ``place``. Raises DataError if it does not fit the columns, or TooLargeError."""
     if sample.keys() != columns.keys():
         raise DataError(f"{place} has the fields {sorted(sample)}; the columns are {sorted(columns)}.")
     try:
         writer.write(sample)
-    except ConfigError as error:
-        raise ConfigError(f"{place} {error}") from None
+    except TooLargeError as error:
+        raise TooLargeError(error.size, error.limit, place) from None
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise DataError(f"{place} does not fit the columns: {error}") from error

@@ -20,7 +20,16 @@ from .encodings import save_npy
 from .samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 from .tar_names import check_names
 
-__all__ = ["MdsShards", "ShardFormat", "Shards", "WdsShards", "WrittenShard", "room_for_samples", "stored_sizes"]
+__all__ = [
+    "MdsShards",
+    "ShardFormat",
+    "Shards",
+    "TooLargeError",
+    "WdsShards",
+    "WrittenShard",
+    "room_for_samples",
+    "stored_sizes",
+]
 
 _TAR_BLOCK, _TAR_RECORD = 512, 10240
 _MDS_HEAD = 1024  # of a shard with a few columns
@@ -44,11 +53,26 @@ class WrittenShard:
     entry: dict[str, Any] | None = None
 
 
+class TooLargeError(ConfigError):
+    """The sample at ``place`` needs a shard of ``size`` bytes, and ``limit`` are allowed."""
+
+    def __init__(self, size: int, limit: int, place: str = "the sample") -> None:
+        super().__init__(size, limit, place)
+        self.size, self.limit, self.place = size, limit, place
+
+    def __str__(self) -> str:
+        """For the user."""
+        return (
+            f"{self.place} needs a shard of {self.size:,} bytes, {self.limit:,} are allowed; allow more (--shard-size)."
+        )
+
+
 class Shards(Protocol):
     """A writer of one format, into a folder that is there and empty; ``finished``: its shards that are complete.
 
-    ``write`` raises ConfigError for a sample larger than a shard, and ValueError, TypeError, AttributeError,
-    KeyError or OverflowError for one that does not fit the columns; both and ``close`` raise OSError.
+    ``write`` raises TooLargeError for a sample larger than a shard, and ValueError, TypeError, AttributeError,
+    KeyError or OverflowError for one that does not fit the columns: such a sample may be left out, and others follow.
+    Both and ``close`` raise OSError.
     """
 
     finished: list[WrittenShard]
@@ -77,10 +101,6 @@ def room_for_samples(format: ShardFormat, shard_bytes: int) -> int:
     return shard_bytes // _TAR_RECORD * _TAR_RECORD - 2 * _TAR_BLOCK
 
 
-def _too_large(size: int, limit: int) -> ConfigError:
-    return ConfigError(f"needs a shard of {size:,} bytes, {limit:,} are allowed; allow more (--shard-size).")
-
-
 class MdsShards:
     """MDS shards by mosaicml-streaming's own writer, which keeps a shard in memory until it is full."""
 
@@ -96,22 +116,18 @@ class MdsShards:
         encodings = {name: column.mds for name, column in columns.items()}
         try:
             # One thread: it only uploads, and here there is nowhere to upload to.
-            self._writer = _mds_writer()(
+            self._writer = _mds_writer(shard_bytes)(
                 columns=encodings, out=str(folder), size_limit=shard_bytes, max_workers=1,
                 compression=compression, hashes=sorted(hashes),
             )  # fmt: skip
         except (TypeError, ValueError, KeyError, AssertionError) as error:
             chosen = f"compression {compression}, hashes {sorted(hashes)}, columns {encodings}"
             raise ConfigError(f"MDS shards cannot be written with {chosen}: {error}") from error
-        self._limit = shard_bytes
         self.finished: list[WrittenShard] = []
 
     def write(self, sample: Sample) -> None:
         """See `Shards`."""
         self._writer.write(sample)
-        # The writer gives such a sample a shard of its own, behind an empty one.
-        if self._writer.new_shard_size > self._limit:
-            raise _too_large(self._writer.new_shard_size, self._limit)
         self._collect()
 
     def close(self) -> None:
@@ -130,7 +146,7 @@ class MdsShards:
             self.finished.append(WrittenShard(file["basename"], entry["samples"], file["bytes"], entry))
 
 
-def _mds_writer() -> Any:
+def _mds_writer(shard_bytes: int) -> Any:
     """Streaming's writer, in a form that takes what is encoded already, too."""
     try:
         from streaming import MDSWriter
@@ -154,7 +170,11 @@ def _mds_writer() -> Any:
                 elif size != len(datum):
                     raise ValueError(f"{name} has {len(datum):,} bytes, and not {size:,} as {encoding} does")
                 data.append(datum)
-            return np.array(sizes, np.uint32).tobytes() + b"".join(data)
+            encoded = np.array(sizes, np.uint32).tobytes() + b"".join(data)
+            alone = self.extra_bytes_per_shard + self.extra_bytes_per_sample + len(encoded)
+            if alone > shard_bytes:  # it would get a shard of its own, behind an empty one
+                raise TooLargeError(alone, shard_bytes)
+            return encoded
 
     return Writer
 
@@ -180,7 +200,7 @@ class WdsShards:
         key = check_names(sample.get(KEY, f"{self._number:09d}"), members, foreign=KEY in sample)
         size = sum(_member_bytes(f"{key}.{extension}", len(data)) for extension, data in members.items())
         if _tar_bytes(size) > self._limit:
-            raise _too_large(_tar_bytes(size), self._limit)
+            raise TooLargeError(_tar_bytes(size), self._limit)
         # Two samples of one key, one behind the other, would be read as one.
         if self._tar is None or _tar_bytes(self._size + size) > self._limit or key == self._key:
             self.close()

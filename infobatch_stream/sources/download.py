@@ -16,7 +16,16 @@ from typing import Any, TypeVar
 from infobatch_stream.errors import DataError, InfoBatchError, MissingExtraError
 from infobatch_stream.sources.faults import is_lasting
 
-__all__ = ["BadBytesError", "NotThereError", "SpoiledError", "download", "list_files", "list_folder", "size_of"]
+__all__ = [
+    "BadBytesError",
+    "ForbiddenError",
+    "NotThereError",
+    "SpoiledError",
+    "download",
+    "list_files",
+    "list_folder",
+    "size_of",
+]
 
 T = TypeVar("T")
 

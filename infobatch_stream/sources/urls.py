@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from urllib.parse import urlparse
 
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
-from infobatch_stream.sources.download import list_files, list_folder
+from infobatch_stream.sources.download import ForbiddenError, list_files, list_folder
 from infobatch_stream.sources.patterns import expand_braces, expand_files, is_wild, merged
 from infobatch_stream.sources.tar_index import AnyPath
 
@@ -94,20 +93,31 @@ def _inside(folder: str) -> str:
 
 
 def _find_remote(pattern: str, kinds: tuple[str, ...]) -> list[str]:
-    lists = not pattern.lower().startswith("http")
-    wild = is_wild(pattern if lists else pattern.partition("?")[0])
-    folder = pattern.endswith("/") or (lists and not wild and "." not in pattern.rsplit("/", 1)[1])
-    if not folder and not wild:
+    if pattern.lower().startswith("http"):
+        if pattern.endswith("/") or is_wild(pattern.partition("?")[0]):
+            raise ConfigError(
+                f"{pattern}: a web server does not tell which files it has. Name them, as in 'train-{{000..099}}.tar'."
+            )
         return [pattern]
-    if not lists:
-        raise ConfigError(
-            f"{pattern}: a web server does not tell which files it has. Name them, as in 'train-{{000..099}}.tar'."
-        )
-    found: list[str] = []
-    for url in [pattern] if folder else list_files(pattern):
-        tars = list_folder(url) if folder or url.endswith("/") else [url]
-        found += [tar for tar in tars if tar == url or any(fnmatchcase(base_name(tar), kind) for kind in kinds)]
-    return found
+    if is_wild(pattern):
+        found = list_files(pattern)
+        return [tar for url in found for tar in (_remote_tars(url, kinds) if url.endswith("/") else [url])]
+    if pattern.lower().endswith(".tar") or is_compressed(pattern):
+        return [pattern]
+    # What is called as no tar is a folder if there are tars in it: "v1.0" may be.
+    _, slash, last = pattern.partition("://")[2].rpartition("/")
+    is_named = bool(slash) and "." in last  # as a file may be
+    try:
+        found = _remote_tars(pattern, kinds)
+    except ForbiddenError:
+        if not is_named:
+            raise
+        found = []
+    return found or ([pattern] if is_named else [])
+
+
+def _remote_tars(folder: str, kinds: tuple[str, ...]) -> list[str]:
+    return [url for url in list_folder(folder) if any(fnmatchcase(base_name(url), kind) for kind in kinds)]
 
 
 def is_pipe(url: str) -> bool:
@@ -126,8 +136,16 @@ def is_compressed(url: str) -> bool:
 
 
 def local_path(url: str) -> str:
-    """The path that ``url``, which is not remote, names."""
-    return urlparse(url).path if url.startswith("file:") else url
+    """The path that ``url``, which is not remote, names. Raises ConfigError for a file of another machine."""
+    if not url.startswith("file:"):
+        return url
+    path = url.removeprefix("file:")  # all of it: a ? or # is a part of a file's name
+    if not path.startswith("//"):
+        return path
+    host, slash, rest = path[2:].partition("/")
+    if host not in ("", "localhost"):
+        raise ConfigError(f"{url} names a file of the machine {host!r}; write file:///{host}{slash}{rest}, or a path.")
+    return f"{slash}{rest}"
 
 
 def base_name(url: str) -> str:

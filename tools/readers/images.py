@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from stat import S_ISREG
 
@@ -84,6 +85,12 @@ class ImageTree:
         """int64[len]: of the files as they were when the tree was scanned, with 8 for the label and the name."""
         sizes: NDArray[np.int64] = self._folders.sizes + 8 + np.diff(self._folders.bounds)
         return sizes
+
+    def files(self) -> tuple[bytes, NDArray[np.int64]]:
+        """See `FileSet`."""
+        folders = self._folders
+        bounds = folders.bounds.tolist()
+        return b"\0".join(folders.paths[start:stop] for start, stop in pairwise(bounds)), folders.sizes
 
 
 def read_images(src: Path, options: Options | None = None, *, allow_empty: bool = False) -> list[ImageTree]:

@@ -55,6 +55,8 @@ def read_source(
     options = Options(columns, encodings, extensions, keys=keys, skip=skip, fill=fill)
     text = os.fspath(src)
     path = Path(text)
+    if _SCHEME.match(text) and is_table(text) and not text.startswith("file:"):
+        raise ConfigError(f"{text}: tables are read from this machine only; copy it here first, and convert the copy.")
     if _SCHEME.match(text) or (text.endswith(".tar") and not path.is_dir()):
         return [TarSet([text], options)]
     if path.is_dir():
