@@ -1,7 +1,6 @@
 """Conversion: against copying the same files, and of as many files as ImageNet has."""
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import numpy as np
 
 from benchmarks.measure import Spread, drop_cache, in_turn, ratio
 from benchmarks.report import Figure
-from benchmarks.shards import workspace
+from benchmarks.shards import staged, workspace
 
 TITLE = "Conversion"
 CLASSES = 1000
@@ -37,16 +36,14 @@ def _tree(root: Path, count: int, size: int) -> Path:
     if folder.exists():
         return folder
     print(f"writing {count:,} files of {size:,} bytes", file=sys.stderr)
-    staged = folder.with_suffix(".partial")
-    shutil.rmtree(staged, ignore_errors=True)
     rng = np.random.default_rng(0)
     data = rng.bytes(size + 4096)
-    for number in range(count):
-        if number < CLASSES:
-            (staged / f"n{number:08d}").mkdir(parents=True)
-        at = int(rng.integers(4096))
-        (staged / f"n{number % CLASSES:08d}" / f"{number:08d}.jpg").write_bytes(data[at : at + size])
-    staged.rename(folder)
+    with staged(folder) as new:
+        for number in range(count):
+            if number < CLASSES:
+                (new / f"n{number:08d}").mkdir(parents=True)
+            at = int(rng.integers(4096))
+            (new / f"n{number % CLASSES:08d}" / f"{number:08d}.jpg").write_bytes(data[at : at + size])
     return folder
 
 

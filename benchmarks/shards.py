@@ -7,7 +7,6 @@ names, and stay there; without one, into a temporary folder that is removed.
 import importlib.util
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +21,19 @@ from torch.utils.data import Dataset
 from benchmarks.measure import in_child
 from tools.convert import write_shards
 
-__all__ = ["LARGE", "SMALL", "TINY", "Files", "Load", "find_wids", "has_litdata", "wids_index", "workspace", "write"]
+__all__ = [
+    "LARGE",
+    "SMALL",
+    "TINY",
+    "Files",
+    "Load",
+    "find_wids",
+    "has_litdata",
+    "staged",
+    "wids_index",
+    "workspace",
+    "write",
+]
 
 
 @dataclass(frozen=True)
@@ -78,30 +89,35 @@ def write(format: str, load: Load, root: Path) -> Path:
         case "mds" | "wds":
             write_shards(({"data": sample} for sample in load), folder, format, shard_bytes=load.shard)
         case "files":
-            with _staged(folder) as staged:
+            with staged(folder) as new:
                 for index, sample in enumerate(load):
-                    file = _file(staged, index)
+                    file = _file(new, index)
                     file.parent.mkdir(exist_ok=True)
                     file.write_bytes(sample)
         case "litdata":
-            with _staged(folder) as staged:
-                in_child(_optimize, load, staged)  # it sets up much that is to die with its process
+            with staged(folder) as new:
+                in_child(_optimize, load, new)  # it sets up much that is to die with its process
         case _:
             raise ValueError(format)
     return folder
 
 
 @contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path) -> Iterator[Path]:
     """A new folder that becomes ``folder`` once it is complete."""
-    staged = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    yield staged
-    staged.rename(folder)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as name:
+        new = Path(name, "new")
+        new.mkdir()
+        yield new
+        new.rename(folder)
 
 
 def _optimize(load: Load, folder: Path) -> None:
+    # It empties its caches before and after, which by default are TMPDIR/chunks and TMPDIR/data, whoever's they are.
+    own = folder.with_name("caches")
+    os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(own / "chunks")
+    os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(own / "data")
+    os.environ["LITDATA_CACHE_DIR"] = str(own / "read")
     from litdata import optimize
 
     optimize(

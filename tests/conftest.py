@@ -28,8 +28,9 @@ _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of its mount.h
 _BIND = 0x1000  # MS_BIND
 
 LONG = {
-    "accelerate", "benchmarks", "cifar", "conversion_runs", "demo", "hf_trainer", "imagenet", "lightning", "lost_nodes",
-    "nodes", "other_losses", "packaging", "remote_mds", "report_browser", "seeing",
+    "accelerate", "benchmarks", "cifar", "conversion_runs", "demo", "destinations", "foreign_files", "hf_trainer",
+    "imagenet", "lightning", "lost_nodes", "nodes", "other_losses", "packaging", "remote_mds", "report_browser",
+    "seeing",
 }  # fmt: skip
 """What is tested in files that take longer than 10 seconds each; `long`, so that what a change broke is soon known."""
 
@@ -49,15 +50,21 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def alone(request, tmp_path_factory):
-    """Give each worker of ``pytest -n 2`` a /dev/shm and a TMPDIR of its own.
+    """Give the tests a /dev/shm of their own, and each worker of ``pytest -n 2`` a TMPDIR too.
 
     Through these all StreamingDatasets of a machine find each other, and tests remove there what others left.
     TMPDIR has a short name, for sockets.
     """
+    libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(request.config, "workerinput"):
+        if (
+            libc.unshare(_NEW_MOUNTS)
+            or libc.mount(b"none", b"/", None, _PRIVATE, None)
+            or libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, None)
+        ):
+            _exit_beside_others()
         yield
         return
-    libc = ctypes.CDLL(None, use_errno=True)
     temporary = os.fsencode(tmp_path_factory.mktemp("t"))
     if (
         libc.unshare(_NEW_MOUNTS)
@@ -68,6 +75,17 @@ def alone(request, tmp_path_factory):
         pytest.exit(f"pytest -n needs root: /dev/shm of its own: {os.strerror(ctypes.get_errno())}; leave -n out.")
     os.environ["TMPDIR"] = tempfile.tempdir = "/mnt"
     yield
+
+
+def _exit_beside_others():
+    """Without a /dev/shm of our own: do not start where tests would remove what another program has there."""
+    shared = Path("/dev/shm")
+    if found := [path.name for path in shared.glob("[0-9][0-9][0-9][0-9][0-9][0-9]_*")] if shared.is_dir() else []:
+        pytest.exit(
+            f"/dev/shm holds {sorted(found)[0]}, of a StreamingDataset that is in use, or was killed. These tests "
+            "would remove it: wait for that program, or call streaming.base.util.clean_stale_shared_memory(); or run "
+            "as root."
+        )
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from infobatch_stream.errors import ConfigError
 from .exhibits import Shards, check_same, exhibits, open_shards
 from .notable import Highest
 from .snapshot import Snapshot
-from .target import check_folder
+from .whole_file import whole_file
 
 __all__ = ["export", "staying_hard"]
 
@@ -41,34 +41,28 @@ def export(
 
     Raises StoreError for a store that is missing or of another dataset, ConfigError, DataError.
     """
-    check_folder(out)
-    snapshot = Snapshot.take(store)
-    shards = None if dataset is None else open_shards(dataset, cache)
-    if shards is not None and dataset is not None:
-        check_same(snapshot.store, shards, dataset)
-    hardness = staying_hard(snapshot)
-    order = None if hardest is None else _highest(hardness, hardest)
-    total = snapshot.scores.size if order is None else order.size
-    new = out.with_name(f".{out.name}.new")
-    done = 0
-    try:
-        with new.open("wb") as file:
-            writer: Any = None
-            for start in range(0, max(total, 1), _BLOCK):
-                places = np.arange(start, min(start + _BLOCK, total))
-                chosen = places if order is None else order[places]
-                table = _table(snapshot, shards, hardness, chosen)
-                if shards is not None and order is not None:
-                    table = _with_names(table, shards, chosen)
-                if writer is None:
-                    writer = _writer(form, file, table.schema)
-                writer.write_table(table)
-                done += table.num_rows
-                track(total, table.num_rows)
-            writer.close()
-        new.replace(out)
-    finally:
-        new.unlink(missing_ok=True)
+    with whole_file(out) as new, new.open("wb") as file:
+        snapshot = Snapshot.take(store)
+        shards = None if dataset is None else open_shards(dataset, cache)
+        if shards is not None and dataset is not None:
+            check_same(snapshot.store, shards, dataset)
+        hardness = staying_hard(snapshot)
+        order = None if hardest is None else _highest(hardness, hardest)
+        total = snapshot.scores.size if order is None else order.size
+        done = 0
+        writer: Any = None
+        for start in range(0, max(total, 1), _BLOCK):
+            places = np.arange(start, min(start + _BLOCK, total))
+            chosen = places if order is None else order[places]
+            table = _table(snapshot, shards, hardness, chosen)
+            if shards is not None and order is not None:
+                table = _with_names(table, shards, chosen)
+            if writer is None:
+                writer = _writer(form, file, table.schema)
+            writer.write_table(table)
+            done += table.num_rows
+            track(total, table.num_rows)
+        writer.close()
     return done
 
 

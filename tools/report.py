@@ -4,7 +4,6 @@ import base64
 import datetime
 import hashlib
 import math
-import secrets
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from .exhibits import Exhibit, check_same, exhibits, open_shards
 from .figures import amounts, distribution, points, trainings, trajectories
 from .notable import Gallery, choose
 from .snapshot import Snapshot
-from .target import check_folder
+from .whole_file import whole_file
 from .written import DASH, duration, number, percent
 
 __all__ = ["build", "write"]
@@ -33,17 +32,9 @@ _ROWS: Final = 400  # epochs in the table
 
 def write(store: Path, out: Path, *, dataset: str | None = None, count: int = 32, cache: Path | None = None) -> int:
     """Write the report of ``store`` to the file ``out``, and return its bytes; see `build`."""
-    check_folder(out)
-    page = build(store, dataset=dataset, count=count, cache=cache).encode(
-        "utf-8", "replace"
-    )  # file names may be no UTF-8
-    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        part.write_bytes(page)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-    return len(page)
+    with whole_file(out) as new:
+        page = build(store, dataset=dataset, count=count, cache=cache)
+        return new.write_bytes(page.encode("utf-8", "replace"))  # file names may be no UTF-8
 
 
 def build(store: Path, *, dataset: str | None = None, count: int = 32, cache: Path | None = None) -> str:
