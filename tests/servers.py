@@ -121,7 +121,7 @@ class FaultyServer:
     """Serves ``source``: the files of a folder, or what the server with that url (an S3) answers. A context manager.
 
     All may be changed at any time, from any thread. rate: bytes per second, of all connections together. gets,
-    sent: GETs, and bytes of bodies, by path without query.
+    sent: GETs, and bytes of bodies, by path without query. page: the answer, with 200, for files that do not exist.
     """
 
     source: str | Path
@@ -130,6 +130,7 @@ class FaultyServer:
     sent: Counter = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
     port: int = 0
+    page: bytes | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _free: float = 0  # monotonic time from which the line is free
     _closing: threading.Event = field(default_factory=threading.Event)
@@ -231,6 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, file):
         if not file.is_file():
+            if self.control.page is not None:
+                return 200, {"Content-Type": "text/html"}, self.control.page
             return 404, {}, b"not found"
         data = file.read_bytes()
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}

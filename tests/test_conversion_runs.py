@@ -107,6 +107,27 @@ def test_progress_counts_to_the_total(tree, tmp_path):
     assert seen[-1].bytes == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_seconds_of_a_conversion_are_without_those_of_imports(tree, tmp_path, workers):
+    (tmp_path / "sitecustomize.py").write_text("""
+import sys, time
+
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "webdataset":
+            time.sleep(4)
+            sys.meta_path.remove(self)
+
+sys.meta_path.insert(0, Slow())
+""")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    start = time.monotonic()
+    line = command(tree, tmp_path / "out", "--format", "wds", "--workers", workers, "--json")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    took = time.monotonic() - start
+    assert 0 < json.loads(done.stdout)["seconds"] < took - 4
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # streaming leaves what it decompresses open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("compression", ["zstd", "gz:3"])

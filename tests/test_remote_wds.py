@@ -229,6 +229,19 @@ def test_an_index_may_have_a_checksum_of_the_whole_shard(here, tmp_path):
     assert load_index(path).checksum == checksum  # it was kept
 
 
+def test_a_page_that_a_server_sends_for_what_it_does_not_have_is_no_index_and_no_columns(site, here, tmp_path):
+    """Some answer 200 and a page to everything."""
+    from infobatch_stream.tools.convert import convert
+
+    site.page = b"<!doctype html><title>My homepage</title>"
+    assert plain(IndexedWebDataset(urls_of(site), cache_dir=tmp_path / "c")) == plain(IndexedWebDataset(here))
+    convert(urls_of(site), tmp_path / "out", "mds")
+    convert(here, tmp_path / "same", "mds")
+    for name in ("shard.00000.mds", "columns.json", "index.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+    assert not (tmp_path / "out/classes.json").exists()
+
+
 # ---- limits
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
@@ -136,7 +135,6 @@ def convert_command(
 
     Exit code 0: done; 1: an error; 2: a wrong option; 3: done, but for whole shards that could not be read.
     """
-    start = time.monotonic()
     with reported(), progress("samples") as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -158,11 +156,10 @@ def convert_command(
             on_error=on_error.value, allow_empty=allow_empty,
             overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=watch,
         )  # fmt: skip
-    seconds = time.monotonic() - start
     if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(done), "seconds": round(seconds, 3)}, default=str))
+        typer.echo(json.dumps({**dataclasses.asdict(done), "seconds": round(done.seconds, 3)}, default=str))
     else:
-        _print(done, seconds)
+        _print(done)
     if done.lost:
         raise typer.Exit(_LOST)
 
@@ -172,12 +169,13 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN_CLASSES]) + (", ..." if len(names) > _SHOWN_CLASSES else "")
 
 
-def _print(done: Conversion, seconds: float) -> None:
+def _print(done: Conversion) -> None:
     for part in done.parts:
         shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
         classes = f" of {len(done.classes):,} classes ({_some(done.classes)})" if done.classes else ""
         say(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
     total, size = sum(part.samples for part in done.parts), sum(part.bytes for part in done.parts)
+    seconds = done.seconds
     say(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s")
     for note in done.notes:
         say(f"note: {note}.")

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -25,7 +27,7 @@ from .fitted import fitted
 from .label_images import find_label_columns
 from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
 from .on_ray import write_on_ray
-from .pool import ordered_map, start_server
+from .pool import await_server, ordered_map, start_server
 from .readers import TableSet, read_source
 from .reencode import Reencoder
 from .samples import Column, Encoded, Sample, SampleSet, column_of
@@ -105,12 +107,15 @@ def convert(
     if shard_samples is not None and shard_samples < 1:
         raise ConfigError(f"shard_samples is {shard_samples}; give 1 or more.")
     library = {ShardFormat.MDS: "streaming", ShardFormat.WDS: "webdataset"}[target.format]
-    if workers > 1 and ray is None:
+    parallel = workers > 1 and ray is None
+    if parallel:
         start_server(write_task, [library])  # which takes seconds, while the source is looked through
+    start = time.monotonic()
     sets = read_source(
         src, columns=columns, encodings=encodings, extensions=extensions, keys=keys, fill=fill,
         skip=on_error == "skip", allow_empty=allow_empty,
     )  # fmt: skip
+    start += _await_library(library, parallel=parallel)
     if fill and not all(isinstance(one, TableSet) for one in sets):
         raise ConfigError(f"fill is for the empty values of tables, and {src} is none; leave it out.")
     if target.format is ShardFormat.WDS and on_error == "raise":
@@ -164,7 +169,7 @@ def convert(
                 ledger.take(task.part, written)
         ledger.finish()
     return replace(
-        ledger.summary(dst, sum(one.skipped for one in sets)),
+        ledger.summary(dst, sum(one.skipped for one in sets), time.monotonic() - start),
         lost=tuple(text for one in sets for text in one.lost),
         notes=(*(text for one in sets for text in one.notes), *guessed),
     )
@@ -271,6 +276,17 @@ def _check_apart(src: Path | str, dst: Path | str) -> None:
         overlap = inner.is_relative_to(outer) or (outer.is_relative_to(inner) and not is_pattern)
     if overlap:
         raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")
+
+
+def _await_library(name: str, *, parallel: bool) -> float:
+    """Return when ``name`` is imported, here or where workers come from: the seconds that it took, of nobody's data."""
+    start = time.monotonic()
+    if parallel:
+        await_server()
+    else:
+        with suppress(Exception):  # told of where it is needed
+            import_module(name)
+    return time.monotonic() - start
 
 
 def _sizes(job: Job, source: SampleSet) -> NDArray[np.int64]:

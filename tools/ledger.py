@@ -44,6 +44,7 @@ class Conversion:
 
     skipped: how many files were no samples. problems: of the samples that could not be read, a text each.
     lost: of the shards of the source that could not be read, likewise. notes: what else a user should know.
+    seconds: that it took, without those in which libraries were imported.
     """
 
     parts: tuple[ShardSummary, ...]
@@ -52,6 +53,7 @@ class Conversion:
     problems: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Ledger:
                 listed = [(shard["file"].rpartition("/")[2], shard["samples"], shard["bytes"]) for shard in shards]
                 self._out.write(f"{prefix}{MANIFEST}", manifest_of(listed))
 
-    def summary(self, dst: Path | str, skipped: int) -> Conversion:
+    def summary(self, dst: Path | str, skipped: int, seconds: float = 0.0) -> Conversion:
         """What was written, for the user."""
         parts = []
         for part, one in enumerate(self._sets):
@@ -156,4 +158,4 @@ class Ledger:
             samples, size = (sum(shard[what] for shard in shards) for what in ("samples", "bytes"))
             parts.append(ShardSummary(place, samples, len(shards), size))
         problems = [text for records in self._records for record in records for text in record["problems"]]
-        return Conversion(tuple(parts), tuple(self._sets[0].classes or ()), skipped, tuple(problems))
+        return Conversion(tuple(parts), tuple(self._sets[0].classes or ()), skipped, tuple(problems), seconds)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from infobatch_stream.errors import ConfigError
 
-__all__ = ["default_workers", "ordered_map", "start_server"]
+__all__ = ["await_server", "default_workers", "ordered_map", "start_server"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,6 +93,13 @@ def start_server(function: Callable[..., object], preload: Sequence[str] = ()) -
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def await_server() -> None:
+    """Return when the process that `start_server` started has imported all it was to, and makes workers."""
+    process = get_context("forkserver").Process(target=default_workers)  # whatever does nothing
+    process.start()
+    process.join()
 
 
 def _begin(until: Connection, function: Callable[[Any], Any]) -> None:

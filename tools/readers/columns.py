@@ -185,7 +185,17 @@ def _fetched(url: str) -> bytes | None:
             download(url, place)
         except NotThereError:  # or nobody may list what is there: then a web server says that it is forbidden
             return None
-        return _content(place)
+        data = _content(place)
+    # There are servers that answer with a page, and as if all was well, for what they do not have.
+    return None if url.lower().startswith("http") and not _is_json(data) else data
+
+
+def _is_json(data: bytes | None) -> bool:
+    try:
+        json.loads((data or b"").decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def read_classes(folders: Iterable[AnyPath]) -> list[str] | None:
