@@ -156,6 +156,23 @@ def test_a_name_that_says_no_format_needs_one(path, tmp_path):
     assert (tmp_path / "t.txt").read_text().startswith('"index"')
 
 
+@pytest.mark.parametrize("command", ["export", "report"])
+@pytest.mark.parametrize(("out", "text"), [("no/such/x.csv", "there is no folder"), ("folder.csv", "is a folder")])
+def test_a_place_that_cannot_be_written_is_named_as_the_user_named_it(path, tmp_path, command, out, text):
+    (tmp_path / "folder.csv").mkdir()
+    said = run(command, path, "-o", tmp_path / out, code=1)
+    assert text in said
+    assert str(tmp_path / out) in said
+    assert ".new" not in said
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder.csv", "s.zarr"]
+
+
+def test_a_file_beside_it_that_has_a_name_like_one_in_the_making_stays(path, tmp_path):
+    (tmp_path / ".t.csv.new").write_text("precious")
+    run("export", path, "-o", tmp_path / "t.csv")
+    assert (tmp_path / ".t.csv.new").read_text() == "precious"
+
+
 def test_without_a_file_it_has_the_name_of_the_store_in_this_folder(path, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -124,7 +124,9 @@ def convert_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the shards in DST, once the new ones are complete.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a conversion that was broken off.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a conversion that was broken off; images may be mended before.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on this Ray cluster: auto, local, or host:port.")

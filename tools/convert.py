@@ -90,7 +90,8 @@ def convert(
     on_error: "skip" passes over samples that cannot be read, and lists them in the result; also whole shards.
     allow_empty: class folders without images keep their numbers, instead of being refused.
     overwrite: replace shards in ``dst``. resume: go on with a conversion that was broken off; the shards that were
-        in the making are made again.
+        in the making are made again. ``on_error`` may be another then, and image files that are in no shard yet may
+        have been mended or removed; what goes into which shard stays as it was decided at the beginning.
     workers: processes. ray: address of a Ray cluster that does the work instead. watch: is told of the progress.
 
     Raises ConfigError, DataError, MissingExtraError or OSError. ``dst`` is then as it was before; beside it, shards
