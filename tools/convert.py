@@ -267,7 +267,7 @@ def _check_apart(src: Path | str, dst: Path | str) -> None:
     """Raise ConfigError where the destination is the source, or holds it, or lies in a folder that is converted."""
     text = os.fspath(src)
     fixed = re.match(r"[^*?\[{]*", text)
-    is_pattern = fixed is not None and fixed[0] != text and not Path(text).exists()
+    is_pattern = fixed is not None and fixed[0] != text and not Path(local_path(text)).exists()
     folder = fixed[0].rpartition("/")[0] or "." if is_pattern and fixed is not None else text
     if is_url(text) or is_url(dst):
         here, there = (f"{str(one).rstrip('/')}/" for one in (folder, dst))
