@@ -13,9 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from infobatch_stream import layout
 from infobatch_stream.errors import StoreError
 from infobatch_stream.history import carry
-from infobatch_stream.litter import abandoned, hold, remove_abandoned
+from infobatch_stream.litter import abandoned, hold, make_held, remove_abandoned
 
-__all__ = ["Draft", "put_back", "tidy"]
+__all__ = ["Draft", "TakenError", "put_back", "tidy"]
+
+
+class TakenError(StoreError):
+    """Something stands at the path of a store that was to be made there."""
 
 
 class Draft:
@@ -41,20 +45,21 @@ class Draft:
         self._replace = replace
         self._header = header
         self._lock = -1
-        self._new = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
+        self.folder = path  # until there is one
+        self._old: int | None = None
         self._needed = 2 * layout.file_size(header.num_samples)
         try:
             if path.exists():
                 if not replace:
                     raise _taken(path)
                 layout.check_is_store(path)
+                self._old = path.stat().st_ino
             path.parent.mkdir(parents=True, exist_ok=True)
             tidy(path)
             if shutil.disk_usage(path.parent).free < self._needed:  # or other programs would feel the full disk first
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._new.mkdir()
-            self._lock = hold(self._new)
-            layout.write_new(self._new, header, {"scores": scores, "pending": pending})
+            self.folder, self._lock = make_held(self._make)
+            layout.write_new(self.folder, header, {"scores": scores, "pending": pending})
         except OSError as error:
             self.discard()
             raise self._failure(error) from error
@@ -62,9 +67,14 @@ class Draft:
             self.discard()
             raise
 
+    def _make(self) -> Path:
+        self.folder = self._path.with_name(f".{self._path.name}.new-{secrets.token_hex(4)}")
+        self.folder.mkdir()
+        return self.folder
+
     def fill(self, array: str, start: int, values: NDArray[np.float32]) -> None:
         """Put ``values`` (float32[k]) at ``start`` of "scores" or "pending"."""
-        whole = layout.map_array(self._new, array, self._header.num_samples, "r+")
+        whole = layout.map_array(self.folder, array, self._header.num_samples, "r+")
         whole[start : start + len(values)] = values
         whole.flush()
 
@@ -73,7 +83,7 @@ class Draft:
         with suppress(StoreError):  # damaged: it is replaced for that
             old = layout.read_header(self._path)
             if (old.num_samples, old.fingerprint) == (self._header.num_samples, self._header.fingerprint):
-                carry(self._path, self._new, self._header.epoch)
+                carry(self._path, self.folder, old.num_samples, self._header.epoch)
 
     def place(self) -> None:
         """Make it the store at the path, by renaming; a store to be replaced is moved aside first, then removed."""
@@ -82,9 +92,11 @@ class Draft:
         try:
             if self._replace and self._path.exists():
                 held = hold(self._path)
+                if os.fstat(held).st_ino != self._old:  # another process has replaced it already
+                    raise _taken(self._path)
                 self._path.rename(old)
             try:
-                self._new.rename(self._path)
+                self.folder.rename(self._path)
             except OSError as error:
                 if old.exists():
                     old.rename(self._path)
@@ -103,7 +115,8 @@ class Draft:
 
     def discard(self) -> None:
         """Remove what was not placed."""
-        shutil.rmtree(self._new, ignore_errors=True)
+        if self.folder != self._path:
+            shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -121,7 +134,8 @@ def put_back(path: Path) -> None:
         return
     aside = list(abandoned(path.parent, f".{path.name}.old-"))
     if len(aside) == 1:
-        aside[0].rename(path)
+        with suppress(OSError):  # another process was quicker
+            aside[0].rename(path)
 
 
 def tidy(path: Path) -> None:
@@ -131,5 +145,5 @@ def tidy(path: Path) -> None:
             remove_abandoned(path.parent, f".{path.name}.{kind}-")
 
 
-def _taken(path: Path) -> StoreError:
-    return StoreError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
+def _taken(path: Path) -> TakenError:
+    return TakenError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")

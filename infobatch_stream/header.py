@@ -8,31 +8,31 @@ is the specification.
 """
 
 import dataclasses
-import errno
 import json
 import os
-import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 import google_crc32c
 
 from infobatch_stream.errors import StoreError
+from infobatch_stream.inside import read_inside
 
 __all__ = [
     "FORMAT",
     "KEY",
     "MAX_EPOCH",
     "MAX_SAMPLES",
+    "METADATA_LIMIT",
     "Header",
     "check_is_store",
     "checksum",
     "not_a_store",
-    "open_regular",
     "out_of_range",
+    "parse_json",
     "read_header",
     "read_json",
     "remove_leftovers",
@@ -49,7 +49,7 @@ MAX_EPOCH = (1 << 48) - 1  # random draws take 48 bits of it
 State = Literal["ready", "apply", "reset"]
 
 _KINDS = {"num_samples": int, "fingerprint": str, "epoch": int, "state": str}
-_METADATA_LIMIT = 1 << 20  # bytes of a zarr.json we are ready to parse
+METADATA_LIMIT = 1 << 20  # bytes of a zarr.json we are ready to parse
 _FINGERPRINT_LIMIT = 1 << 16  # characters, so that the header stays well below that
 _DEPTH_LIMIT = 64  # of nested JSON; json would parse more than it can write again
 _DIGITS_LIMIT = 1000  # of a number: parsing takes the square of them
@@ -96,29 +96,24 @@ def restore(what: str) -> StoreError:
     )
 
 
-def open_regular(file: Path) -> BinaryIO:
-    """Open ``file`` to read. Raises OSError, also for anything but a regular file: a pipe would wait for ever."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(file))
-    return os.fdopen(descriptor, "rb")
-
-
-def read_json(file: Path, path: Path) -> dict[str, Any]:
-    """The object in ``file`` of the store at ``path``. Raises StoreError for whatever else is there."""
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """The object in the file ``name`` of the store at ``path``. Raises StoreError for whatever else is there."""
     try:
-        with open_regular(file) as handle:
-            text = handle.read(_METADATA_LIMIT + 1)
-        if len(text) > _METADATA_LIMIT:
-            raise not_a_store(path, f"{file} is larger than {_METADATA_LIMIT:,} bytes")
+        return parse_json(read_inside(path, name, METADATA_LIMIT))
+    except (OSError, ValueError) as error:
+        raise not_a_store(path, f"{path / name} cannot be read ({error})") from error
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """The object that ``text`` is. Raises ValueError for all else, and for what would take much time to look at."""
+    try:
         # NaN and Infinity pass, since Zarr writes them for attributes of others; ours are of other types.
         found = json.loads(text.decode(), object_pairs_hook=_once, parse_int=_whole)
         _check_depth(found)
-    except (OSError, ValueError, RecursionError) as error:
-        raise not_a_store(path, f"{file} cannot be read ({error})") from error
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     if not isinstance(found, dict):
-        raise not_a_store(path, f"{file} holds no JSON object")
+        raise ValueError("it holds no JSON object")  # noqa: TRY004 - of a file, not of an argument
     return found
 
 
@@ -152,7 +147,7 @@ def _check_depth(found: Any) -> None:
 
 def _fields(path: Path) -> dict[str, Any]:
     """The header as it stands, of a format that is known; nothing else of it is checked."""
-    found = read_json(path / "zarr.json", path).get("attributes")
+    found = read_json(path, "zarr.json").get("attributes")
     fields = found.get(KEY) if isinstance(found, dict) else None
     if not isinstance(fields, dict):
         raise not_a_store(path, f"its attributes have no {KEY!r}")
@@ -208,7 +203,7 @@ def short(value: Any) -> str:
 
 def write_header(path: Path, header: Header) -> None:
     """Replace the header by way of a temporary file; on return the new one is on the disk."""
-    metadata = read_json(path / "zarr.json", path)
+    metadata = read_json(path, "zarr.json")
     attributes = metadata.get("attributes")
     metadata["attributes"] = {**(attributes if isinstance(attributes, dict) else {}), KEY: header.to_json()}
     descriptor, temporary = tempfile.mkstemp(prefix=".zarr.json.", dir=path)

@@ -9,116 +9,62 @@
         samples/0, samples/1     uint16[2, N]   how often a sample was trained on; one more than the epoch it last was
         recorded                 float32[E, N]  with history=True: the losses of each epoch, NaN for what was pruned
 
-Nothing here is needed to train: a row that cannot be written is a warning, one that cannot be read is missing. Zarr
-replaces a file when it writes, so each of them is whole, or not there.
+Nothing here is needed to train: a row that cannot be written is a warning, one that cannot be read is missing. A file
+is replaced and not written to, so each of them is whole, or not there.
 """
 
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
+from infobatch_stream.epoch import BINS, EDGES, SHARES, Epoch
 from infobatch_stream.errors import StoreError
-from infobatch_stream.summary import Summary
+from infobatch_stream.header import read_header
+from infobatch_stream.history_array import GROUP, Form, HistoryArray, has_group, make_group
 
 __all__ = [
-    "EDGES", "SHARES", "Epoch", "History", "Training", "carry", "epochs", "explained", "reading", "replay", "scores_at",
-    "training",
+    "EDGES", "SHARES", "Epoch", "History", "Training", "blocks", "carry", "epochs", "mend", "reading", "recorded_form",
+    "step", "training",
 ]  # fmt: skip
-
-SHARES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
-"""Shares of the samples, of whose scores `Epoch.quantiles` are."""
-
-_BINS: Final = 256
-_LOWEST: Final = (127 - 20) << 3  # 2^-20 by the upper 12 bits of a float32: sign, exponent, three bits of the fraction
-_NEGATIVE: Final = 1 << 15
-_INFINITE: Final = 0x7F80
-
-EDGES: Final[NDArray[np.float32]] = (np.arange(_LOWEST, _LOWEST + _BINS + 1, dtype=np.uint32) << np.uint32(20)).view(
-    np.float32
-)
-"""float32[257]: the edges of the bins of `Epoch.histogram`, 8 to a doubling, from 2^-20 to 2^12.
-
-What lies beyond them is counted in the first and the last bin.
-"""
 
 _EPOCHS: Final = 64  # in a chunk of rows, which is written anew at each commit
 _MOST: Final = 0xFFFF
 _SAMPLES: Final = 1 << 20  # samples in a chunk
-_QUICK: Final = BloscCodec(typesize=2, cname="lz4", shuffle="bitshuffle")  # half the time of Zarr's own choice
-_GROUP: Final = "history"
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """An epoch that is over.
-
-    entries: samples that it drew from; kept: of these; trained: in the steps that were made. threshold: of its plan,
-    NaN without one. seconds: it took. mean, quantiles (float32[11], at SHARES, to 1 %), histogram (int64[256], between
-    EDGES): of the scores that it left.
-    """
-
-    number: int
-    entries: int
-    kept: int
-    trained: int
-    threshold: float
-    seconds: float
-    mean: float = float("nan")
-    quantiles: NDArray[np.float32] = field(default_factory=lambda: np.full(len(SHARES), np.nan, np.float32))
-    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
-
-    def describing(self, scores: NDArray[np.float32]) -> Self:
-        """This epoch, with mean, quantiles and histogram of ``scores``, float32[N], which it left."""
-        summary = Summary(scores)
-        counts, _ = summary.tally()
-        changes = {"mean": summary.mean, "quantiles": _quantiles(counts), "histogram": _histogram(counts)}
-        return type(self)(**({one.name: getattr(self, one.name) for one in fields(self)} | changes))
+def _row(dtype: str, fill: float, *size: int) -> Form:
+    return Form(dtype, fill, (_EPOCHS, *size), size)
 
 
-def _ascending(counts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Scores from the lowest up, each in the middle of an upper half of bits, and how often they occur."""
-    order = np.concatenate([np.arange(_NEGATIVE + _INFINITE - 1, _NEGATIVE - 1, -1), np.arange(_INFINITE)])
-    values = (order.astype(np.uint32) << np.uint32(16) | np.uint32(0x8000)).view(np.float32)
-    return values, counts[order]
-
-
-def _quantiles(counts: NDArray[np.int64]) -> NDArray[np.float32]:
-    values, counts = _ascending(counts)
-    ends = np.cumsum(counts)
-    if not ends[-1]:
-        return np.full(len(SHARES), np.nan, np.float32)
-    ranks = np.minimum(np.floor(np.array(SHARES) * ends[-1]), ends[-1] - 1)
-    return cast(NDArray[np.float32], values[ends.searchsorted(ranks, "right")])
-
-
-def _histogram(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    eighths = counts[:_INFINITE].reshape(-1, 16).sum(1)  # by their upper 12 bits
-    bins = eighths[_LOWEST : _LOWEST + _BINS].copy()
-    bins[0] += eighths[:_LOWEST].sum() + counts[_NEGATIVE : _NEGATIVE + _INFINITE].sum()
-    bins[-1] += eighths[_LOWEST + _BINS :].sum()
-    return cast(NDArray[np.int64], bins)
-
-
-_ROWS: Final[dict[str, tuple[str, Any, tuple[int, ...]]]] = {
-    "entries": ("<i8", -1, ()),
-    "kept": ("<i8", -1, ()),
-    "trained": ("<i8", -1, ()),
-    "threshold": ("<f8", np.nan, ()),
-    "seconds": ("<f8", np.nan, ()),
-    "mean": ("<f8", np.nan, ()),
-    "quantiles": ("<f4", np.nan, (len(SHARES),)),
-    "histogram": ("<i8", 0, (_BINS,)),
+_PLANNED: Final = {
+    "kept": _row("<i8", -1),
+    "trained": _row("<i8", -1),
+    "threshold": _row("<f8", np.nan),
+    "seconds": _row("<f8", np.nan),
+    "entries": _row("<i8", -1),  # the last that is written: with it the row is there
 }
+_LEFT: Final = {
+    "quantiles": _row("<f4", np.nan, len(SHARES)),
+    "histogram": _row("<i8", 0, BINS),
+    "mean": _row("<f8", np.nan),  # the last
+}
+_ROWS: Final = _PLANNED | _LEFT
+
+
+def _samples(num_samples: int) -> Form:
+    return Form("<u2", 0, (1, min(num_samples, _SAMPLES)), (num_samples,), rows=2, quick=True)
+
+
+def recorded_form(num_samples: int) -> Form:
+    """Of the losses of every epoch."""
+    return Form("<f4", np.nan, (1, min(num_samples, _SAMPLES)), (num_samples,))
 
 
 class History:
@@ -129,86 +75,83 @@ class History:
     """
 
     def __init__(self, path: Path, epoch: Epoch, *, recorded: bool) -> None:
-        self._path = path / _GROUP
+        self._path = path
         self._epoch = epoch
         self._recorded = recorded
 
     def before(self, scores: NDArray[np.float32], pending: NDArray[np.float32]) -> None:
-        """Count what was trained on. Both float32[N]: the scores of the plan, and the losses of the epoch."""
-        self._attempt(lambda group: self._before(group, scores, pending))
+        """Write the plan of the epoch, and count what was trained on.
+
+        Both float32[N]: the scores of the plan, and the losses of the epoch.
+        """
+        self._attempt(lambda: self._before(scores, pending))
 
     def after(self, scores: NDArray[np.float32]) -> None:
-        """Write the row of the epoch, which left ``scores``, float32[N]."""
-        self._attempt(lambda group: self._after(group, scores))
+        """Describe the scores that the epoch left, float32[N]. `mend` does it where a process did not come so far."""
+        self._attempt(lambda: _put_row(self._path, self._epoch.describing(scores), _LEFT))
 
-    def _attempt(self, work: Callable[[Any], None]) -> None:
+    def _attempt(self, work: Callable[[], None]) -> None:
         try:
-            work(zarr.open_group(self._path, mode="a"))
-        except Exception as error:  # zarr and its codecs have many
+            make_group(self._path)
+            work()
+        except Exception as error:  # codecs have many
             warnings.warn(
-                f"the history of epoch {self._epoch.number} could not be written to {self._path} "
-                f"({type(error).__name__}: {error}); the scores are not concerned.",
+                f"the history of epoch {self._epoch.number} could not be written to {self._path / GROUP} "
+                f"({type(error).__name__}: {error}); the scores are not concerned. To begin the history anew, remove "
+                "that folder.",
                 RuntimeWarning,
                 stacklevel=2,
             )
 
-    def _before(self, group: Any, scores: NDArray[np.float32], pending: NDArray[np.float32]) -> None:
-        epoch, size = self._epoch.number, pending.size
-        old, new = (self._samples(group, half % 2, size) for half in (epoch + 1, epoch))
-        known = old.attrs.get("through") == epoch
-        new.attrs.update(through=-1)  # until it is whole: a commit that is broken off is repeated
-        for block in _blocks(size):
-            counts = np.asarray(old[:, block]) if known else np.zeros((2, block.stop - block.start), np.uint16)
-            seen = ~np.isnan(pending[block])
-            counts[0] += seen & (counts[0] < _MOST)
-            np.copyto(counts[1], min(epoch + 1, _MOST), where=seen)
-            new[:, block] = counts
-        new.attrs.update(through=epoch + 1, since=old.attrs["since"] if known else epoch)
+    def _before(self, scores: NDArray[np.float32], pending: NDArray[np.float32]) -> None:
+        epoch, form = self._epoch.number, _samples(pending.size)
+        old, new = (HistoryArray.make(self._path, f"samples/{half % 2}", form) for half in (epoch + 1, epoch))
+        known = old.attributes.get("through") == epoch
+        new.update(through=-1)  # until it is whole: a commit that is broken off is repeated
+        for number, block in enumerate(blocks(pending.size)):
+            seen = np.isfinite(pending[block])
+            times, last = (old.read(row, number)[0] if known else np.zeros(form.chunk[1], "<u2") for row in (0, 1))
+            times[: seen.size] += seen & (times[: seen.size] < _MOST)
+            np.copyto(last[: seen.size], min(epoch + 1, _MOST), where=seen)
+            for row, values in enumerate((times, last)):
+                new.write(values[None], row, number)
+        new.update(through=epoch + 1, since=old.attributes.get("since", epoch) if known else epoch)
         if self._recorded:
-            self._record(group, scores, pending)
+            self._record(scores, pending)
+        _put_row(self._path, self._epoch, _PLANNED)
 
-    def _record(self, group: Any, scores: NDArray[np.float32], pending: NDArray[np.float32]) -> None:
-        epoch, size = self._epoch.number, pending.size
-        rows = self._rows(group, "recorded", "<f4", np.nan, (size,), (1, _SAMPLES))
-        if rows.shape[0] < epoch:  # the epochs before it were not kept: what they left stands for them
-            _grow(rows, epoch)
-            rows.attrs.update(since=epoch)
-            for block in _blocks(size):
-                rows[epoch - 1, block] = scores[block]
-        _grow(rows, epoch + 1)
-        for block in _blocks(size):
-            rows[epoch, block] = pending[block]
-
-    def _after(self, group: Any, scores: NDArray[np.float32]) -> None:
-        row = self._epoch.describing(scores)
-        for name, (kind, fill, shape) in reversed(_ROWS.items()):  # entries last: with it the row is there
-            rows = self._rows(group, name, kind, fill, shape, (_EPOCHS, *shape))
-            _grow(rows, row.number + 1)
-            rows[row.number] = getattr(row, name)
-
-    @staticmethod
-    def _samples(group: Any, half: int, size: int) -> Any:
-        if (name := f"samples/{half}") in group:
-            return group[name]
-        chunks = (1, min(size, _SAMPLES))
-        return group.create_array(name, shape=(2, size), chunks=chunks, dtype="<u2", fill_value=0, compressors=_QUICK)
-
-    @staticmethod
-    def _rows(group: Any, name: str, kind: str, fill: Any, shape: tuple[int, ...], chunks: tuple[int, ...]) -> Any:
-        if name in group:
-            return group[name]
-        chunks = (chunks[0], *map(min, shape, chunks[1:]))
-        return group.create_array(name, shape=(0, *shape), chunks=chunks, dtype=kind, fill_value=fill)
+    def _record(self, scores: NDArray[np.float32], pending: NDArray[np.float32]) -> None:
+        epoch = self._epoch.number
+        rows = HistoryArray.make(self._path, "recorded", recorded_form(pending.size))
+        if rows.rows < epoch:  # the epochs before it were not kept: what they left stands for them
+            rows.update(rows=epoch, since=epoch)
+            for number, block in enumerate(blocks(pending.size)):
+                rows.write(scores[block][None], epoch - 1, number)
+        rows.update(rows=max(rows.rows, epoch + 1))
+        for number, block in enumerate(blocks(pending.size)):
+            rows.write(pending[block][None], epoch, number)
 
 
-def _blocks(num_samples: int) -> Iterator[slice]:
+def _put_row(path: Path, epoch: Epoch, forms: dict[str, Form]) -> None:
+    chunk, place = divmod(epoch.number, _EPOCHS)
+    for name, form in forms.items():
+        rows = HistoryArray.make(path, name, form)
+        where = (chunk, *(0 for _ in form.size))
+        values = rows.read(*where)
+        values[place] = getattr(epoch, name)
+        rows.write(values, *where)
+        rows.update(rows=max(rows.rows, epoch.number + 1))
+
+
+def step() -> int:
+    """How many samples are in a chunk."""
+    return _SAMPLES
+
+
+def blocks(num_samples: int) -> Iterator[slice]:
+    """The samples of each chunk."""
     for start in range(0, num_samples, _SAMPLES):
         yield slice(start, min(start + _SAMPLES, num_samples))
-
-
-def _grow(rows: Any, count: int) -> None:
-    if rows.shape[0] < count:
-        rows.resize((count, *rows.shape[1:]))
 
 
 def epochs(path: Path) -> list[Epoch]:
@@ -216,38 +159,54 @@ def epochs(path: Path) -> list[Epoch]:
 
     Raises StoreError for a history that is there and cannot be read.
     """
-    with reading(path) as group:
-        if group is None or "entries" not in group:
-            return []
-        rows = {name: np.asarray(group[name][:]) for name in _ROWS}
-        known = [number for number, entries in enumerate(rows["entries"].tolist()) if entries >= 0]
-        return [Epoch(number, **{name: _plain(row[number]) for name, row in rows.items()}) for number in known]
+    header = read_header(path)
+    over = header.epoch + (header.state == "apply")  # what comes later may be half written
+    with reading(path):
+        return [one for chunk in _chunks_of_rows(path) for one in _epochs_in(path, chunk) if one.number < over]
+
+
+def _chunks_of_rows(path: Path) -> list[int]:
+    entries = HistoryArray.open(path, "entries", _ROWS["entries"]) if has_group(path) else None
+    return [] if entries is None else [chunk for (chunk,) in entries.places()]
+
+
+def _epochs_in(path: Path, chunk: int) -> Iterator[Epoch]:
+    rows = {name: _chunk(path, name, form, chunk) for name, form in _ROWS.items()}
+    for place in np.flatnonzero(rows["entries"] >= 0).tolist():
+        yield Epoch(chunk * _EPOCHS + place, **{name: _plain(row[place]) for name, row in rows.items()})
+
+
+def _chunk(path: Path, name: str, form: Form, chunk: int) -> NDArray[Any]:
+    found = HistoryArray.open(path, name, form)
+    return np.full(form.chunk, form.fill, form.dtype) if found is None else found.read(chunk, *(0 for _ in form.size))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if np.ndim(value) == 0 else value
+
+
+def mend(path: Path, epoch: int, scores: NDArray[np.float32]) -> None:
+    """Describe the scores, float32[N], that ``epoch`` epochs left, if a process was killed before it came to that."""
+    with suppress(StoreError), reading(path):  # who writes to it next hears of what is wrong
+        chunk = (epoch - 1) // _EPOCHS
+        if epoch and has_group(path):
+            for row in _epochs_in(path, chunk):
+                if row.number == epoch - 1 and np.isnan(row.mean) and not row.histogram.any():
+                    _put_row(path, row.describing(scores), _LEFT)
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[Any]:
-    """The Zarr group of the history of the store at ``path``, None without one. As `explained`."""
-    with explained(path):
-        there = (path / _GROUP / "zarr.json").exists()
-        yield zarr.open_group(path / _GROUP, mode="r") if there else None
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """A fault in reading the history of the store at ``path`` is a StoreError."""
     try:
         yield
     except StoreError:
         raise
-    except Exception as error:  # zarr and its codecs have many
+    except Exception as error:  # codecs have many
         raise StoreError(
-            f"{path / _GROUP} cannot be read ({type(error).__name__}: {error}). Nothing but reports depends on it: "
+            f"{path / GROUP} cannot be read ({type(error).__name__}: {error}). Nothing but reports depends on it: "
             "remove that folder, and the history begins anew."
         ) from error
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if np.ndim(value) == 0 else value
 
 
 @dataclass(frozen=True)
@@ -264,85 +223,41 @@ def training(path: Path, epoch: int) -> Training | None:
 
     Raises StoreError for a history that is there and cannot be read.
     """
-    with reading(path) as group:
-        for half in ("0", "1"):
-            if group is not None and f"samples/{half}" in group:
-                samples = group[f"samples/{half}"]
-                if samples.attrs.get("through") != epoch:
-                    continue
-                found = np.asarray(samples[:])
-                if group[f"samples/{half}"].attrs.get("through") == epoch:  # still: a run may write to it
-                    return Training(found[0], found[1].astype(np.int32) - 1, samples.attrs["since"])
+    num_samples = read_header(path).num_samples
+    with reading(path):
+        for name in ("samples/0", "samples/1") if has_group(path) else ():
+            half = HistoryArray.open(path, name, _samples(num_samples))
+            if half is None or half.attributes.get("through") != epoch:
+                continue
+            found = np.empty((2, num_samples), np.uint16)
+            for number, block in enumerate(blocks(num_samples)):
+                for row in (0, 1):
+                    found[row, block] = half.read(row, number)[0, : block.stop - block.start]
+            again = HistoryArray.open(path, name, _samples(num_samples))
+            if again is not None and again.attributes.get("through") == epoch:  # still: a run may write to it
+                return Training(found[0], found[1].astype(np.int32) - 1, half.attributes.get("since", 0))
     return None
 
 
-def scores_at(path: Path, num_samples: int, epoch: int) -> NDArray[np.float32]:
-    """float32[N]: the scores that the first ``epoch`` epochs left, NaN = never seen.
+def carry(old: Path, new: Path, num_samples: int, epoch: int) -> None:
+    """Give the store at ``new`` the history of that at ``old``, both of N samples, of the epochs before ``epoch``.
 
-    Raises StoreError when the losses of one of them were not kept.
+    What cannot be taken over is a warning, and left behind.
     """
-    scores = np.full(num_samples, np.nan, np.float32)
-    with reading(path) as group:
-        recorded: Any = group["recorded"] if group is not None and "recorded" in group else None
-        first, last = (1, 0) if recorded is None else (recorded.attrs.get("since", 0), recorded.shape[0])
-        if not first <= epoch <= last:
-            kept = f"those of {first} to {last} epochs" if first <= last else "none"
-            raise StoreError(
-                f"{path} does not have the scores that {epoch} epochs left, but {kept}; they are kept with "
-                "InfoBatchLoader(history=True)."
-            )
-        for block in _blocks(num_samples):
-            part = scores[block]
-            for number in range(epoch - 1, max(first - 1, 0) - 1, -1):  # the newest first: most often few are needed
-                unseen = np.isnan(part)
-                if not unseen.any():
-                    break
-                part[unseen] = np.asarray(recorded[number, block])[unseen]
-    return scores
-
-
-def replay(path: Path, num_samples: int) -> Iterator[NDArray[np.float32]]:
-    """The scores that each epoch left, from the first on, float32[N]; nothing where they were not all kept.
-
-    One array, which changes in place.
-    """
-    with reading(path) as group:
-        recorded: Any = group["recorded"] if group is not None and "recorded" in group else None
-        if recorded is None or recorded.attrs.get("since", 0):
-            return
-        scores = np.full(num_samples, np.nan, np.float32)
-        for number in range(recorded.shape[0]):
-            for block in _blocks(num_samples):
-                losses = np.asarray(recorded[number, block])
-                np.copyto(scores[block], losses, where=~np.isnan(losses))
-            yield scores
-
-
-def carry(old: Path, new: Path, epoch: int) -> None:
-    """Give the store at ``new`` the history of that at ``old``, of the epochs before ``epoch``.
-
-    By hard links, which do no harm: Zarr replaces files. One that cannot be taken over is a warning, and left behind.
-    """
-    if not (old / _GROUP).is_dir():
-        return
+    forms = _ROWS | {"recorded": recorded_form(num_samples)}
+    forms |= {f"samples/{half}": _samples(num_samples) for half in (0, 1)}
     try:
-        shutil.copytree(old / _GROUP, new / _GROUP, copy_function=_link)
-        group: Any = zarr.open_group(new / _GROUP, mode="a")
-        for name in (*_ROWS, "recorded"):
-            if name in group and group[name].shape[0] > epoch:
-                group[name].resize((epoch, *group[name].shape[1:]))
-    except Exception as error:  # zarr and its codecs have many
-        shutil.rmtree(new / _GROUP, ignore_errors=True)
+        if not has_group(old):
+            return
+        make_group(new)
+        for name, form in forms.items():
+            if found := HistoryArray.open(old, name, form):
+                found.carry(new, epoch)
+    except Exception as error:  # codecs have many
+        shutil.rmtree(new / GROUP, ignore_errors=True)
         warnings.warn(
-            f"the history in {old / _GROUP} cannot be read ({type(error).__name__}: {error}), so it begins anew; the "
+            f"the history in {old / GROUP} cannot be read ({type(error).__name__}: {error}), so it begins anew; the "
             "scores are not concerned.",
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)

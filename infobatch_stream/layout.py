@@ -17,6 +17,7 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike
+from zarr.codecs import BytesCodec
 
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.header import (
@@ -25,7 +26,6 @@ from infobatch_stream.header import (
     Header,
     check_is_store,
     not_a_store,
-    open_regular,
     out_of_range,
     read_header,
     read_json,
@@ -35,6 +35,7 @@ from infobatch_stream.header import (
     sync_folder,
     write_header,
 )
+from infobatch_stream.inside import open_inside
 
 __all__ = [
     "FORMAT",
@@ -80,8 +81,12 @@ def file_size(num_samples: int) -> int:
     return count * (4 * size + 16) + 4
 
 
+def _shard(array: str) -> str:
+    return f"{array}/c/0"
+
+
 def _shard_file(path: Path, array: str) -> Path:
-    return path / array / "c" / "0"
+    return path / _shard(array)
 
 
 def write_new(path: Path, header: Header, arrays: Mapping[str, ArrayLike | None]) -> None:
@@ -89,7 +94,8 @@ def write_new(path: Path, header: Header, arrays: Mapping[str, ArrayLike | None]
     if wrong := out_of_range(header):
         raise ConfigError(f"a score store cannot have {wrong}.")
     size, count = _chunks(header.num_samples)
-    group = zarr.create_group(path, attributes={KEY: header.to_json()})
+    # Whatever a user has set as Zarr's default: the format, and the codecs.
+    group = zarr.create_group(path, zarr_format=3, attributes={KEY: header.to_json()})
     for name, values in arrays.items():
         group.create_array(
             name,
@@ -98,6 +104,7 @@ def write_new(path: Path, header: Header, arrays: Mapping[str, ArrayLike | None]
             shards=(size * count,),
             dtype="<f4",
             fill_value=np.nan,
+            serializer=BytesCodec(endian="little"),
             compressors=None,
             filters=None,
         )
@@ -171,7 +178,7 @@ def check_files(path: Path, num_samples: int) -> None:
     """Raise StoreError unless both arrays have the metadata, the size and the shard index of this layout."""
     expected = _expected_array(num_samples)
     for name in ARRAYS:
-        metadata = read_json(path / name / "zarr.json", path)
+        metadata = read_json(path, f"{name}/zarr.json")
         try:
             found = _found_array(metadata)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -179,13 +186,13 @@ def check_files(path: Path, num_samples: int) -> None:
         for field, value in expected.items():
             if repr(found[field]) != repr(value):  # not by ==, to which 1, 1.0 and true are the same
                 raise StoreError(f"{path / name}: its {field} is {short(found[field])}, not {value}; not our layout.")
-        _check_shard(_shard_file(path, name), num_samples)
+        _check_shard(path, name, num_samples)
 
 
-def _check_shard(file: Path, num_samples: int) -> None:
-    needed = file_size(num_samples)
+def _check_shard(path: Path, array: str, num_samples: int) -> None:
+    needed, file = file_size(num_samples), _shard_file(path, array)
     try:
-        with open_regular(file) as handle:
+        with os.fdopen(open_inside(path, _shard(array)), "rb") as handle:
             facts = os.fstat(handle.fileno())
             if facts.st_size != needed:  # before anything of that size is held in memory
                 what = "truncated" if facts.st_size < needed else "extended"
@@ -210,8 +217,14 @@ def map_array(
     path: Path, array: str, num_samples: int, mode: Literal["r", "r+"]
 ) -> "np.memmap[Any, np.dtype[np.float32]]":
     """Map an array of a checked store: float32[N]."""
+    flags = os.O_RDONLY if mode == "r" else os.O_RDWR
     try:
-        return np.memmap(_shard_file(path, array), dtype="<f4", mode=mode, shape=(num_samples,))
+        with open(
+            _shard_file(path, array),
+            "rb" if mode == "r" else "r+b",
+            opener=lambda *_: open_inside(path, _shard(array), flags),
+        ) as file:
+            return np.memmap(file, dtype="<f4", mode=mode, shape=(num_samples,))
     except OSError as error:
         raise StoreError(
             f"{path / array} cannot be opened to write ({error.strerror}); a store that is only to be read is opened "
@@ -225,7 +238,7 @@ def identity(path: Path, array: str) -> tuple[int, ...]:
     A size that changed under a map means that bytes are lost, or that touching the map may end the process (SIGBUS).
     """
     try:
-        facts = os.stat(f"{path}/{array}/c/0")  # noqa: PTH116 - a Path would double the time
+        facts = os.lstat(f"{path}/{array}/c/0")  # a Path would double the time
     except OSError as error:
         raise StoreError(f"{error.filename} is gone ({error.strerror}) while the store is in use.") from error
     return facts.st_ino, facts.st_size

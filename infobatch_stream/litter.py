@@ -3,34 +3,78 @@
 Each is locked (flock) as long as its process lives; one without a lock was left behind and can be removed.
 """
 
+import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["abandoned", "hold", "remove_abandoned"]
+__all__ = ["abandoned", "hold", "make_held", "remove_abandoned"]
+
+# Another process may have put anything there: a pipe would wait for ever, a link lead elsewhere.
+_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_TRIES = 100
 
 
 def hold(path: Path) -> int:
-    """Lock a file or folder that this process has just made, until the descriptor that is returned is closed."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with suppress(OSError):  # a file system without locks: what is left there stays
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Lock a file or folder that no other process holds, until the descriptor that is returned is closed."""
+    descriptor = os.open(path, _LOOK)
+    _lock(descriptor)
     return descriptor
 
 
+def make_held(make: Callable[[], Path]) -> tuple[Path, int]:
+    """What ``make`` makes, and a `hold` on it.
+
+    Between the two another process may take it for one that was left behind; then it is made anew.
+    """
+    for _ in range(_TRIES):
+        path = make()
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, _LOOK)
+            if _lock(descriptor) and _is_at(descriptor, path):  # nobody removes what he could not lock
+                return path, descriptor
+            os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, "removed by another process as soon as it was made", str(path))
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether no other process has locked it; where a file system has no locks, nothing that is left is removed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        there, held = path.lstat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
 def abandoned(folder: Path, prefix: str) -> Iterator[Path]:
-    """What begins with ``prefix`` in ``folder`` and is locked by no process; locked here until the next one."""
+    """Files and folders that begin with ``prefix`` in ``folder`` and are locked by no process.
+
+    Each is locked here until the next one.
+    """
     for entry in sorted(folder.iterdir()):
         if not entry.name.startswith(prefix):
             continue
         with suppress(OSError):
-            descriptor = os.open(entry, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(entry, _LOOK)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield entry
+                mode = os.fstat(descriptor).st_mode
+                if (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) and _is_at(descriptor, entry):
+                    yield entry
             finally:
                 os.close(descriptor)
 

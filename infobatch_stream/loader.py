@@ -22,8 +22,9 @@ from infobatch_stream.collation import Collation
 from infobatch_stream.errors import ConfigError, OutOfStepError
 from infobatch_stream.fetch import OnError, Request
 from infobatch_stream.history import Epoch
+from infobatch_stream.location import location_on_node
 from infobatch_stream.losses import check_losses, weighted_mean
-from infobatch_stream.opening import Contents, Existing, check_owner, path_on_node
+from infobatch_stream.opening import Contents, Existing, check_owner
 from infobatch_stream.outlook import Outlook, shards_in_window
 from infobatch_stream.picks import Picks
 from infobatch_stream.plan import EpochPlan
@@ -123,7 +124,7 @@ class InfoBatchLoader:
         self._existing: Existing = existing
         self._canonical_nodes = canonical_nodes
         self._process_group = process_group
-        self._path = path_on_node(store.path if isinstance(store, ScoreStore) else store)
+        self._path = location_on_node(store.path if isinstance(store, ScoreStore) else store)
         self._shared: SharedStore | None = None
         self._recorder = Recorder()
         self._known_ranks: Ranks | None = None
@@ -272,7 +273,9 @@ class InfoBatchLoader:
             world_size=ranks.world_size,
             outlook=self._outlook(plan),
         )
-        return self._batches(batches, mine)
+        found = self._batches(batches, mine)
+        self._shared_store.iterated_by(found)
+        return found
 
     def _outlook(self, plan: EpochPlan) -> Outlook | None:
         """On the shards of the steps to come; None where all are on this machine."""
@@ -381,6 +384,8 @@ class InfoBatchLoader:
             existing=self._existing,
         )
         source = self._source
+        if self._shared is not None:
+            self._shared.iterated_by(None)  # what is loaded now ends this loader's own epoch
         self._shared = SharedStore.open(
             self._ranks, self._path, source.num_samples, source.fingerprint, self._existing, contents
         )

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream import layout
-from infobatch_stream.draft import Draft, put_back, tidy
+from infobatch_stream.draft import Draft, TakenError, put_back, tidy
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.litter import hold
-from infobatch_stream.node import fill_in_node, is_network, kernel, name_of_file_system
+from infobatch_stream.history import mend
+from infobatch_stream.litter import make_held
+from infobatch_stream.node import is_network, kernel, name_of_file_system
 from infobatch_stream.owner import Owner
 from infobatch_stream.store import ScoreStore
 from infobatch_stream.sync import Groups, Ranks
 
-__all__ = ["BLOCK", "Contents", "Existing", "Opening", "check_owner", "neighbours", "path_on_node"]
+__all__ = ["BLOCK", "Contents", "Existing", "Opening", "check_owner", "neighbours"]
 
 Existing = Literal["error", "overwrite", "continue"]
 
@@ -39,11 +40,6 @@ class Contents:
     scores: NDArray[np.float32] | None
     pending: NDArray[np.float32] | None
     epoch: int
-
-
-def path_on_node(path: str | os.PathLike[str]) -> Path:
-    """Where the store of this process is: ``path`` with ``{node}`` filled in, whatever the working folder becomes."""
-    return Path(fill_in_node(os.fspath(path))).absolute()
 
 
 def check_owner(path: Path, num_samples: int, fingerprint: str) -> layout.Header:
@@ -80,8 +76,7 @@ def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
         nonlocal held
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-            held = hold(mark)
+            _, held = make_held(lambda: mark.touch() or mark)
         except OSError as error:
             raise StoreError(f"cannot write to {folder}, for the score store {path}: {error.strerror}.") from error
 
@@ -137,8 +132,10 @@ class Opening:
         self._path, self._num_samples, self._fingerprint = path, num_samples, fingerprint
         self._existing, self._contents = existing, contents
         self._run = ranks.gather(_RUN)[0]
-        self._owner: Owner | None = None
+        self._owner: Owner | None = None  # of the store that stands there
+        self._new: Owner | None = None  # of the draft
         self._draft: Draft | None = None
+        self._replaces = False
 
     def store(self) -> tuple[ScoreStore, Owner]:
         """The store of this node, and the hold on it. Collective."""
@@ -151,11 +148,10 @@ class Opening:
             self._ranks.together(_CALL, lambda: self._prepare(epoch) if leads and not stays else None)
             if leads and self._groups.count > 1 and (contents or (epoch and set(epochs) != {epoch})):
                 self._copy(0 if contents else epochs.index(epoch))
-            self._ranks.together(_CALL, self._draft.place if self._draft else _nothing)
+            self._ranks.together(_CALL, self._place if self._draft else _nothing)
         finally:
             if self._draft:
                 self._draft.discard()
-        self._ranks.together(_CALL, self._claim if leads else _nothing)
         return self._ranks.together(_CALL, self._map)
 
     def _look(self) -> int | None:
@@ -165,6 +161,7 @@ class Opening:
         tidy(path)  # here too: a run that goes on may make no draft
         if not path.exists():
             return None
+        self._replaces = True
         if self._contents or self._existing == "overwrite":
             layout.check_is_store(path)
             if (path / "pending").is_dir():  # else it is damaged, and used by nobody
@@ -186,8 +183,23 @@ class Opening:
     def _prepare(self, epoch: int) -> None:
         header = layout.Header(self._num_samples, self._fingerprint, epoch, "ready")
         put = self._contents or Contents(None, None, epoch)
-        self._draft = Draft(self._path, header, scores=put.scores, pending=put.pending, replace=self._path.exists())
+        try:
+            self._draft = Draft(self._path, header, scores=put.scores, pending=put.pending, replace=self._replaces)
+        except TakenError:
+            Owner.check_unused(self._path)
+            raise
         self._draft.keep_history()
+        self._new = Owner.claim(self._draft.folder, self._run, shown=self._path)
+
+    def _place(self) -> None:
+        """Put the draft in its place. It is claimed already, so whoever finds it there finds it in use."""
+        assert self._draft
+        try:
+            self._draft.place()
+        except TakenError:  # another run was quicker
+            Owner.check_unused(self._path)
+            raise
+        self._owner = self._new
 
     def _copy(self, source: int) -> None:
         """Bring the scores of the group ``source`` into the drafts of the others. Collective among the leaders."""
@@ -213,7 +225,10 @@ class Opening:
             raise StoreError(
                 f"{self._path} was made by the first rank of this node, and this process does not see it. {_REMEDY}"
             )
-        return ScoreStore.open(self._path), self._owner or Owner.join(self._path)
+        store = ScoreStore.open(self._path)
+        if self._groups.leads:
+            mend(store.path, store.epoch, store.scores)
+        return store, self._owner or Owner.join(self._path)
 
 
 def _nothing() -> None:

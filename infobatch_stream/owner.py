@@ -13,15 +13,18 @@ import re
 import socket
 import warnings
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Self
 
 from infobatch_stream.errors import StoreError
+from infobatch_stream.inside import open_inside
 from infobatch_stream.node import kernel
 
 __all__ = ["Owner"]
 
+_NAME = "pending/owner.json"
 _LIMIT = 4096  # bytes of the file that are read
 _PIDS = 1 << 32
 _WIDTH = 255  # characters of a text that are shown
@@ -32,27 +35,39 @@ class Owner:
 
     _all: ClassVar["weakref.WeakSet[Owner]"] = weakref.WeakSet()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shown: Path | None = None) -> None:
         """Use `claim` or `join`."""
-        self._path = path
-        place = path / "pending" / "owner.json"
+        self._path = shown or path
+        place = path / _NAME
         try:
-            self._file = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = open_inside(path, _NAME, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise StoreError(
                 f"{place} cannot be written ({error.strerror}); a run needs a store on a disk that it may write to."
             ) from error
         self._close = weakref.finalize(self, os.close, self._file)
+        if os.fstat(self._file).st_nlink > 1:
+            raise StoreError(f"{place} has other names (hard links), which would be written to; remove it.")
+        self._iterator: Callable[[], object] = _nobody
+        self._leave: Callable[[], None] | None = None
         self._all.add(self)
 
-    @classmethod
-    def claim(cls, path: Path, run: str) -> Self:
-        """Take the store for ``run``, a text that only its processes know.
+    def used_by(self, leave: Callable[[], None]) -> None:
+        """Call ``leave`` when another loader of this process takes the store over."""
+        self._leave = leave
 
-        A process may claim what its run has: a loader is made again in a notebook, say. Raises StoreError when
-        processes of another run hold it.
+    def iterated_by(self, iterator: object) -> None:
+        """No other loader of this process may have the store as long as this iterator is in use; None: it may."""
+        self._iterator = _nobody if iterator is None else weakref.ref(iterator)
+
+    @classmethod
+    def claim(cls, path: Path, run: str, shown: Path | None = None) -> Self:
+        """Take the store for ``run``, a text that only its processes know. shown: the path that errors name.
+
+        A process may claim what its run has: a loader is made again in a notebook, say. The older one has lost it then.
+        Raises StoreError when processes of another run hold it, or another loader of this process is iterating.
         """
-        owner = cls(path)
+        owner = cls(path, shown)
         if owner._lock(fcntl.LOCK_EX, warn=True):
             owner._write(run)
         else:
@@ -60,6 +75,12 @@ class Owner:
             # The number too, since a process that was forked has the text of its parent.
             if (found.get("run"), found.get("pid")) != (run, os.getpid()):
                 raise owner._in_use()
+            for other in owner._others():
+                if getattr(other._iterator(), "gi_frame", None) is not None:
+                    raise StoreError(
+                        f"{owner._path} is in use: another loader of this process is in the midst of an epoch with it. "
+                        "Give each loader a store of its own; to go on with this one, drop the other's iterator (del)."
+                    )
         owner._share()
         return owner
 
@@ -71,14 +92,23 @@ class Owner:
         return owner
 
     @classmethod
+    def check_unused(cls, path: Path) -> None:
+        """Raise StoreError when another run holds the store, if there is one."""
+        if not (path / _NAME).is_file():
+            return
+        owner = cls(path)
+        if not owner._lock(fcntl.LOCK_EX):
+            raise owner._in_use()
+
+    @classmethod
     def of(cls, path: Path) -> str:
         """Who trains on the store at ``path``, as far as this machine knows; "" for nobody. Takes no lock itself."""
-        place = path / "pending" / "owner.json"
         try:
-            inode = place.stat().st_ino
+            with os.fdopen(open_inside(path, _NAME), "rb") as file:
+                inode, text = os.fstat(file.fileno()).st_ino, file.read(_LIMIT)
             locks = Path("/proc/locks").read_text()
             held = re.search(rf"\bFLOCK\b.* [0-9a-f]+:[0-9a-f]+:{inode} ", locks)
-            return _described(_parsed(place.read_bytes()[:_LIMIT])) if held else ""
+            return _described(_parsed(text)) if held else ""
         except OSError:
             return ""
 
@@ -102,6 +132,18 @@ class Owner:
         # From exclusive to shared there is a moment without a lock, in which another run may be quicker.
         if not self._lock(fcntl.LOCK_SH):
             raise self._in_use()
+
+    def take_over(self) -> None:
+        """End the use of the store by other loaders of this process."""
+        for other in self._others():
+            if other._leave:
+                other._leave()
+
+    def _others(self) -> list["Owner"]:
+        """Other holds of this process on the same store."""
+        mine = os.fstat(self._file)
+        owners = [other for other in self._all if other is not self and other._close.alive]
+        return [other for other in owners if os.path.samestat(os.fstat(other._file), mine)]
 
     def _in_use(self) -> StoreError:
         return StoreError(
@@ -135,6 +177,10 @@ class Owner:
 
 
 os.register_at_fork(after_in_child=Owner._forget)
+
+
+def _nobody() -> None:
+    return None
 
 
 def _parsed(text: bytes) -> dict[str, object]:

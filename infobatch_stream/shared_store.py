@@ -32,6 +32,7 @@ class SharedStore:
         """Use `open`."""
         self._ranks, self._groups, self._owner = ranks, groups, owner
         self.store = store
+        owner.used_by(store.retire)
         self._committing: int | None = None  # the epoch of a commit that is going on, or failed
 
     @classmethod
@@ -58,7 +59,12 @@ class SharedStore:
         opening = Opening(ranks, groups, path, num_samples, fingerprint, existing, contents)
         shared = cls(ranks, groups, *opening.store())
         shared._prove()
+        shared._owner.take_over()
         return shared
+
+    def iterated_by(self, iterator: object) -> None:
+        """No other loader of this process may take the store as long as this iterator is in use; None: it may."""
+        self._owner.iterated_by(iterator)
 
     def _prove(self) -> None:
         """Raise on every rank unless each sees in its map what every other of its group writes there."""

@@ -28,7 +28,9 @@ from infobatch_stream import layout
 from infobatch_stream.arguments import check_choice, whole_number
 from infobatch_stream.draft import Draft, put_back
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.history import History, scores_at
+from infobatch_stream.history import History
+from infobatch_stream.location import location
+from infobatch_stream.recorded import scores_at
 
 __all__ = ["ScoreStore"]
 
@@ -50,6 +52,7 @@ class ScoreStore:
         self.fingerprint = header.fingerprint
         self.epoch = header.epoch
         self._mode = mode
+        self._retired = False
         self._scores = layout.map_array(path, "scores", self.num_samples, "r")  # only a commit maps it to write
         self._pending = layout.map_array(path, "pending", self.num_samples, mode)
         self._finished: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
@@ -80,7 +83,7 @@ class ScoreStore:
         )
         if not isinstance(fingerprint, str):
             raise ConfigError(f"fingerprint={fingerprint!r}: it must be a text.")
-        path = Path(os.path.realpath(path))
+        path = location(path)
         Draft(path, header, scores=scores, pending=pending, replace=replace).place()
         return cls.open(path)
 
@@ -94,7 +97,7 @@ class ScoreStore:
         Raises StoreError for a path that is missing, foreign, truncated, extended or of a newer format.
         """
         check_choice("mode", mode, ("r", "r+"))
-        path = Path(os.path.realpath(path))
+        path = location(path)
         if mode == "r+":
             put_back(path)
             with _exclusive(path):
@@ -252,7 +255,8 @@ class ScoreStore:
         self._pending.flush()
 
     def check(self) -> None:
-        """Raise StoreError unless the files are those that were mapped, and at this epoch."""
+        """Raise StoreError unless the files are those that were mapped, and at this epoch, and may be written to."""
+        self._check_writable()
         self._check_mapped()
         header = layout.read_header(self.path)
         if header.epoch != self.epoch:
@@ -281,7 +285,16 @@ class ScoreStore:
         for start in range(0, self.num_samples, _BLOCK):
             yield slice(start, min(start + _BLOCK, self.num_samples))
 
+    def retire(self) -> None:
+        """Record and commit nothing from now on: another loader of this process has taken the store over."""
+        self._retired = True
+
     def _check_writable(self) -> None:
+        if self._retired:
+            raise StoreError(
+                f"another loader of this process has begun to train with {self.path}, so this one is out of use. Go on "
+                "with the newer one, or give each a store of its own."
+            )
         if self._mode == "r":
             raise StoreError(f"{self.path} was opened for reading; open it with mode='r+' to record or commit.")
 

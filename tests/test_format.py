@@ -196,7 +196,7 @@ def test_the_bounds_are_those_of_the_code():
     assert TEXT.startswith(f"# The format of a score store\n\nFormat {header.FORMAT}. ")
     for stated in ("1 to 2^40", "0 to 2^48 - 1", "65,536 characters", "2^20 bytes", "deeper than 64", "1,000 digits"):
         assert stated in TEXT
-    limits = (header._FINGERPRINT_LIMIT, header._METADATA_LIMIT, header._DEPTH_LIMIT, header._DIGITS_LIMIT)
+    limits = (header._FINGERPRINT_LIMIT, header.METADATA_LIMIT, header._DEPTH_LIMIT, header._DIGITS_LIMIT)
     assert limits == (65_536, 1 << 20, 64, 1000)
 
 

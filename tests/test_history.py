@@ -13,7 +13,8 @@ from shards_in_hand import run as command
 from torch.utils.data import TensorDataset
 
 from infobatch_stream import BudgetPruning, ConfigError, FullData, InfoBatchLoader, ScoreStore, SoftPruning, StoreError
-from infobatch_stream.history import EDGES, SHARES, Epoch, History, epochs, scores_at, training
+from infobatch_stream.history import EDGES, SHARES, Epoch, History, epochs, training
+from infobatch_stream.recorded import scores_at
 
 COUNT = 500
 DATA = TensorDataset(torch.rand(COUNT, 3, generator=torch.Generator().manual_seed(0)), torch.arange(COUNT))
@@ -176,15 +177,39 @@ def test_what_a_broken_off_commit_wrote_is_not_counted_twice(tmp_path, monkeypat
     assert [row.kept for row in epochs(path)] == [row.kept for row in epochs(whole)]
 
 
-def test_the_row_of_an_epoch_whose_process_was_killed_in_the_commit_is_missing_and_no_other(tmp_path, monkeypatch):
-    run, after = loader(tmp_path / "s.zarr"), History.after
-    killed = lambda self, scores: None if self._epoch.number == 2 else after(self, scores)  # noqa: E731
+class Killed(BaseException):
+    """Stands for a kill -9: nothing of the library sees it."""
+
+
+@pytest.mark.parametrize("go_on", ["continue", "checkpoint"])
+def test_the_row_of_an_epoch_whose_process_was_killed_in_the_commit_is_whole_after_the_next_opening(
+    tmp_path, monkeypatch, go_on
+):
+    train(loader(tmp_path / "whole.zarr"))
+    path, after = tmp_path / "s.zarr", History.after
+
+    def killed(self, scores):
+        if self._epoch.number == 2:
+            raise Killed
+        after(self, scores)
+
+    run = loader(path)
     monkeypatch.setattr(History, "after", killed)
+    with pytest.raises(Killed):
+        train(run)
+    monkeypatch.undo()
+    found = json.loads(command("inspect", path, "--json")[1])
+    assert [row["mean"] is None for row in found["epochs"]] == [False, False, True]
+    run = loader(path, existing="continue")
+    if go_on == "checkpoint":
+        state, run = run.state_dict(), loader(path)
+        run.load_state_dict(state)
     train(run)
-    assert [row.number for row in epochs(tmp_path / "s.zarr")] == [0, 1, 3, 4, 5]
-    assert training(tmp_path / "s.zarr", 6).times.sum() > 0
-    found = json.loads(command("inspect", tmp_path / "s.zarr", "--json")[1])
-    assert [row["epoch"] for row in found["epochs"]] == [0, 1, 3, 4, 5]
+    for one, other in zip(epochs(path), epochs(tmp_path / "whole.zarr"), strict=True):
+        wanted = (other.kept, other.threshold, other.mean)
+        assert (one.kept, one.threshold, one.mean) == pytest.approx(wanted, nan_ok=True)
+        assert np.array_equal(one.histogram, other.histogram)
+    assert np.array_equal(training(path, 6).times, training(tmp_path / "whole.zarr", 6).times)
 
 
 def test_a_damaged_history_is_an_error_to_who_reads_it_and_a_warning_to_who_trains(tmp_path):

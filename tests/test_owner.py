@@ -126,7 +126,7 @@ def test_a_cell_that_is_run_again_gets_the_store_while_the_old_loader_lives(path
     assert new.epoch == (existing == "continue")
     finish(new)
     assert new.epoch == 5
-    with pytest.raises(StoreError, match=r"another run uses the same store|replaced by another program"):
+    with pytest.raises(StoreError, match=r"another loader of this process|replaced by another program"):
         old.commit()
     del old
     gc.collect()

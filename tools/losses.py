@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.history import explained, reading
+from infobatch_stream.recorded import Recorded
 
 __all__ = ["Losses", "Moments"]
 
@@ -37,30 +36,23 @@ class Losses:
     since: the first epoch whose losses are there; what the epoch before it left are scores.
     """
 
-    def __init__(self, path: Path, rows: Any, epochs: int) -> None:
+    def __init__(self, recorded: Recorded) -> None:
         """Use `open`."""
-        self._path, self._rows = path, rows
-        self.epochs = min(epochs, rows.shape[0])
-        self.since = int(rows.attrs.get("since", 0))
+        self._recorded = recorded
+        self.epochs, self.since = recorded.epochs, recorded.since
 
     @classmethod
     def open(cls, path: Path, num_samples: int, epochs: int) -> "Losses | None":
         """Those of the store at ``path``; None where none were kept. Raises StoreError for what cannot be read."""
-        with reading(path) as group:
-            if group is None or "recorded" not in group:
-                return None
-            rows: Any = group["recorded"]
-            if rows.shape[1:] != (num_samples,):
-                raise ValueError(f"losses of {rows.shape[1:]} samples, not of {num_samples:,}")
-            found = cls(path, rows, epochs)
-        return found if found.epochs > found.since else None
+        found = Recorded.open(path, num_samples, epochs)
+        return None if found is None or found.epochs <= found.since else cls(found)
 
     def moments(self) -> Iterator[Moments]:
         """Of all samples, block by block. Raises StoreError for what cannot be read."""
-        for start, end in self._blocks():
+        for block, (start, end) in enumerate(self._blocks()):
             sums = [_Sums(min(_BLOCK, end - at)) for at in range(start, end, _BLOCK)]
             for epoch in range(self.since, self.epochs):
-                row = self._row(epoch, start, end)
+                row = self._recorded.row(epoch, block)
                 for number, one in enumerate(sums):
                     one.add(row[number * _BLOCK : (number + 1) * _BLOCK])
             parts = zip(*(one.result() for one in sums), strict=True)
@@ -72,20 +64,16 @@ class Losses:
         Epoch since - 1, if there is one, has what the samples' scores were then. Raises StoreError.
         """
         found = np.full((self.epochs, index.size), np.nan, np.float32)
-        for start, end in self._blocks():
+        for block, (start, end) in enumerate(self._blocks()):
             places = np.flatnonzero((index >= start) & (index < end))
             for epoch in range(max(self.since - 1, 0), self.epochs) if places.size else ():
-                found[epoch, places] = self._row(epoch, start, end)[index[places] - start]
+                found[epoch, places] = self._recorded.row(epoch, block)[index[places] - start]
         return found
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
-        size, step = self._rows.shape[1], self._rows.chunks[1]
+        size, step = self._recorded.num_samples, self._recorded.step
         for start in range(0, size, step):
             yield start, min(start + step, size)
-
-    def _row(self, epoch: int, start: int, end: int) -> NDArray[np.float32]:
-        with explained(self._path):
-            return np.asarray(self._rows[epoch, start:end], np.float32)
 
 
 class _Sums:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from infobatch_stream import BudgetPruning, FullData, QuantilePruning, ScoreStore, SoftPruning
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.history import replay
 from infobatch_stream.policies import Moment, Policy, Schedule, annealing_epoch
+from infobatch_stream.recorded import replay
 from infobatch_stream.selection import Selection
 from infobatch_stream.summary import Summary
 
