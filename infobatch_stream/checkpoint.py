@@ -1,18 +1,24 @@
 """What a checkpoint of the loader says, and whether it belongs to this run."""
 
+import json
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
+from infobatch_stream.header import MAX_EPOCH
 from infobatch_stream.store import ScoreStore
 
 __all__ = ["Progress", "pack", "unpack"]
 
 _FORMAT = 2
+_BLOCK = 1 << 18  # scores whose checksum is taken at once: they stay in the cache
+_MOST = 1 << 63  # entries that can be counted
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,10 @@ class Progress:
     def check(self) -> None:
         """Raise ValueError for what no run can have reached."""
         counts = (self.epoch, self.step, self.lanes - 1, self.kept, self.offered - self.kept)
-        whole = all(type(count) is int and count >= 0 for count in counts)
-        begun = self.step == 0 if self.begun is None else type(self.begun) is int and self.begun > self.epoch
+        whole = all(type(count) is int and 0 <= count < _MOST for count in counts) and self.epoch <= MAX_EPOCH
+        begun = self.step == 0
+        if self.begun is not None:
+            begun = type(self.begun) is int and self.epoch < self.begun <= MAX_EPOCH
         if not whole or not begun or type(self.done) is not bool or type(self.knows_all) is not bool:
             raise ValueError(f"{self} is no place in a run")
 
@@ -50,9 +58,33 @@ def pack(settings: dict[str, Any], progress: Progress, store: ScoreStore | None)
     """
     state: dict[str, Any] = {"format": _FORMAT, "settings": settings, "progress": asdict(progress)}
     if store is not None:
-        state["scores"] = torch.tensor(store.scores)
-        state["pending"] = torch.tensor(store.pending)
+        state["scores"], state["pending"] = (_finite(torch.tensor(losses)) for losses in (store.scores, store.pending))
+    state["checksum"] = _checksum(state)
     return state
+
+
+def _finite(losses: torch.Tensor) -> torch.Tensor:
+    """``losses`` (float32[N]), in which what is infinite is made NaN, with a warning: it was never recorded."""
+    infinite = torch.isinf(losses)
+    if count := int(infinite.sum()):
+        losses = losses.masked_fill(infinite, torch.nan)
+        warnings.warn(
+            f"InfoBatchLoader: {count} scores are infinite (was a bit flipped on the disk?); in this state they "
+            "count as not seen.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return losses
+
+
+def _checksum(state: dict[str, Any]) -> int:
+    """CRC-32C of all that a state holds, but for the checksum itself."""
+    plain = {name: state[name] for name in ("format", "settings", "progress")}
+    found: int = google_crc32c.value(json.dumps(plain, sort_keys=True, default=repr).encode())
+    for name in ("scores", "pending"):
+        for block in state[name].cpu().split(_BLOCK) if name in state else ():
+            found = google_crc32c.extend(found, block.numpy().tobytes())
+    return found
 
 
 def unpack(
@@ -102,15 +134,16 @@ def unpack(
             raise ConfigError(
                 f"the state has {losses.size} scores, {settings['num_samples']} are needed; it is damaged."
             )
+    # A state of an earlier version has none.
+    if state.get("checksum", (now := _checksum(state))) != now:
+        raise ConfigError("the state is damaged: it does not have the checksum it says; load another one.")
     return progress, scores, pending
 
 
 def _losses(saved: Any) -> NDArray[np.float32]:
-    """float32[N]. Raises ValueError for what `pack` does not save: nothing infinite is ever recorded."""
+    """float32[N]. Raises ValueError for what `pack` does not save."""
     if not isinstance(saved, torch.Tensor) or saved.dtype != torch.float32 or saved.ndim != 1:
         found = f"{saved.dtype}{list(saved.shape)}" if isinstance(saved, torch.Tensor) else type(saved).__name__
         raise ValueError(f"scores as {found}, not as torch.float32 in one row")
-    losses: NDArray[np.float32] = saved.cpu().numpy()  # torch.load may have put them on an accelerator
-    if np.isinf(losses).any():
-        raise ValueError("infinite scores")
+    losses: NDArray[np.float32] = _finite(saved.cpu()).numpy()  # torch.load may have put them on an accelerator
     return losses

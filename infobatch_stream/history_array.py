@@ -21,6 +21,7 @@ __all__ = ["GROUP", "Form", "HistoryArray", "has_group", "make_group"]
 
 GROUP: Final = "history"
 _GROUP: Final = {"zarr_format": 3, "node_type": "group"}
+_BEGUN: Final = {".zarr.json.new"}  # of a process that was killed
 _LEVEL: Final = 5  # of compression by lz4
 _ROOM: Final = 1 << 16  # bytes by which a chunk that cannot be compressed may grow
 
@@ -71,11 +72,10 @@ def make_group(path: Path) -> None:
 
 def has_group(path: Path) -> bool:
     """Whether the store at ``path`` has a history. Raises OSError or ValueError for what is none of ours."""
-    try:
-        _check(_read_json(path, GROUP), _GROUP, GROUP)
-    except FileNotFoundError:
-        return False
-    return True
+    found = _read_json(path, GROUP)
+    if found is not None:
+        _check(found, _GROUP, GROUP)
+    return found is not None
 
 
 class HistoryArray:
@@ -95,9 +95,8 @@ class HistoryArray:
 
         Raises OSError or ValueError for one that is not of ``form``.
         """
-        try:
-            found = _read_json(path, f"{GROUP}/{name}")
-        except FileNotFoundError:
+        found = _read_json(path, f"{GROUP}/{name}")
+        if found is None:
             return None
         shape = found.get("shape")
         rows = shape[0] if isinstance(shape, list) and shape else None
@@ -180,8 +179,14 @@ class HistoryArray:
         return "/".join((self._name, "c", *map(str, place)))
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    return parse_json(read_inside(path, f"{name}/zarr.json", METADATA_LIMIT))
+def _read_json(path: Path, name: str) -> dict[str, Any] | None:
+    """What zarr.json of the folder ``name`` holds; None where there is nothing yet."""
+    try:
+        return parse_json(read_inside(path, f"{name}/zarr.json", METADATA_LIMIT))
+    except FileNotFoundError as error:
+        if others := set(names_in(path, name)) - _BEGUN:
+            raise ValueError(f"{name} is not of Zarr's format 3; there is {min(others)}") from error
+        return None
 
 
 def _write_json(path: Path, name: str, metadata: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["InfoBatchLoader"]
 
 _RUNS = count(1)  # and not a random number: ranks that do the same have the same, so that they may exchange picks
+_FLIPPED = "(was a bit flipped on the disk?); their samples count as never seen"
 
 
 class InfoBatchLoader:
@@ -260,6 +261,8 @@ class InfoBatchLoader:
             )
         self._begun = self._begun or self.epochs
         plan, ranks = self._plan(), self._ranks
+        if plan.infinite:
+            self._warn_once("infinite", f"{plan.infinite} scores of {self._path} are infinite {_FLIPPED}")
         if said := self._recipe.check(self.epoch, plan.entries, epochs=self._begun, so_far=self._so_far):
             self._warn_once("policy" if self.epoch else "nothing to prune", said)
         self._iterating = mine = object()

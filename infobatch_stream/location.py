@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from infobatch_stream.errors import ConfigError
@@ -32,8 +33,9 @@ def location(path: str | os.PathLike[str]) -> Path:
         found = Path(os.path.realpath(Path(text).expanduser()))
     except RuntimeError as error:
         raise ConfigError(f"{text}: {error}. For a folder of this name write ./{text}.") from error
-    if found.is_symlink():
-        raise ConfigError(f"{text} is a symbolic link that leads in a circle; remove it, or give another path.")
+    with suppress(OSError):  # of a name that no disk takes, say: whoever makes the store hears of it
+        if found.is_symlink():
+            raise ConfigError(f"{text} is a symbolic link that leads in a circle; remove it, or give another path.")
     return found
 
 

@@ -51,6 +51,7 @@ class EpochPlan:
         epoch: as given. entries: how many entries the epoch draws from (N without a pool).
         kept: how many of them are kept. steps: how many steps every rank makes. trained: entries that these hold,
         filled-up ones not counted; ``kept`` without drop_last.
+        infinite: how many scores are that, and count as never seen.
         threshold: the score from which most is kept, NaN without one. mean_score: of the scores, NaN if none is known.
     """
 
@@ -76,7 +77,8 @@ class EpochPlan:
             )
         summary = Summary(scores, None if pool is None else pool[0])
         rule = rule_of(policy, summary) if summary.count and not isinstance(policy, FullData) else None
-        selection = Selection(scores, rule, seed, epoch)
+        selection = Selection(summary.scores, rule, seed, epoch)
+        self.infinite = summary.infinite
         self.mean_score = summary.mean
         self.threshold = math.nan if rule is None else threshold_of(rule)
         self.entries = int(scores.size) if pool is None else int(pool[0].size)

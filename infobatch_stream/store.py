@@ -117,7 +117,7 @@ class ScoreStore:
         """Show what the commit that is under way, or was cut off, comes to; nothing is written."""
         if header.state == "apply":  # pending is whole until all of it is in scores
             pending = np.array(self._pending)  # first: once it is cleared, scores have all of it
-            scores = np.where(np.isnan(pending), self._scores, pending)
+            scores = np.where(np.isfinite(pending), pending, self._scores)
             self.epoch += 1
         else:
             scores = np.array(self._scores)
@@ -343,12 +343,12 @@ class ScoreStore:
 
 
 def _take_seen(scores: NDArray[np.float32], new: NDArray[np.float32]) -> None:
-    """Put ``new`` into ``scores`` where it is not NaN.
+    """Put ``new`` into ``scores`` where it is finite: what is not recorded is NaN, or a bit of it was flipped.
 
     By arithmetic on the bits: NaN come at random, so a branch for each sample, as in copyto(where=), takes five times
     as long.
     """
-    seen = ~np.isnan(new)
+    seen = np.isfinite(new)
     if seen.any():  # else the pages need not be written
         bits = scores.view(np.int32)
         bits ^= (bits ^ new.view(np.int32)) * seen

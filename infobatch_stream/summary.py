@@ -24,32 +24,31 @@ _ASCENDING: Final = np.concatenate([np.arange(_DIGITS - 1, _NEGATIVE - 1, -1), n
 class Summary:
     """Facts about ``scores`` (float32[N], NaN = never seen), computed in passes over chunks of 2^17.
 
+    What is infinite was never recorded: a bit flipped on the disk. It counts as never seen.
+
     Deterministic: equal scores give equal facts on every rank. pool: int64[P], the samples of a mixed epoch, with
     repeats; only the tally is of these.
 
     Attributes:
+        scores: as given; a copy in which what was infinite is NaN, if there was any. infinite: how many that were.
         count: how many samples have a score.
         mean: float, mean of those scores, not above the largest; NaN when there is none.
     """
 
     def __init__(self, scores: NDArray[np.float32], pool: NDArray[np.int64] | None = None) -> None:
-        self._scores = scores
+        self.scores = scores
         self._pool = pool
-        self.count = 0
+        self.count = self.infinite = 0
         sums: list[float] = []
         wide = np.empty(min(_CHUNK, scores.size), dtype=np.float64)
         for start in range(0, scores.size, _CHUNK):
-            chunk = scores[start : start + _CHUNK]
-            values = wide[: chunk.size]
-            np.copyto(values, chunk)
-            total, seen = float(np.add.reduce(values)), chunk.size
-            if math.isnan(total):
-                unseen = np.isnan(chunk)
-                np.copyto(values, 0, where=unseen)
-                total, seen = float(np.add.reduce(values)), chunk.size - int(np.count_nonzero(unseen))
+            total, seen, infinite = _total(scores[start : start + _CHUNK], wide)
             sums.append(total)
             self.count += seen
+            self.infinite += infinite
         self.mean = math.fsum(sums) / self.count if self.count else math.nan
+        if self.infinite:
+            self.scores = np.where(np.isinf(scores), np.float32(np.nan), scores)
         # A mean above the largest score is a rounding error; it would put equal scores below their own mean. That can
         # only be where the mean is all but a float32, which is rare, so most often the largest is not looked for.
         if abs(self.mean - float(np.float32(self.mean))) <= abs(self.mean) * 2**-48:
@@ -58,7 +57,7 @@ class Summary:
     @cached_property
     def largest(self) -> float:
         """The largest score; NaN when there is none."""
-        return max((float(chunk.max()) for chunk in _seen(self._scores, _CHUNK) if chunk.size), default=math.nan)
+        return max((float(chunk.max()) for chunk in _seen(self.scores, _CHUNK) if chunk.size), default=math.nan)
 
     def tally(self) -> tuple[NDArray[np.int64], int]:
         """How often each upper half of a score's bits occurs among the entries of the epoch, and how many have none.
@@ -66,11 +65,11 @@ class Summary:
         int64[2^16], by the half as a number: one for each value that a bfloat16 can have. Not a number is not counted.
         """
         if self._pool is None:
-            counts = _count_uppers(self._scores)
-            return counts, self._scores.size - int(counts.sum())
+            counts = _count_uppers(self.scores)
+            return counts, self.scores.size - int(counts.sum())
         counts = np.zeros(_DIGITS, dtype=np.int64)
         for start in range(0, self._pool.size, _COUNTED):
-            counts += _count_uppers(self._scores[self._pool[start : start + _COUNTED]])
+            counts += _count_uppers(self.scores[self._pool[start : start + _COUNTED]])
         return counts, self._pool.size - int(counts.sum())
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
@@ -82,7 +81,7 @@ class Summary:
         """
         if not self.count:
             raise ValueError("no sample has a score yet, so there are no quantiles")
-        counts = _count_uppers(self._scores)[_ASCENDING]
+        counts = _count_uppers(self.scores)[_ASCENDING]
         ends = np.cumsum(counts)
         ranks = [min(math.floor(q * self.count), self.count - 1) for q in shares]
         places = [int(ends.searchsorted(rank, "right")) for rank in ranks]
@@ -100,13 +99,33 @@ class Summary:
     def _count_lowers(self, uppers: set[int]) -> dict[int, NDArray[np.int64]]:
         """For each of ``uppers``: how often each lower half occurs with it, int64[2^16]."""
         counts = {upper: np.zeros(_DIGITS, dtype=np.int64) for upper in uppers}
-        for seen in _seen(self._scores, _SOUGHT):
+        for seen in _seen(self.scores, _SOUGHT):
             bits = _bits(seen)
             halves = (bits >> np.uint32(16)).astype(np.uint16)
             for upper in uppers:
                 chosen = np.flatnonzero(halves == upper)
                 np.add.at(counts[upper], bits[chosen] & np.uint32(_DIGITS - 1), 1)
         return counts
+
+
+def _total(chunk: NDArray[np.float32], wide: NDArray[np.float64]) -> tuple[float, int, int]:
+    """The sum of the scores of a chunk, how many these are, and how many are infinite. wide: memory for them."""
+    values = wide[: chunk.size]
+    np.copyto(values, chunk)
+    with np.errstate(invalid="ignore"):  # of two infinities
+        total = float(np.add.reduce(values))
+    if math.isfinite(total):
+        return total, chunk.size, 0
+    unseen, infinite = np.isnan(chunk), np.isinf(chunk[:0])
+    np.copyto(values, 0, where=unseen)
+    with np.errstate(invalid="ignore"):
+        total = float(np.add.reduce(values))
+    if not math.isfinite(total):
+        infinite = np.isinf(chunk)
+        unseen |= infinite
+        np.copyto(values, 0, where=infinite)
+        total = float(np.add.reduce(values))
+    return total, chunk.size - int(np.count_nonzero(unseen)), int(np.count_nonzero(infinite))
 
 
 def _seen(scores: NDArray[np.float32], size: int) -> Iterator[NDArray[np.float32]]:

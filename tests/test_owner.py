@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import socket
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import torch
 from ddp_scripts import victims
 from ddp_scripts.children import Child, members
 from ddp_scripts.victims import FORKED, N, finish, loader_of, train
@@ -147,6 +149,69 @@ def test_under_ddp_a_second_loader_gets_the_store_while_one_rank_has_the_first(p
     assert epoch == 5
     assert (old is None) == (existing == "continue")  # its scores are those of a file that is gone
     assert ScoreStore.open(path).epoch == 5
+
+
+# ---- two loaders of one process
+
+
+def test_a_loader_is_refused_while_another_of_the_process_is_in_an_epoch_with_the_store(path):
+    first = loader_of(path)
+    batches = iter(first)
+    _, picks = next(batches)
+    first.update(torch.ones(8), picks)
+    for options in LATER:
+        with pytest.raises(StoreError, match="in use: another loader of this process is in the midst of an epoch"):
+            iter(loader_of(path, **options))
+    for _, picks in batches:
+        first.update(torch.ones(8), picks)
+    first.commit()
+    assert np.isfinite(ScoreStore.open(path, "r").scores).all()
+
+
+def test_a_loader_whose_store_another_of_the_process_has_taken_over_is_refused_at_its_next_start_and_update(path):
+    first = loader_of(path)
+    for _, last in first:
+        first.update(torch.ones(8), last)
+    second = loader_of(path, existing="continue")
+    for start in (lambda: iter(first), lambda: first.update(torch.zeros(8), last), first.commit, first.state_dict):
+        with pytest.raises(
+            StoreError, match=r"another loader of this process has begun .* give each a store of its own"
+        ):
+            start()
+    assert (second._store.pending == 1).all()
+    finish(second)
+
+
+def test_a_state_is_loaded_in_the_midst_of_an_epoch(path):
+    loader = loader_of(path)
+    batches = iter(loader)
+    next(batches)
+    loader.load_state_dict(loader_of(path.with_name("other.zarr")).state_dict())
+    finish(loader)
+    assert loader.epoch == 5
+
+
+@pytest.mark.parametrize("options", [{}, {"existing": "continue"}, {"existing": "overwrite"}], ids=str)
+def test_of_runs_that_begin_at_the_same_moment_one_trains_and_the_others_hear_who_uses_the_store(path, options):
+    rounds = 12
+    with ExitStack() as stack:
+        runs = [stack.enter_context(Child(victims.race, path, rounds, options)) for _ in range(6)]
+        for run in runs:
+            assert run.hears() == "ready"
+        for _ in range(rounds):
+            for run in runs:
+                run.tell()
+            said = [run.hears() for run in runs]
+            assert sorted(text == "" for text in said) == [False] * 5 + [True], said
+            assert all(" is in use: " in text for text in said if text), said
+            for run in runs:
+                run.tell()
+            for run in runs:
+                assert run.hears() == "left"
+        for run in runs:
+            run.result()
+    left = {entry.name for entry in path.parent.iterdir()}
+    assert left == {f"{path.name}-{number}" for number in range(rounds)}
 
 
 # ---- what is written in the file of the lock

@@ -774,7 +774,7 @@ DAMAGE = {
     "shard a folder": (instead("scores/c/0", Path.mkdir), ["scores/c/0", "not a regular file"]),
     "shard a device": (
         instead("scores/c/0", lambda file: file.symlink_to("/dev/zero")),
-        ["scores/c/0", "not a regular file"],
+        ["scores/c/0", "a symbolic link"],
     ),
     "shard with two names": (
         lambda path: (path / "copy").hardlink_to(path / "scores/c/0"),

@@ -3,6 +3,7 @@
 victims.py STORE HOW: a rank under torchrun, the second of which goes in its second epoch.
 """
 
+import gc
 import itertools
 import os
 import signal
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from ddp_scripts.children import members
 from ddp_scripts.data import loss_of
 
-from infobatch_stream import InfoBatchLoader, ScoreStore, draft, header, layout, litter
+from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError, draft, header, layout, litter
 
 N = 40
 _TRACED = {module.__file__ for module in (draft, header, layout, litter)}
@@ -52,6 +53,25 @@ def train(loader, steps=None):
         loader.update(loss_of(picks.index, loader.epoch), picks)
         if loader.step == steps:
             break
+
+
+def race(link, path, rounds, options):
+    """Begin to train when told, on another store in each round; tell of the error, and leave when told."""
+    for number in range(rounds):
+        loader = loader_of(path.with_name(f"{path.name}-{number}"), **options) if not options.get("existing") else None
+        link.send("ready" if number == 0 else "left")
+        link.recv()
+        said = ""
+        try:
+            loader = loader or loader_of(path.with_name(f"{path.name}-{number}"), **options)
+            iter(loader)
+        except StoreError as error:
+            said = str(error)
+        link.send(said)
+        link.recv()
+        del loader
+        gc.collect()
+    link.send("left")
 
 
 def losses(epoch, index=N):
