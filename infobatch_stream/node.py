@@ -5,7 +5,7 @@ import re
 import socket
 from pathlib import Path
 
-__all__ = ["fill_in_node", "is_network", "kernel", "name_of_file_system"]
+__all__ = ["fill_in_node", "free_memory", "is_network", "kernel", "name_of_file_system"]
 
 # What several machines may mount at once. Their memory maps of one file are not kept equal.
 _NETWORK = re.compile(
@@ -26,6 +26,15 @@ def kernel() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not Linux, or hidden
         return socket.gethostname()
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine could give to processes; None where that cannot be told."""
+    try:
+        found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) << 10 if found else None
 
 
 def name_of_file_system(path: Path, mounts: str | None = None) -> str:

@@ -117,8 +117,10 @@ def simulate_command(
         from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning
 
         from .simulation import recommend, scores_of, simulate, table, usual_policies
+        from .snapshot import check_bounds
 
         opened = ScoreStore.open(store, mode="r")
+        check_bounds(opened)
         length = epochs or max(2, opened.epoch)
         chosen: list[Policy | Schedule] = usual_policies(length, delta)
         if policy is PolicyName.SOFT:

@@ -11,16 +11,31 @@ from numpy.typing import NDArray
 from infobatch_stream import ScoreStore
 from infobatch_stream.errors import StoreError
 from infobatch_stream.history import SHARES, Epoch, Training, epochs, training
+from infobatch_stream.node import free_memory
 from infobatch_stream.owner import Owner
 
 from .losses import Losses
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "check_bounds"]
 
 _TRIES: Final = 5
 _BLOCK: Final = 1 << 20
+_BYTES: Final = 16  # of memory that looking at a sample takes: its score, twice, and when it was trained on
+_MOST: Final = 1 << 20  # epochs that a page can show
 
 Floats = NDArray[np.float64]
+
+
+def check_bounds(store: ScoreStore) -> None:
+    """Raise StoreError for a store that would take more memory, or time, than there is."""
+    free, needed = free_memory(), store.num_samples * _BYTES
+    if free is not None and needed > free:
+        raise StoreError(
+            f"{store.path} has {store.num_samples:,} samples, and looking at them takes {needed / 2**30:.1f} GiB of "
+            f"memory; {free / 2**30:.1f} GiB are free here. Do it on a larger machine."
+        )
+    if store.epoch > _MOST:
+        raise StoreError(f"{store.path} says that it has {store.epoch:,} epochs; no more than {_MOST:,} can be shown.")
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,7 @@ class Snapshot:
         """The store at ``path``. Raises StoreError when there is none, or it cannot be read."""
         for _ in range(_TRIES):
             store = ScoreStore.open(path, mode="r")
+            check_bounds(store)
             epoch, scores = store.epoch, np.array(store.scores)
             if ScoreStore.open(path, mode="r").epoch == epoch:  # else the scores may be of both
                 break
