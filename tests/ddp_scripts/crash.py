@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from ddp_scripts.crash_checks import Found, Reference, check_steps, look
+from ddp_scripts.crash_checks import Found, Reference, check_history, check_steps, look
 from ddp_scripts.data import Noisy, loss_of, wds, write_wds
 from ddp_scripts.forked import Launch, asked
 from ddp_scripts.kill_plans import EPOCHS, Kill, N, plans
@@ -52,6 +52,7 @@ def train(rank, run, part, opens, kill=None):
         canonical_nodes=2,
         shuffle_window=16,
         existing="error" if opens == "checkpoint" else "continue",
+        history=True,
         **options,
     )
     if opens == "checkpoint":
@@ -149,7 +150,7 @@ def _until_through(whole, references, seconds, tally, kills):
             kills.pop(0)
         check_steps(run, reference, part, start, whole=not any(codes))
         found = asked(look, run, reference, part, found)
-    _check_end(run, found, launches)
+    _check_end(run, reference, found, launches)
 
 
 def _carry_out(kill, launch, run, seconds):
@@ -192,7 +193,9 @@ def _last_words(launch, codes):
         yield named[-1] if code else "through"
 
 
-def _check_end(run, found, launches):
+def _check_end(run, reference, found, launches):
+    for path in run.stores[: run.nodes]:
+        check_history(path, reference)
     assert found.epochs[: run.nodes] == [EPOCHS] * run.nodes, found
     allowed = {"checkpoint.pt", "checkpoint.tmp", "scores-0.zarr", "scores-1.zarr"}
     gone = ("part", ".scores-1") if run.nodes == 1 else ("part",)  # of a node that is none of the run's any more

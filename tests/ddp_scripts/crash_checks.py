@@ -9,6 +9,8 @@ from ddp_scripts.data import loss_of
 from ddp_scripts.kill_plans import EPOCHS, N
 
 from infobatch_stream import ScoreStore
+from infobatch_stream.history import Epoch, training
+from infobatch_stream.history import epochs as epochs_of
 from infobatch_stream.layout import read_header
 
 
@@ -56,7 +58,8 @@ def look(run, reference, part, earlier):
         had = trained is not None or earlier.epochs[node] is not None
         epochs[node] = _whole(path, reference, allowed) if had or path.exists() else None
         if epochs[node] is not None:
-            assert sorted(entry.name for entry in path.iterdir()) == ["pending", "scores", "zarr.json"]
+            assert {entry.name for entry in path.iterdir()} - {"history"} == {"pending", "scores", "zarr.json"}
+            epochs_of(path)  # can be read
         if trained is not None and epochs[node] == trained:
             _recorded(run, reference, part, node, trained)
     return Found(epochs, _checkpoint(run, reference))
@@ -98,6 +101,23 @@ def _checkpoint(run, reference):
 
 def same(scores, right):
     return scores.view(np.uint32) == right.view(np.uint32)
+
+
+def check_history(path, reference):
+    """At the end of a run each epoch is described as it was, from the first on that this node had a store."""
+    rows = epochs_of(path)
+    assert [row.number for row in rows] == list(range(EPOCHS))[-len(rows) :], f"{path.name}: rows {rows}"
+    for row in rows:
+        right = Epoch(row.number, N, len(reference.kept[row.number]), 0, 0.0, 0.0).describing(
+            reference.after[row.number + 1]
+        )
+        assert (row.entries, row.kept, row.mean) == (N, right.kept, right.mean), f"{path.name}: {row}"
+        assert row.histogram.tolist() == right.histogram.tolist(), f"{path.name}: {row}"
+    counted = training(path, EPOCHS)
+    for epoch in range(counted.since, EPOCHS):
+        assert (counted.last[reference.kept[epoch]] >= epoch).all(), f"{path.name}: {counted}"
+    times = sum(np.bincount(reference.kept[epoch], minlength=N) for epoch in range(counted.since, EPOCHS))
+    assert counted.times.tolist() == times.tolist(), f"{path.name}: {counted}"
 
 
 def check_steps(run, reference, part, start, *, whole):

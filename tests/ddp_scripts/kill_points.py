@@ -11,7 +11,9 @@ from typing import Any
 
 from infobatch_stream import header, layout, loader, opening, shared_store, store
 from infobatch_stream.draft import Draft
+from infobatch_stream.history import History
 from infobatch_stream.opening import Opening
+from infobatch_stream.owner import Owner
 from infobatch_stream.shared_store import SharedStore
 from infobatch_stream.store import ScoreStore
 
@@ -113,7 +115,7 @@ def _one_node_ahead(strike):
     """The second node is about to commit; the first one has."""
     true = ScoreStore.commit
 
-    def commit(self, epoch=None):
+    def commit(self, *args, **options):
         other = self.path.with_name("scores-0.zarr")
         end = time.monotonic() + 5
         while True:
@@ -123,7 +125,7 @@ def _one_node_ahead(strike):
             assert time.monotonic() < end
             time.sleep(0.001)
         strike()
-        true(self, epoch)
+        true(self, *args, **options)
 
     ScoreStore.commit = commit
 
@@ -171,6 +173,8 @@ COMMIT = {
     "before the merge": Point(before(SharedStore, "merge"), who="any"),
     "between chunks of the merge": Point(after(ScoreStore, "put_pending"), who="two nodes", most=12),
     "before the commit": Point(before(ScoreStore, "commit")),
+    "in the history before the commit": Point(before(History, "_record")),
+    "history before the commit written": Point(after(History, "before")),
     "before the flush of the losses": Point(before(ScoreStore, "flush")),
     **header_points("apply"),
     "in the copy of the scores": Point(blocks("apply"), most=9),
@@ -178,11 +182,12 @@ COMMIT = {
     **header_points("reset"),
     "in the clearing of the losses": Point(blocks("reset"), most=9),
     **header_points("ready"),
+    "committed, the history not": Point(before(History, "after")),
     "one node committed, one not": Point(_one_node_ahead, who="second"),
     "committed, not all ranks know": Point(before(ScoreStore, "refresh"), who="any"),
 }
 OPENING = {
-    "marker file shown": Point(after(opening, "hold"), who="several ranks"),
+    "marker file shown": Point(after(opening, "make_held"), who="several ranks"),
     "stores looked at": Point(after(Opening, "_look")),
     "in the draft": Point(after(layout, "_write_shard"), opens="checkpoint", most=2),
     "draft whole": Point(before(Draft, "place"), opens="checkpoint"),
@@ -195,7 +200,7 @@ OPENING = {
     "copy of a checkpoint to a node": Point(
         after(Draft, "fill"), who="second", opens="checkpoint", aside=True, most=14
     ),
-    "store claimed": Point(after(Opening, "_claim")),
+    "store claimed": Point(after(Owner, "claim")),
     "token written": Point(_token, most=2),
 }
 STATE = {
