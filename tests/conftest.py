@@ -28,9 +28,9 @@ _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of its mount.h
 _BIND = 0x1000  # MS_BIND
 
 LONG = {
-    "accelerate", "benchmarks", "cifar", "conversion_runs", "demo", "destinations", "foreign_files", "hf_trainer",
-    "imagenet", "lightning", "lost_nodes", "nodes", "other_losses", "packaging", "remote_mds", "report_browser",
-    "seeing",
+    "accelerate", "benchmarks", "cifar", "conversion_runs", "crash", "demo", "destinations", "foreign_files",
+    "hf_trainer", "imagenet", "lightning", "lost_nodes", "nodes", "other_losses", "packaging", "remote_mds",
+    "remote_report", "report_browser", "seeing",
 }  # fmt: skip
 """What is tested in files that take longer than 10 seconds each; `long`, so that what a change broke is soon known."""
 

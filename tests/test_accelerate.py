@@ -150,15 +150,15 @@ def test_losses_under_mixed_precision_are_recorded_in_full_precision(runs):
         assert rank["scores"].unique().numel() > rank["scores"].bfloat16().unique().numel()
 
 
-@pytest.mark.slow
-def test_the_example_goes_on_with_its_checkpoint(tmp_path):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*run, ROOT / "examples" / "accelerate_ddp.py", "--epochs", "3"]
+@pytest.mark.parametrize(("ranks", "epochs"), [(1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_the_example_goes_on_with_its_checkpoint(tmp_path, ranks, epochs):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*run, ROOT / "examples" / "accelerate_ddp.py", "--epochs", str(epochs)]
     for options in (["--stop-after", "20"], []):
         done = subprocess.run([*command, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "goes on at step" in done.stdout
-    assert float(done.stdout.split("accuracy ")[-1].split()[0]) > 0.85
+    assert float(done.stdout.split("accuracy ")[-1].split()[0]) > (0.85 if epochs > 2 else 0.5)
 
 
 if __name__ == "__main__":

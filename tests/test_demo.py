@@ -31,21 +31,21 @@ def write_idx(folder, split, count):
         file.write(struct.pack(">2I", 0x801, count) + labels.tobytes())
 
 
-@pytest.mark.slow
 @pytest.mark.ddp
-def test_demo_trains_on_idx_files_on_two_processes_and_tells_what_it_saved(tmp_path):
-    write_idx(tmp_path, "train", 1200)
+@pytest.mark.parametrize(("ranks", "count"), [(1, 300), pytest.param(2, 1200, marks=pytest.mark.slow)])
+def test_demo_trains_on_idx_files_and_tells_what_it_saved(tmp_path, ranks, count):
+    write_idx(tmp_path, "train", count)
     write_idx(tmp_path, "t10k", 100)
-    out = run(COMMAND, "demo", "--data", tmp_path, "--nproc", 2, "--epochs", 4, "--seeds", 1, cwd=tmp_path)
+    out = run(COMMAND, "demo", "--data", tmp_path, "--nproc", ranks, "--epochs", 4, "--seeds", 1, cwd=tmp_path)
     rows = re.findall(r"(all data|InfoBatch), (MDS|WebDataset) .*?([\d.]+) % .*?([\d,]+) .*?([\d.]+)%", out)
     assert [row[:2] for row in rows] == [
         ("all data", "MDS"), ("InfoBatch", "MDS"), ("all data", "WebDataset"), ("InfoBatch", "WebDataset"),
     ]  # fmt: skip
     for kind, _, accuracy, trained, saved in rows:
-        assert float(accuracy) > 90  # the three classes differ in brightness
+        assert float(accuracy) > (90 if count > 1000 else 30)  # the three classes differ in brightness
         trained = int(trained.replace(",", ""))
-        assert (trained == 4800) == (kind == "all data")
-        assert float(saved) == pytest.approx(100 * (1 - trained / 4800), abs=0.05)
+        assert (trained == 4 * count) == (kind == "all data")
+        assert float(saved) == pytest.approx(100 * (1 - trained / (4 * count)), abs=0.05)
     with Image.open(tmp_path / "infobatch-demo.png") as plot:
         assert min(plot.size) > 400
 

@@ -45,7 +45,7 @@ def test_the_picks_and_scores_are_the_same_on_other_ranks(tmp_path, case):
     check_goes_on(tmp_path, case, OTHERS, seconds=180)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(short="test_the_picks_and_scores_are_the_same_on_other_ranks")
 @pytest.mark.parametrize("case", elastic.CASES)
 def test_from_before_every_step_they_are_the_same_on_all_world_sizes(tmp_path, case):
     check_goes_on(tmp_path, case, 1, seconds=900)

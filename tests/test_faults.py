@@ -154,7 +154,9 @@ def test_a_process_killed_while_it_makes_a_store_leaves_one_or_none_and_the_next
     check_making(tmp_path / "stores", replace, 61)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(
+    short="test_a_process_killed_while_it_makes_a_store_leaves_one_or_none_and_the_next_removes_its_files"
+)
 @pytest.mark.parametrize("replace", [False, True])
 def test_so_does_one_that_is_killed_at_any_other_line(tmp_path, replace):
     check_making(tmp_path / "stores", replace, 3)

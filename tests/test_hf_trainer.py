@@ -332,17 +332,17 @@ def test_trials_of_one_loader_are_refused(tmp_path):
         plain_trainer(loader, tmp_path).hyperparameter_search(n_trials=1)
 
 
-@pytest.mark.slow
-def test_the_example_goes_on_with_its_checkpoint(tmp_path):
+@pytest.mark.parametrize(("ranks", "epochs", "samples"), [(1, 2, 96), pytest.param(2, 3, 600, marks=pytest.mark.slow)])
+def test_the_example_goes_on_with_its_checkpoint(tmp_path, ranks, epochs, samples):
     from real_data import spam
 
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*run, ROOT / "examples" / "hf_trainer.py", spam(), "--epochs", "3", "--samples", "600"]
-    for options in (["--stop-after", "8"], []):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*run, ROOT / "examples" / "hf_trainer.py", spam(), "--epochs", str(epochs), "--samples", str(samples)]
+    for options in (["--stop-after", "3" if samples < 500 else "8"], []):
         done = subprocess.run([*command, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "goes on at step" in done.stdout
-    assert float(done.stdout.split("accuracy ")[-1].split()[0]) > 0.7
+    assert float(done.stdout.split("accuracy ")[-1].split()[0]) > (0.7 if samples > 500 else 0)
 
 
 if __name__ == "__main__":

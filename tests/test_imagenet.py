@@ -54,16 +54,18 @@ def two_ranks(shards, tmp_path_factory):
 
 
 @pytest.mark.ddp
-@pytest.mark.slow
+@pytest.mark.slow(short="test_ranks_train_from_a_bucket_as_from_a_folder")
 def test_ranks_train_on_tars_as_on_mds(shards, two_ranks, tmp_path):
     out = train(shards, tmp_path / "run", *RESNET, "--epochs", 2, "--accumulate", 2, format="wds", processes=2)
     assert epochs(out) == epochs(two_ranks[1])
 
 
 @pytest.mark.ddp
-@pytest.mark.slow
-@pytest.mark.parametrize("format", ["mds", "wds"])
-def test_ranks_train_from_a_bucket_as_from_a_folder(shards, two_ranks, tmp_path, monkeypatch, format):
+@pytest.mark.parametrize(
+    ("format", "processes"),
+    [("wds", 1), *(pytest.param(format, 2, marks=pytest.mark.slow) for format in ("mds", "wds"))],
+)
+def test_ranks_train_from_a_bucket_as_from_a_folder(shards, two_ranks, tmp_path, monkeypatch, format, processes):
     tars = "/*.tar" if format == "wds" else ""
     with s3_server("my-bucket") as s3:
         use_s3(monkeypatch, s3.url)
@@ -77,9 +79,12 @@ def test_ranks_train_from_a_bucket_as_from_a_folder(shards, two_ranks, tmp_path,
             "--cache-limit",
             "400kb",
         ]
-        options = [*OPTIONS, *RESNET, "--epochs", 2, "--accumulate", 2]
-        out = run([*where, *options], tmp_path, processes=2, script=SCRIPT)
-    assert epochs(out) == epochs(two_ranks[1])
+        options = [*OPTIONS, *RESNET, "--epochs", processes, "--accumulate", 2]
+        out = run([*where, *options], tmp_path, processes=processes, script=SCRIPT)
+    if processes == 2:
+        assert epochs(out) == epochs(two_ranks[1])
+    else:  # whose numbers are rounded otherwise
+        assert epochs(out)[0][:3] == epochs(two_ranks[1])[0][:3]
 
 
 @pytest.mark.ddp
@@ -123,7 +128,6 @@ def test_a_vit_trains_on_tars_in_bfloat16(shards, tmp_path):
     assert any(not torch.equal(saved["ema"][name], value) for name, value in saved["model"].items())
 
 
-@pytest.mark.slow
 def test_a_global_batch_that_cannot_be_divided_is_refused(shards, tmp_path):
     with pytest.raises(AssertionError, match="--global-batch 16 cannot be divided among 1 processes, 3 forward passes"):
         train(shards, tmp_path / "run", "--accumulate", 3)

@@ -59,7 +59,17 @@ def growth(epochs, name, first):
     return min(after) - max(before)
 
 
-@pytest.mark.slow
+def test_a_run_holds_as_much_after_eight_epochs_as_after_four(tmp_path):
+    (tmp_path / "temporary").mkdir()
+    start("leaks.py", "map", tmp_path, tmp_path / "temporary", 8, seconds=120)
+    for way, epochs in json.loads((tmp_path / "facts.json").read_text()).items():
+        assert len(epochs) == 8
+        for name in ("left segments", "maps of the store", "children", "temporary files"):
+            assert epochs[-1][name] <= max(held[name] for held in epochs[:4]), way
+        assert all((held["resident in workers"] > 0) == (way == "persistent") for held in epochs)
+
+
+@pytest.mark.slow(short="test_a_run_holds_as_much_after_eight_epochs_as_after_four")
 @kinds
 @ways
 def test_what_a_run_holds_does_not_grow_with_its_epochs(facts, kind, way):
@@ -69,7 +79,7 @@ def test_what_a_run_holds_does_not_grow_with_its_epochs(facts, kind, way):
     assert {name: more for name, more in grown.items() if more > 0} == {}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(short="test_a_run_holds_as_much_after_eight_epochs_as_after_four")
 @kinds
 @ways
 @pytest.mark.parametrize("name", ["resident", "resident in workers"])
@@ -78,7 +88,7 @@ def test_the_memory_of_a_run_does_not_grow_with_its_epochs(facts, kind, way, nam
     assert growth(epochs, name, 9) < GROWTH
 
 
-@pytest.mark.slow
+@pytest.mark.slow(short="test_a_run_holds_as_much_after_eight_epochs_as_after_four")
 @kinds
 @ways
 def test_every_way_of_training_had_its_workers(facts, kind, way):

@@ -367,16 +367,16 @@ def test_after_a_search_with_a_trainer_of_its_own_a_run_is_as_ever(tmp_path):
     check_whole([fit(tmp_path, "scores")])
 
 
-@pytest.mark.slow
-def test_the_example_goes_on_with_its_checkpoint(tmp_path):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*run, ROOT / "examples" / "lightning_ddp.py", "--epochs", "3"]
+@pytest.mark.parametrize(("ranks", "epochs"), [(1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
+def test_the_example_goes_on_with_its_checkpoint(tmp_path, ranks, epochs):
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*run, ROOT / "examples" / "lightning_ddp.py", "--epochs", str(epochs)]
     for options in (["--stop-after", "20"], []):
         done = subprocess.run([*command, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "goes on at step" in done.stdout
     accuracy = float(done.stdout.split("accuracy ")[-1].split()[0])
-    assert accuracy > 0.85
+    assert accuracy > (0.85 if epochs > 2 else 0.5)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def test_under_torchrun_a_rank_that_raises_ends_the_run(tmp_path):
 
 
 @pytest.mark.ddp
-@pytest.mark.slow
+@pytest.mark.slow(short="test_under_torchrun_a_rank_that_raises_ends_the_run")
 def test_under_torchrun_a_rank_that_leaves_early_ends_the_run(tmp_path):
     code, output, _ = launch(tmp_path / "scores.zarr", "exits")
     assert code == 1

@@ -89,11 +89,11 @@ def threads():
 WAYS = [({}, 0), ({}, 3), ({}, 64), (FORK, 0), ({**FORK, "persistent_workers": True}, 64), (SPAWN, 64)]
 
 
-@pytest.mark.slow
-def test_picks_and_samples_do_not_depend_on_what_is_downloaded_when(make, server):
+@pytest.mark.parametrize("ways", [WAYS[1:4], pytest.param(WAYS, marks=pytest.mark.slow)], ids=len)
+def test_picks_and_samples_do_not_depend_on_what_is_downloaded_when(make, server, ways):
     """The augmentation neither; each shard is downloaded once."""
     wanted = None
-    for number, (options, predownload) in enumerate(WAYS):
+    for number, (options, predownload) in enumerate(ways):
         server.gets.clear()
         with within(60):
             steps = train(make(str(number), predownload=predownload, epochs=2, **options))

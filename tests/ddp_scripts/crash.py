@@ -1,6 +1,7 @@
 """Kill runs again and again, and hold what they leave, and how they go on, against runs that were never killed.
 
-    crash.py [--kills 200 | --rounds 1] [--extra 4] [--seed 0] [--only EXPERIMENT] [--share 0/2] [--report FILE]
+    crash.py [--kills 200 | --rounds 1] [--label LABEL] [--extra 4] [--seed 0] [--only EXPERIMENT] [--share 0/2]
+             [--report FILE]
 
 An experiment is a run that is killed (kill -9) a few times and goes on, from its last checkpoint or with
 existing="continue", until it is through. It depends on the seed and its number alone, but for the moments at which
@@ -228,6 +229,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=10**6)
     parser.add_argument("--rounds", type=int, default=10**6, help="in each of which every label has its turn")
+    parser.add_argument("--label", action="append", help="kill only there; may be repeated")
     parser.add_argument("--extra", type=int, default=4, help="most kills at random moments in an experiment")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of the experiment")
@@ -241,7 +243,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = write_wds(folder / "shards", samples=N // 4)
-        for number, (round_, run) in enumerate(plans(folder, shards, args.seed, args.extra)):
+        for number, (round_, run) in enumerate(plans(folder, shards, args.seed, args.extra, args.label or POINTS)):
             left = args.kills - tally.kills.total()
             if left <= 0 or round_ >= args.rounds or (args.only is not None and number > args.only):
                 break

@@ -58,17 +58,20 @@ class Run:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def plans(folder, shards, seed, extra):
-    """(round, Run) without end. In a round every label has its turn. extra: most kills of a Run at random moments."""
+def plans(folder, shards, seed, extra, labels=POINTS):
+    """(round, Run) without end. In a round each of ``labels`` has its turn.
+
+    extra: most kills of a Run at random moments.
+    """
     rng, due, round_, number = random.Random(seed), [], -1, 0
     while True:
         if not due:
-            due = rng.sample(list(POINTS), len(POINTS))
+            due = rng.sample(list(labels), len(labels))
             round_ += 1
         run = _way(folder / str(number), shards, due[0], rng)
-        labels = [label for label in due if _fits(label, run.nodes, run.local)][:4]
-        due = [label for label in due if label not in labels]
-        kills = [_kill(label, run, rng) for label in labels]
+        chosen = [label for label in due if _fits(label, run.nodes, run.local)][:4]
+        due = [label for label in due if label not in chosen]
+        kills = [_kill(label, run, rng) for label in chosen]
         for _ in range(rng.randint(0, extra)):
             kill = Kill(
                 rng.choice(RANDOM[run.workers]),

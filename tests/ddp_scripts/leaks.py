@@ -1,6 +1,6 @@
 """Train many short epochs, in several ways, and note at the end of each epoch what the process and its workers hold.
 
-    leaks.py KIND FOLDER TEMPORARY
+    leaks.py KIND FOLDER TEMPORARY [EPOCHS]
 
 KIND: map, wds or mds. FOLDER: with the shards in it; gets facts.json: for each way one object an epoch.
 TEMPORARY: an empty folder for temporary files.
@@ -82,10 +82,10 @@ def facts(workers):
     }
 
 
-def train(dataset, way, store):
+def train(dataset, way, store, epochs):
     found, workers, others = [], set(), set(children())
-    with InfoBatchLoader(dataset, store, batch_size=8, epochs=EPOCHS, **WAYS[way]) as loader:
-        for epoch in range(EPOCHS):
+    with InfoBatchLoader(dataset, store, batch_size=8, epochs=epochs, **WAYS[way]) as loader:
+        for epoch in range(epochs):
             for _, picks in loader:
                 loader.update(loss_of(picks.index, epoch), picks)
                 workers.update(set(children()) - others)
@@ -97,7 +97,7 @@ def train(dataset, way, store):
     return found
 
 
-def main(kind, folder, temporary):
+def main(kind, folder, temporary, epochs=EPOCHS):
     folder = Path(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = temporary
     dataset = dataset_of(kind, folder)
@@ -105,7 +105,7 @@ def main(kind, folder, temporary):
     del enlarge  # Python's table of strings grows in large steps, of which one in mid-run would be taken for a leak
     gc.collect()
     gc.freeze()  # what the libraries made; else each collection takes a quarter of a second
-    found = {way: train(dataset, way, folder / way / "scores.zarr") for way in WAYS}
+    found = {way: train(dataset, way, folder / way / "scores.zarr", int(epochs)) for way in WAYS}
     (folder / "facts.json").write_text(json.dumps(found))
 
 
