@@ -151,7 +151,8 @@ def _until_through(whole, references, seconds, tally, kills):
             kills.pop(0)
         check_steps(run, reference, part, start, whole=not any(codes))
         found = asked(look, run, reference, part, found)
-    _check_end(run, reference, found, launches)
+    alone = whole.nodes == 1 and all(kill.layout[0] == 1 for kill in whole.kills)
+    _check_end(run, reference, found, launches, alone=alone)
 
 
 def _carry_out(kill, launch, run, seconds):
@@ -194,9 +195,9 @@ def _last_words(launch, codes):
         yield named[-1] if code else "through"
 
 
-def _check_end(run, reference, found, launches):
+def _check_end(run, reference, found, launches, *, alone):
     for path in run.stores[: run.nodes]:
-        check_history(path, reference)
+        check_history(path, reference, whole=alone)
     assert found.epochs[: run.nodes] == [EPOCHS] * run.nodes, found
     allowed = {"checkpoint.pt", "checkpoint.tmp", "scores-0.zarr", "scores-1.zarr"}
     gone = ("part", ".scores-1") if run.nodes == 1 else ("part",)  # of a node that is none of the run's any more
