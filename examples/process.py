@@ -95,5 +95,8 @@ def save(path: Path, state: dict) -> None:
 
 
 def load(path: Path) -> dict:
-    """What `save` wrote; it runs nothing."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """What `save` wrote; it runs nothing. Ends the script, with the name of the file, when it cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has many for a file that was cut off
+        raise SystemExit(f"{path} cannot be read ({error}): take an earlier checkpoint, or remove it.") from error

@@ -98,7 +98,10 @@ def main() -> None:
         num_workers=args.workers,
     ) as loader:
         if args.checkpoint.exists():
-            saved = torch.load(args.checkpoint, weights_only=True, map_location="cpu")
+            try:
+                saved = torch.load(args.checkpoint, weights_only=True, map_location="cpu")
+            except Exception as error:  # torch has many for a file that was cut off
+                raise SystemExit(f"{args.checkpoint} cannot be read ({error}): take an earlier one.") from error
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             loader.load_state_dict(saved["loader"])

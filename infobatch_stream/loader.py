@@ -454,7 +454,8 @@ class InfoBatchLoader:
         """All that a run needs to go on with exactly the same picks, on any world size of equal global batch.
 
         Collective; valid after any step. On rank 0 it holds the scores (8 bytes per sample), elsewhere not: save
-        that of rank 0. Plain values and tensors: torch.load(weights_only=True) reads it.
+        that of rank 0. Plain values and tensors: torch.load(weights_only=True) reads it. The history of the epochs is
+        not in it: that stays in the store.
         """
         self._open()
         self._meet("state_dict()")

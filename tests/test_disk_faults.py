@@ -16,7 +16,7 @@ from ddp_scripts import victims
 from ddp_scripts.children import Child
 from ddp_scripts.victims import N, finish, loader_of, losses, train
 
-from infobatch_stream import ScoreStore, StoreError, header, layout
+from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning, StoreError, header, layout
 
 ROOT = os.geteuid() == 0
 SIZE = 40_000  # whose arrays take 40 pages: a map of a file that was cut ends the process where there is none
@@ -311,6 +311,59 @@ def test_damage_to_a_store_that_nobody_has_open_is_told_at_the_start(tmp_path, n
         loader_of(path, SIZE, existing="continue")
     finish(loader_of(path, SIZE, batch_size=SIZE // 8, epochs=1, existing="overwrite"))
     assert np.array_equal(ScoreStore.open(path).scores, losses(0, SIZE))
+
+
+def put(path, array, places):
+    """Write values into the file of an array, past the store."""
+    file = np.memmap(path / array / "c" / "0", "<f4", "r+", shape=(N,))
+    for place, value in places.items():
+        file[place] = value
+    file.flush()
+
+
+INFINITE = {0: np.inf, 1: -np.inf, 2: np.inf}
+
+
+@pytest.mark.parametrize("policy", [SoftPruning(0.5), QuantilePruning(), BudgetPruning(0.2)], ids=repr)
+def test_a_score_that_a_flipped_bit_made_infinite_counts_as_never_seen_in_the_plan_and_in_the_state(tmp_path, policy):
+    path, options = tmp_path / "scores.zarr", {"policy": policy, "epochs": 10}
+    first = loader_of(path, **options)
+    train(first)
+    first.commit()
+    del first
+    wanted = np.array(ScoreStore.open(path, "r").scores)
+    wanted[list(INFINITE)] = np.nan
+    put(path, "scores", INFINITE)
+    loader = loader_of(path, existing="continue", **options)
+    with pytest.warns(RuntimeWarning, match=r"3 scores of .* are infinite \(was a bit flipped.* count as never seen"):
+        batches = iter(loader)
+    assert np.isfinite(loader.stats["threshold"]) or policy == BudgetPruning(0.2)
+    assert loader.stats["mean_score"] == pytest.approx(np.nanmean(wanted))
+    weights = {int(i): float(w) for _, picks in batches for i, w in zip(picks.index, picks.weight, strict=True) if w}
+    assert [weights[place] for place in INFINITE] == [1, 1, 1]
+    with pytest.warns(RuntimeWarning, match="3 scores are infinite"):
+        state = loader.state_dict()
+    assert np.array_equal(state["scores"], wanted, equal_nan=True)
+    again = loader_of(tmp_path / "again.zarr", **options)
+    again.load_state_dict(state)
+    assert np.array_equal(again._store.scores, wanted, equal_nan=True)
+    state["scores"][:3] = torch.tensor([np.inf, -np.inf, np.inf])
+    del state["checksum"]  # as an earlier version saved it
+    with pytest.warns(RuntimeWarning, match="3 scores are infinite"):
+        again.load_state_dict(state)
+
+
+def test_a_loss_that_a_flipped_bit_made_infinite_is_not_committed(tmp_path):
+    path = tmp_path / "scores.zarr"
+    loader = loader_of(path)
+    train(loader)
+    loader.commit()
+    train(loader)
+    seen = np.flatnonzero(np.isfinite(loader._store.pending))[:2]
+    put(path, "pending", dict(zip(seen, (np.inf, -np.inf), strict=True)))
+    wanted = np.where(np.isfinite(loader._store.pending), loader._store.pending, loader._store.scores)
+    loader.commit()
+    assert np.array_equal(loader._store.scores, wanted)
 
 
 @pytest.mark.parametrize("array", ["scores", "pending"])

@@ -12,7 +12,9 @@ from infobatch_stream.sources.tar_index import split_name
 from infobatch_stream.store import ScoreStore
 
 
-@pytest.mark.parametrize(("target", "runs"), [("headers", 6000), ("tar", 2500), ("npz", 2500), ("store", 1000)])
+@pytest.mark.parametrize(
+    ("target", "runs"), [("headers", 6000), ("tar", 2500), ("npz", 2500), ("store", 1000), ("history", 400)]
+)
 def test_damaged_files_are_refused_as_documented_in_bounded_time_and_memory(target, runs):
     with watched():
         assert fuzz(target, runs, seed=0).runs == runs

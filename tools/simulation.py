@@ -118,6 +118,7 @@ def _plan(policy: Policy, scores: NDArray[np.float32], seed: int, epoch: int) ->
     sum(s (1/p - 1)), as if all were kept with the probability sum(s) / sum(s / p).
     """
     summary = Summary(scores)
+    scores = summary.scores
     rule = policy.rule(summary) if summary.count and not isinstance(policy, FullData) else None
     selection = Selection(scores, rule, seed, epoch)
     kept, squares, weighted = 0, 0.0, 0.0

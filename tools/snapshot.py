@@ -60,6 +60,7 @@ class Snapshot:
             store = ScoreStore.open(path, mode="r")
             check_bounds(store)
             epoch, scores = store.epoch, np.array(store.scores)
+            scores[np.isinf(scores)] = np.nan  # a bit was flipped; as a run takes it
             if ScoreStore.open(path, mode="r").epoch == epoch:  # else the scores may be of both
                 break
         else:

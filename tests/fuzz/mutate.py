@@ -201,4 +201,13 @@ def _spots(found: Any) -> Iterator[tuple[Any, Any]]:
         yield from _spots(found[key])
 
 
-MUTATIONS: dict[str, Mutation] = {"headers": tar, "tar": tar, "npz": npz, "store": metadata}
+def past(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
+    """A file of a history: metadata as of a store, other bytes, or another thing in its place."""
+    if rng.random() < 0.2:
+        return bytes([rng.randrange(256), rng.randrange(256)]) + data[2:]
+    if data[2:3] == b"{":
+        return data[:2] + metadata(rng, data[1:], others)[1:]
+    return data[:2] + any_bytes(rng, data[2:], others)
+
+
+MUTATIONS: dict[str, Mutation] = {"headers": tar, "tar": tar, "npz": npz, "store": metadata, "history": past}

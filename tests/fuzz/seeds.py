@@ -5,10 +5,11 @@ import tarfile
 from functools import cache
 
 import numpy as np
+from numcodecs import zstd
 
 from infobatch_stream.sources.tar_index import TarIndex
 
-from .targets import SHARD, STORE_FILES, folder, good_store
+from .targets import HISTORY_FILES, INSTEAD, SHARD, STORE_FILES, folder, good_history, good_store
 
 NAMES = (
     ("a.jpg", "a.cls", "b.jpg", "b.cls"),
@@ -144,4 +145,13 @@ def stores() -> list[bytes]:
     return [*made, b"\0" + b"[" * 3000, b"\0" + b'{"a":' * 3000, b"\1{}", b"\0" + b"9" * 5000, b"\3"]
 
 
-SEEDS = {"headers": tars, "tar": tars, "npz": indexes, "store": stores}
+@cache
+def histories() -> list[bytes]:
+    """The files of a history, each behind the bytes that name it and say what is put there."""
+    _, _, good = good_history()
+    made = [bytes([number, 0]) + good.get(name, b"") for number, name in enumerate(HISTORY_FILES)]
+    made += [bytes([number, how]) for number in range(len(HISTORY_FILES)) for how in range(4, len(INSTEAD))]
+    return [*made, bytes([6, 0]) + zstd.compress(bytes(2**28)), bytes([8, 0, 2, 1, 0x93, 2]) + b"\xff\xff\xff\x7f" * 3]
+
+
+SEEDS = {"headers": tars, "tar": tars, "npz": indexes, "store": stores, "history": histories}

@@ -6,8 +6,10 @@ Anything else that is raised is a bug: an error of another kind, or an Assertion
 import contextlib
 import json
 import os
+import shutil
 import tarfile
 import tempfile
+import warnings
 import zlib
 from functools import cache
 from io import BytesIO
@@ -18,6 +20,8 @@ from webdataset.tariterators import base_plus_ext
 
 from infobatch_stream.errors import DataError, StoreError
 from infobatch_stream.header import checksum
+from infobatch_stream.history import Epoch, History, carry, epochs, mend, training
+from infobatch_stream.recorded import replay
 from infobatch_stream.sources.npz import read_npz
 from infobatch_stream.sources.tar_headers import TarError, read_members
 from infobatch_stream.sources.tar_index import _DTYPES, TarIndex, split_name
@@ -125,4 +129,89 @@ def store(data: bytes) -> None:
         (path / name).write_bytes(good[name])
 
 
-TARGETS = {"headers": headers, "tar": tar, "npz": npz, "store": store}
+HISTORY_FILES = (
+    "zarr.json", "entries/zarr.json", "samples/0/zarr.json", "recorded/zarr.json", "histogram/zarr.json", "entries",
+    "entries/c/0", "quantiles/c/0/0", "samples/0/c/0/0", "recorded/c/1/0",
+)  # fmt: skip
+INSTEAD = ("file", "file", "file", "file", "link", "pipe", "device", "hole", "folder", "beside")
+
+
+@cache
+def good_history() -> tuple[Path, Path, dict[str, bytes]]:
+    """A store of two epochs, a copy to damage, and the files of its history that are fuzzed."""
+    path = folder() / "history" / "good.zarr"
+    store = ScoreStore.create(path, SAMPLES, "map:fuzz")
+    for epoch in range(2):
+        store.put_pending(0, np.arange(SAMPLES, dtype=np.float32) + epoch)
+        store.commit(epoch, history=History(path, Epoch(epoch, SAMPLES, SAMPLES, SAMPLES, np.nan, 1.0), recorded=True))
+    files = {name: file.read_bytes() for name in HISTORY_FILES if (file := path / "history" / name).is_file()}
+    return path, folder() / "history" / "s.zarr", files
+
+
+def history(data: bytes) -> None:
+    """The history of a store, of which one file, named by the first byte, is made what the second one says.
+
+    It is read, carried to another store and written to: each time as it should be, refused, or warned of.
+    """
+    good, path, _ = good_history()
+    name = HISTORY_FILES[data[0] % len(HISTORY_FILES)] if data else HISTORY_FILES[0]
+    how = INSTEAD[data[1] % len(INSTEAD)] if len(data) > 1 else "file"
+    outside = path.with_name("outside")
+    for old in (path, path.with_name("carried")):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(good, path)
+    place = path / "history" / name
+    if how == "beside":
+        place = place.with_name(data[2:34].hex() or "x")
+    elif place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
+    outside.write_bytes(data[2:])
+    match how:
+        case "link":
+            place.symlink_to(outside)
+        case "pipe":
+            os.mkfifo(place)
+        case "device":
+            place.symlink_to("/dev/zero")
+        case "folder":
+            place.mkdir()
+        case "hole":
+            with place.open("wb") as file:
+                file.write(data[2:])
+                file.truncate(2**40)
+        case _:
+            place.write_bytes(data[2:])
+    for look in (_rows, _counts, _losses):
+        with contextlib.suppress(StoreError):
+            look(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        path.with_name("carried").mkdir()
+        carry(path, path.with_name("carried"), SAMPLES, 1)
+        mend(path, 2, np.ones(SAMPLES, np.float32))
+        writes = History(path, Epoch(2, SAMPLES, SAMPLES, SAMPLES, np.nan, 1.0), recorded=True)
+        writes.before(np.ones(SAMPLES, np.float32), np.ones(SAMPLES, np.float32))
+        writes.after(np.ones(SAMPLES, np.float32))
+    assert outside.read_bytes() == data[2:]
+
+
+def _rows(path: Path) -> None:
+    numbers = [row.number for row in epochs(path)]
+    assert numbers == sorted(set(numbers))
+    assert set(numbers) <= {0, 1}
+
+
+def _counts(path: Path) -> None:
+    found = training(path, 2)
+    assert found is None or (found.times.size, found.last.size) == (SAMPLES, SAMPLES)
+
+
+def _losses(path: Path) -> None:
+    for scores in replay(path, SAMPLES):
+        assert scores.size == SAMPLES
+        assert not np.isinf(scores).any()
+
+
+TARGETS = {"headers": headers, "tar": tar, "npz": npz, "store": store, "history": history}
