@@ -72,11 +72,15 @@ def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
     mark = folder / f"{stem}{ranks.process}"
     held = -1
 
+    def marked() -> Path:
+        mark.touch()
+        return mark
+
     def show() -> None:
         nonlocal held
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _, held = make_held(lambda: mark.touch() or mark)
+            _, held = make_held(marked)
         except OSError as error:
             raise StoreError(f"cannot write to {folder}, for the score store {path}: {error.strerror}.") from error
 

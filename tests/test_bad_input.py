@@ -192,7 +192,7 @@ def test_shards_that_moved_are_the_same_dataset(path, tmp_path):
 
 @pytest.mark.parametrize("existing", ["error", "continue", "overwrite"])
 def test_a_foreign_store_is_refused_and_left_alone(path, existing):
-    zarr.create_group(path).create_array("scores", shape=(N,), dtype="f4")
+    zarr.create_group(path, zarr_format=3).create_array("scores", shape=(N,), dtype="f4")
     before = files(path.parent)
     with pytest.raises(StoreError, match="is not a score store"):
         iter(loader_of(path, existing=existing))

@@ -244,7 +244,7 @@ def flip(file):
 
 def rewrite(array):
     def damage(path):
-        zarr.open_group(path, mode="r+")[array][:] = np.zeros(SIZE, np.float32)
+        zarr.open_group(path, mode="r+", zarr_format=3)[array][:] = np.zeros(SIZE, np.float32)
 
     return damage
 

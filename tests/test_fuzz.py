@@ -13,7 +13,7 @@ from infobatch_stream.store import ScoreStore
 
 
 @pytest.mark.parametrize(
-    ("target", "runs"), [("headers", 6000), ("tar", 2500), ("npz", 2500), ("store", 1000), ("history", 400)]
+    ("target", "runs"), [("headers", 6000), ("tar", 2500), ("npz", 2500), ("store", 1000), ("history", 250)]
 )
 def test_damaged_files_are_refused_as_documented_in_bounded_time_and_memory(target, runs):
     with watched():

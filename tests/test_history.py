@@ -252,7 +252,7 @@ def test_a_damaged_history_does_not_keep_a_checkpoint_from_being_loaded(tmp_path
 
 def test_zarr_reads_it(tmp_path):
     train(loader(tmp_path / "s.zarr", 3))
-    group = zarr.open_group(tmp_path / "s.zarr", mode="r")["history"]
+    group = zarr.open_group(tmp_path / "s.zarr", mode="r", zarr_format=3)["history"]
     assert group["kept"][:].tolist() == [row.kept for row in epochs(tmp_path / "s.zarr")]
     assert group["recorded"].shape == (3, COUNT)
     assert np.isnan(group["recorded"][1]).sum() == COUNT - group["kept"][1]

@@ -25,7 +25,9 @@ from infobatch_stream.tools.samples import Column, EncodedImage
 pytestmark = pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
 
 ROOT = Path(infobatch_stream.__file__).parent.parent
-FILES = sorted(file for folder in ("infobatch_stream", "tools", "examples") for file in (ROOT / folder).rglob("*.py"))
+FILES = sorted(
+    file for folder in ("infobatch_stream", "tools", "examples", "benchmarks") for file in (ROOT / folder).rglob("*.py")
+)
 
 
 # ---- nothing on disk is run
@@ -44,6 +46,11 @@ FORBIDDEN_METHODS = {
 }
 REQUIRED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "yaml.load": ("never", None)}
 REQUIRED["numpy.load"] = REQUIRED["np.load"]
+# In format 2 objects are unpickled; and what is made would be of the format that a user has set as the default.
+REQUIRED |= {
+    f"zarr.{name}": ("zarr_format", 3) for name in ("open_group", "create_group", "open_array", "create_array")
+}
+REQUIRED |= {f"zarr.{name}": ("never", None) for name in ("open", "load", "save", "group", "array", "open_like")}
 
 
 def dangers(code):
@@ -87,7 +94,8 @@ def test_every_file_was_looked_at():
         "def f():\n    import cloudpickle", "torch.load(x)", "torch.load(x, weights_only=False)", "np.load(x)",
         "np.load(x, allow_pickle=True)", "numpy.load(x)", "yaml.load(x, Loader=y)", "eval(x)", "exec(x)",
         "tar.extractall()", "StreamingDataset(allow_unsafe_types=True)", "run(x, shell=True)", "os.system(x)",
-        "from torch import load", "from numpy import load",
+        "from torch import load", "from numpy import load", "zarr.open(x)", "zarr.open_group(x)",
+        "zarr.open_group(x, zarr_format=2)", "from zarr import open_group",
     ],
 )  # fmt: skip
 def test_what_would_is_found(code):
@@ -98,6 +106,7 @@ def test_what_is_safe_is_not_found():
     assert not list(
         dangers("np.load(x, allow_pickle=False); torch.load(x, weights_only=True); model.eval(); re.compile(x)")
     )
+    assert not list(dangers("zarr.open_group(x, mode='r', zarr_format=3); zarr.create_group(x, zarr_format=3)"))
 
 
 class Bomb:

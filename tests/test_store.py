@@ -144,7 +144,7 @@ def test_plain_zarr_reads_it_whole_and_in_parts(path, size):
     store.record(seen, losses[seen])
     pending = np.full(size, np.nan, np.float32)
     pending[seen] = losses[seen]
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open_group(path, mode="r", zarr_format=3)
     assert group.attrs["infobatch_stream"]["num_samples"] == size
     for name, expected in [("scores", scores), ("pending", pending)]:
         same(getattr(store, name), expected)
@@ -179,9 +179,9 @@ def test_the_epoch_and_the_fingerprint_outlive_the_process(path):
 
 def test_attributes_of_others_are_kept(path):
     store = filled(path)
-    zarr.open_group(path, mode="r+").attrs["mine"] = {"note": "run 7"}
+    zarr.open_group(path, mode="r+", zarr_format=3).attrs["mine"] = {"note": "run 7"}
     store.commit()
-    assert zarr.open_group(path, mode="r").attrs["mine"] == {"note": "run 7"}
+    assert zarr.open_group(path, mode="r", zarr_format=3).attrs["mine"] == {"note": "run 7"}
     assert ScoreStore.open(path).epoch == 4
 
 
@@ -716,7 +716,7 @@ def break_shard_index(path):
 
 
 def rewrite_as_fill_values(path):
-    zarr.open_group(path, mode="r+")["pending"][:] = np.nan
+    zarr.open_group(path, mode="r+", zarr_format=3)["pending"][:] = np.nan
 
 
 DAMAGE = {
@@ -939,7 +939,7 @@ def test_an_unknown_mode_is_refused_and_harms_nothing(path, mode):
 @pytest.mark.parametrize("act", ["commit", "refresh"])
 def test_a_store_rewritten_by_plain_zarr_while_it_is_in_use_is_told(path, name, act):
     store = filled(path)
-    zarr.open_group(path, mode="r+")[name][:] = 0
+    zarr.open_group(path, mode="r+", zarr_format=3)[name][:] = 0
     with pytest.raises(StoreError, match=r"replaced by another program.*Do not write"):
         getattr(store, act)()
     assert ScoreStore.open(path).epoch == 3

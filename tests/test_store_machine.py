@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
         assert layout.read_header(self.path).state == "ready"
 
     def teardown(self):
-        group = zarr.open_group(self.path, mode="r")
+        group = zarr.open_group(self.path, mode="r", zarr_format=3)
         same(group["scores"][:], self.scores)
         same(group["pending"][:], self.pending)
         shutil.rmtree(self.folder)

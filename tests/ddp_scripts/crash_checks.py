@@ -68,7 +68,10 @@ def look(run, reference, part, earlier):
 def _whole(path, reference, allowed):
     if path.exists():  # not between two renames
         header = read_header(path)
-        seen = [np.array(ScoreStore.open(path, mode="r").scores), zarr.open_group(path, mode="r")["scores"][:]]
+        seen = [
+            np.array(ScoreStore.open(path, mode="r").scores),
+            zarr.open_group(path, mode="r", zarr_format=3)["scores"][:],
+        ]
         # A commit that was begun shows through, score by score.
         both = [reference.after[header.epoch + k] for k in range(1 + (header.state == "apply"))]
         for scores in seen:

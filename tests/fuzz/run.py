@@ -16,7 +16,7 @@ from .targets import TARGETS
 
 _SLOW, _HUNG = 1.0, 60.0  # seconds of processor time for one input; by the clock, for a batch of them
 _MEMORY = 256  # MiB by which inputs of some KiB may raise the peak
-_BATCH, _LONGEST = 256, 1 << 14
+_BATCH, _LONGEST = 32, 1 << 14
 
 
 @dataclass

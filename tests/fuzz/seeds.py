@@ -148,8 +148,8 @@ def stores() -> list[bytes]:
 @cache
 def histories() -> list[bytes]:
     """The files of a history, each behind the bytes that name it and say what is put there."""
-    _, _, good = good_history()
-    made = [bytes([number, 0]) + good.get(name, b"") for number, name in enumerate(HISTORY_FILES)]
+    _, good = good_history()
+    made = [bytes([number, 0]) + good.get(f"history/{name}", b"") for number, name in enumerate(HISTORY_FILES)]
     made += [bytes([number, how]) for number in range(len(HISTORY_FILES)) for how in range(4, len(INSTEAD))]
     return [*made, bytes([6, 0]) + zstd.compress(bytes(2**28)), bytes([8, 0, 2, 1, 0x93, 2]) + b"\xff\xff\xff\x7f" * 3]
 

@@ -137,15 +137,15 @@ INSTEAD = ("file", "file", "file", "file", "link", "pipe", "device", "hole", "fo
 
 
 @cache
-def good_history() -> tuple[Path, Path, dict[str, bytes]]:
-    """A store of two epochs, a copy to damage, and the files of its history that are fuzzed."""
-    path = folder() / "history" / "good.zarr"
+def good_history() -> tuple[Path, dict[str, bytes]]:
+    """A store of two epochs, and the files of its history."""
+    path = folder() / "history" / "s.zarr"
     store = ScoreStore.create(path, SAMPLES, "map:fuzz")
     for epoch in range(2):
         store.put_pending(0, np.arange(SAMPLES, dtype=np.float32) + epoch)
         store.commit(epoch, history=History(path, Epoch(epoch, SAMPLES, SAMPLES, SAMPLES, np.nan, 1.0), recorded=True))
-    files = {name: file.read_bytes() for name in HISTORY_FILES if (file := path / "history" / name).is_file()}
-    return path, folder() / "history" / "s.zarr", files
+    files = [file for file in (path / "history").rglob("*") if file.is_file()]
+    return path, {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def history(data: bytes) -> None:
@@ -153,13 +153,15 @@ def history(data: bytes) -> None:
 
     It is read, carried to another store and written to: each time as it should be, refused, or warned of.
     """
-    good, path, _ = good_history()
+    path, files = good_history()
     name = HISTORY_FILES[data[0] % len(HISTORY_FILES)] if data else HISTORY_FILES[0]
     how = INSTEAD[data[1] % len(INSTEAD)] if len(data) > 1 else "file"
     outside = path.with_name("outside")
-    for old in (path, path.with_name("carried")):
+    for old in (path / "history", path.with_name("carried")):
         shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(good, path)
+    for file, whole in files.items():
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        (path / file).write_bytes(whole)
     place = path / "history" / name
     if how == "beside":
         place = place.with_name(data[2:34].hex() or "x")
