@@ -8,8 +8,10 @@
 C = min(N, 2^22), K = ceil(N / C); what the last chunk has beyond N is NaN. docs/format.md is the specification.
 """
 
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +44,7 @@ __all__ = [
     "Header",
     "check_files",
     "check_is_store",
+    "exclusive",
     "file_size",
     "identity",
     "inodes",
@@ -251,3 +254,18 @@ def inodes(path: Path) -> tuple[int, ...]:
     file that no path leads to, and what is written there is lost.
     """
     return tuple(fact for array in ARRAYS for fact in identity(path, array))
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the store alone. The lock is on the folder itself: no file to leave behind, gone with its process."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise not_a_store(path, error.strerror or str(error)) from error
+    try:
+        with suppress(OSError):  # a file system without locks; Owner says so
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

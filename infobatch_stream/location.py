@@ -41,4 +41,5 @@ def location(path: str | os.PathLike[str]) -> Path:
 
 def location_on_node(path: str | os.PathLike[str]) -> Path:
     """The `location` of a run's store on this node: ``path`` with ``{node}`` filled in."""
-    return location(fill_in_node(path) if isinstance(path, str) else fill_in_node(os.fspath(location(path))))
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    return location(fill_in_node(text) if isinstance(text, str) else text)

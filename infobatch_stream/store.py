@@ -14,10 +14,8 @@ Both steps give the same result when they are repeated, so a process killed anyw
 opening the store finishes what was begun.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -100,7 +98,7 @@ class ScoreStore:
         path = location(path)
         if mode == "r+":
             put_back(path)
-            with _exclusive(path):
+            with layout.exclusive(path):
                 layout.remove_leftovers(path)
                 header = layout.read_header(path)
                 layout.check_files(path, header.num_samples)
@@ -189,7 +187,7 @@ class ScoreStore:
         were mapped.
         """
         self._check_writable()
-        with _exclusive(self.path):
+        with layout.exclusive(self.path):
             header = layout.read_header(self.path)
             if epoch is not None:
                 if (header.state, header.epoch) == ("ready", epoch + 1):
@@ -358,18 +356,3 @@ def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
     view = array.view(np.ndarray)
     view.flags.writeable = False
     return view
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the store alone. The lock is on the folder itself: no file to leave behind, gone with its process."""
-    try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise layout.not_a_store(path, error.strerror or str(error)) from error
-    try:
-        with suppress(OSError):  # a file system without locks; Owner says so
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)

@@ -22,7 +22,7 @@ from infobatch_stream import ConfigError, ScoreStore, StoreError
 from infobatch_stream.header import Header
 from infobatch_stream.history import epochs, training
 from infobatch_stream.layout import write_header
-from infobatch_stream.location import location
+from infobatch_stream.location import location, location_on_node
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +345,13 @@ def test_a_tilde_is_the_home_folder_wherever_a_store_is_named(tmp_path, monkeypa
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["s.zarr", "t.zarr"]
     with pytest.raises(ConfigError, match=r"For a folder of this name write \./~nobody-of-that-name/s"):
         location("~nobody-of-that-name/s")
+
+
+def test_the_path_of_a_node_is_resolved_after_its_number_is_filled_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("GROUP_RANK", "3")
+    (tmp_path / "s-3.zarr").symlink_to("real.zarr")
+    for path in (tmp_path / "s-{node}.zarr", f"{tmp_path}/s-{{node}}.zarr"):
+        assert location_on_node(path) == tmp_path / "real.zarr"
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "", b"s.zarr", "a\0b"], ids=repr)
