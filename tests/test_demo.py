@@ -32,7 +32,7 @@ def write_idx(folder, split, count):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize(("ranks", "count"), [(1, 300), pytest.param(2, 1200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("ranks", "count"), [(1, 60), pytest.param(2, 1200, marks=pytest.mark.slow)])
 def test_demo_trains_on_idx_files_and_tells_what_it_saved(tmp_path, ranks, count):
     write_idx(tmp_path, "train", count)
     write_idx(tmp_path, "t10k", 100)

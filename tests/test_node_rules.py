@@ -1,5 +1,6 @@
 """Which nodes may share what: groups of unequal size, file systems of several machines, folders that lead elsewhere."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,7 @@ def test_a_rank_whose_map_is_not_shared_stops_all(on_loopback):
 
 
 @ddp
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 @pytest.mark.parametrize("locks", [True, False])
 def test_one_store_under_two_paths_stops_all(on_loopback, locks):
     nodes, folder = on_loopback

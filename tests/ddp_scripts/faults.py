@@ -6,6 +6,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -179,18 +180,24 @@ def private_map(out, here, rank, name, stranger):
 
 
 def one_store_by_two_paths(out, here, rank, locks=True):
-    """The store of node 1 is a link to that of node 0."""
+    """The store of node 1 is that of node 0, mounted at another place (a link would be resolved)."""
     name = f"linked-{locks}"
     places = [out / f"linked-{locks}-{node}" for node in (0, 1)]
     if rank == 0:
         for place in places:
             place.mkdir()
         ScoreStore.create(places[0] / f"{name}.zarr", nodes.N, make(places[0], "any")._source.fingerprint)
-        (places[1] / f"{name}.zarr").symlink_to(places[0] / f"{name}.zarr")
+        (places[1] / f"{name}.zarr").mkdir()
+        subprocess.run(["mount", "--bind", places[0] / f"{name}.zarr", places[1] / f"{name}.zarr"], check=True)
     dist.barrier()
     if not locks:
         Owner._lock = lambda *_, **__: True  # a file system without
-    return error_of(lambda: iter(make(places[int(os.environ["GROUP_RANK"])], name)))
+    try:
+        return error_of(lambda: iter(make(places[int(os.environ["GROUP_RANK"])], name)))
+    finally:
+        dist.barrier()
+        if rank == 0:
+            subprocess.run(["umount", "-l", places[1] / f"{name}.zarr"], check=True)
 
 
 def opened(out, here, rank, name, samples=nodes.N, **options):
