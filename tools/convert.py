@@ -2,27 +2,21 @@
 
 import json
 import os
-import re
-import tempfile
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from infobatch_stream.errors import ConfigError
 
-from infobatch_stream.errors import ConfigError, DataError
-from infobatch_stream.sources.urls import is_remote, local_path
-
-from .bucket import is_url, url_destination
-from .destination import PLAN, Destination, local_destination
+from .destination import PLAN
+from .destinations import check_apart, open_destination, place_of
 from .fitted import fitted
 from .label_images import find_label_columns
 from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
@@ -30,19 +24,18 @@ from .on_ray import write_on_ray
 from .pool import await_server, ordered_map, start_server
 from .readers import TableSet, read_source
 from .reencode import Reencoder
-from .samples import Column, Encoded, Sample, SampleSet, column_of
+from .samples import Column, Sample, SampleSet, column_of
 from .shard_plan import Plan
+from .shard_sizes import check_largest, sizes_in_shards
 from .tar_names import check_keys
-from .task import Job, Target, Written, add, read, write_task
-from .writers import ShardFormat, TooLargeError, room_for_samples, stored_sizes
+from .task import Job, Target, Written, add, write_task
+from .writers import ShardFormat, room_for_samples
 
 __all__ = ["SHARD_BYTES", "Conversion", "ShardSummary", "convert", "write_shards"]
 
 SHARD_BYTES = 1 << 26
 _LEAST_SHARD = 1 << 14  # a tar is never smaller than 10 KiB
 _MOST_SHARD = (1 << 32) - 1  # offsets within an MDS shard are uint32
-_TRIED = 64  # images that are encoded to learn how large they become
-_LARGEST = 16  # samples that are tried, where some may be larger than a shard
 
 
 def convert(
@@ -98,11 +91,11 @@ def convert(
     that are done may be kept for `resume`, which a note at the error tells.
     """
     target = _target(format, shard_bytes, compression, hashes)
-    reencoder = Reencoder(resize, quality) if check or resize is not None or quality is not None else None
+    reencoder = Reencoder(resize, quality, check=check) if check or (resize, quality) != (None, None) else None
     if resize_columns and (resize, quality) == (None, None):
         raise ConfigError("resize_columns are the columns that resize and quality are for; give one of these.")
-    dst = _place(dst)
-    _check_apart(src, dst)
+    dst = place_of(dst)
+    check_apart(src, dst)
     if seed < 0:
         raise ConfigError(f"seed is {seed}; give 0 or more.")
     if shard_samples is not None and shard_samples < 1:
@@ -117,18 +110,10 @@ def convert(
         skip=on_error == "skip", allow_empty=allow_empty,
     )  # fmt: skip
     start += _await_library(library, parallel=parallel)
-    if fill and not all(isinstance(one, TableSet) for one in sets):
-        raise ConfigError(f"fill is for the empty values of tables, and {src} is none; leave it out.")
-    if target.format is ShardFormat.WDS and on_error == "raise":
-        for one in sets:
-            check_keys(os.fspath(src), one)
+    _check_source(src, sets, target, fill, skip=on_error == "skip")
     guessed: tuple[str, ...] = ()
     if reencoder is not None:
-        reencoder.check_columns([one.columns for one in sets], src)
-        if (resize, quality) != (None, None):
-            labels, guessed = find_label_columns(sets, resize_columns or {}, os.fspath(src))
-            chosen = frozenset(resize_columns) if resize_columns else None
-            reencoder = replace(reencoder, chosen=chosen, labels=labels, check=check)
+        reencoder, guessed = _fitted(reencoder, os.fspath(src), sets, resize_columns or {})
     job = Job(os.fspath(src), sets, target, reencoder, on_error == "skip")
     shuffled = not sets[0].is_shards if shuffle is None else shuffle
     order = seed if shuffled else None
@@ -145,9 +130,9 @@ def convert(
     }  # fmt: skip
     recipe = json.loads(json.dumps(recipe))  # as it will be read
     room = room_for_samples(target.format, shard_bytes)
-    sizes = [_sizes(job, one) for one in sets]
-    _check_largest(job, sizes, room)
-    with _destination(dst, overwrite=overwrite, recipe=recipe, resume=resume) as out:
+    sizes = [sizes_in_shards(job, one) for one in sets]
+    check_largest(job, sizes, room)
+    with open_destination(dst, overwrite=overwrite, recipe=recipe, resume=resume) as out:
         if out.done:
             plan = Plan.resume(out.plan or b"", out.where, sets, order, len(out.done))
         else:
@@ -204,9 +189,9 @@ def write_shards(
     ``dst`` is then as it was before.
     """
     target = _target(format, shard_bytes, compression, hashes)
-    dst = _place(dst)
+    dst = place_of(dst)
     rest = iter(samples)
-    with _destination(dst, overwrite=overwrite) as out:
+    with open_destination(dst, overwrite=overwrite) as out:
         first = next(rest, None)
         if first is None:
             raise ConfigError(f"there are no samples to write to {dst}.")
@@ -232,6 +217,28 @@ def write_shards(
     return ledger.summary(dst, 0).parts[0]
 
 
+def _check_source(
+    src: Path | str, sets: Sequence[SampleSet], target: Target, fill: Mapping[str, str] | None, *, skip: bool
+) -> None:
+    """Raise ConfigError where options are not for such a source, DataError for keys that tars cannot hold."""
+    if fill and not all(isinstance(one, TableSet) for one in sets):
+        raise ConfigError(f"fill is for the empty values of tables, and {src} is none; leave it out.")
+    if target.format is ShardFormat.WDS and not skip:
+        for one in sets:
+            check_keys(os.fspath(src), one)
+
+
+def _fitted(
+    reencoder: Reencoder, src: str, sets: Sequence[SampleSet], columns: Mapping[str, str]
+) -> tuple[Reencoder, tuple[str, ...]]:
+    """``reencoder`` for the images of ``sets``, and notes on what was guessed. columns: resize_columns of `convert`."""
+    reencoder.check_columns([one.columns for one in sets], src)
+    if (reencoder.resize, reencoder.quality) == (None, None):
+        return reencoder, ()
+    labels, guessed = find_label_columns(sets, columns, src)
+    return replace(reencoder, chosen=frozenset(columns) or None, labels=labels), guessed
+
+
 def _target(format: ShardFormat | str, shard_bytes: int, compression: str | None, hashes: Sequence[str]) -> Target:
     try:
         format = ShardFormat(format)
@@ -244,41 +251,6 @@ def _target(format: ShardFormat | str, shard_bytes: int, compression: str | None
     return Target(format, shard_bytes, compression, tuple(hashes))
 
 
-def _destination(
-    dst: Path | str, *, overwrite: bool, recipe: Mapping[str, Any] | None = None, resume: bool = False
-) -> AbstractContextManager[Destination]:
-    if is_url(dst):
-        if overwrite:
-            raise ConfigError(f"{dst} is in a bucket, where shards are not replaced; remove them, or give another url.")
-        return url_destination(str(dst), recipe=recipe, resume=resume)
-    return local_destination(Path(dst), overwrite=overwrite, recipe=recipe, resume=resume)
-
-
-def _place(dst: Path | str) -> Path | str:
-    """``dst`` as a path, where it is one; a url. Raises ConfigError for what was meant as a url, as ``s3:/bucket``."""
-    if is_url(dst):
-        return str(dst)
-    if is_remote(text := os.fspath(dst)):
-        raise ConfigError(f"{text!r} names no server; write a url as s3://bucket/name, a path with a colon as ./name.")
-    return Path(local_path(text))
-
-
-def _check_apart(src: Path | str, dst: Path | str) -> None:
-    """Raise ConfigError where the destination is the source, or holds it, or lies in a folder that is converted."""
-    text = os.fspath(src)
-    fixed = re.match(r"[^*?\[{]*", text)
-    is_pattern = fixed is not None and fixed[0] != text and not Path(local_path(text)).exists()
-    folder = fixed[0].rpartition("/")[0] or "." if is_pattern and fixed is not None else text
-    if is_url(text) or is_url(dst):
-        here, there = (f"{str(one).rstrip('/')}/" for one in (folder, dst))
-        overlap = here.startswith(there) or (there.startswith(here) and not is_pattern)
-    else:
-        inner, outer = Path(local_path(folder)).resolve(), Path(dst).resolve()
-        overlap = inner.is_relative_to(outer) or (outer.is_relative_to(inner) and not is_pattern)
-    if overlap:
-        raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")
-
-
 def _await_library(name: str, *, parallel: bool) -> float:
     """Return when ``name`` is imported, here or where workers come from: the seconds that it took, of nobody's data."""
     start = time.monotonic()
@@ -288,47 +260,3 @@ def _await_library(name: str, *, parallel: bool) -> float:
         with suppress(Exception):  # told of where it is needed
             import_module(name)
     return time.monotonic() - start
-
-
-def _sizes(job: Job, source: SampleSet) -> NDArray[np.int64]:
-    """int64[n]: what each sample takes in a shard; of images that are encoded again, as some of them say."""
-    payload, reencoder = source.sizes(), job.reencoder
-    if reencoder is not None and (reencoder.resize, reencoder.quality) != (None, None):
-        before = after = 1
-        for position in np.unique(np.linspace(0, len(source) - 1, _TRIED, dtype=np.int64)).tolist():
-            try:
-                sample = source[position]
-                after += _payload(reencoder(sample, source.columns))
-            except (DataError, OSError):
-                continue  # it is met again, and told of, where it is converted
-            before += _payload(sample)
-        payload = np.ceil(payload * (after / before)).astype(np.int64)
-    return stored_sizes(job.target.format, payload, len(source.columns))
-
-
-def _check_largest(job: Job, sizes: Sequence[NDArray[np.int64]], room: int) -> None:
-    """Raise TooLargeError if a sample is larger than a shard, unless those are passed over: before anything is written.
-
-    ``sizes`` are not exact, so the largest are put to the test.
-    """
-    for one, stored in zip(job.sets, () if job.skip else sizes, strict=False):
-        large = np.flatnonzero(stored > room)
-        if not large.size:
-            continue
-        with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as folder:
-            writer = job.target.open(Path(folder), one.columns)
-            try:
-                for position in large[np.argsort(-stored[large], kind="stable")][:_LARGEST].tolist():
-                    sample, place = read(job, one, position)
-                    with suppress(DataError):  # it is met again, and told of, where it is converted
-                        if not isinstance(sample, DataError):
-                            add(writer, one.columns, sample, place)
-            except TooLargeError as error:
-                error.add_note("Nothing is written. To leave out what is too large: --on-error skip.")
-                raise
-            finally:
-                writer.abort()
-
-
-def _payload(sample: Sample) -> int:
-    return sum(len(value.data) if isinstance(value, Encoded) else 8 for value in sample.values())

@@ -158,4 +158,4 @@ class Ledger:
             samples, size = (sum(shard[what] for shard in shards) for what in ("samples", "bytes"))
             parts.append(ShardSummary(place, samples, len(shards), size))
         problems = [text for records in self._records for record in records for text in record["problems"]]
-        return Conversion(tuple(parts), tuple(self._sets[0].classes or ()), skipped, tuple(problems), seconds)
+        return Conversion(tuple(parts), tuple(self._sets[0].classes or ()), skipped, tuple(problems), seconds=seconds)
