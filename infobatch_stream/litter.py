@@ -6,6 +6,7 @@ Each is locked (flock) as long as its process lives; one without a lock was left
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ __all__ = ["abandoned", "hold", "make_held", "remove_abandoned"]
 # Another process may have put anything there: a pipe would wait for ever, a link lead elsewhere.
 _LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
+_NAMED = re.compile(r"[0-9a-f]{8,16}(-[0-9]+)?")  # what follows the prefix: any other name may be a user's backup
 
 
 def hold(path: Path) -> int:
@@ -61,12 +63,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def abandoned(folder: Path, prefix: str) -> Iterator[Path]:
-    """Files and folders that begin with ``prefix`` in ``folder`` and are locked by no process.
+    """Files and folders in ``folder`` that are named ``prefix`` and a random number, and locked by no process.
 
     Each is locked here until the next one.
     """
     for entry in sorted(folder.iterdir()):
-        if not entry.name.startswith(prefix):
+        if not entry.name.startswith(prefix) or not _NAMED.fullmatch(entry.name.removeprefix(prefix)):
             continue
         with suppress(OSError):
             descriptor = os.open(entry, _LOOK)

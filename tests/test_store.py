@@ -342,7 +342,7 @@ def test_opening_for_reading_shows_a_cut_off_commit_as_finished(killed):
 
 def test_a_store_moved_aside_by_a_replacement_that_was_killed_is_put_back(path):
     filled(path)
-    aside = path.with_name(".scores.zarr.old-1234")
+    aside = path.with_name(".scores.zarr.old-12345678")
     path.rename(aside)
     holder = litter.hold(aside)  # as the replacing process does while it lives
     with pytest.raises(StoreError, match="No such file"):
@@ -1037,3 +1037,15 @@ def test_the_views_cannot_be_written(path, mode):
             view[0] = 1
     same(store.scores, FILLED)
     same(store.pending, RECORDED)
+
+
+def test_what_is_called_nearly_like_a_leftover_is_not_removed(path):
+    mine = [
+        path.with_name(f".scores.zarr.{name}") for name in ("old-backup", "new-2026", "rank-list", "old-12345678.bak")
+    ]
+    left = path.with_name(".scores.zarr.new-12345678")
+    for folder in (*mine, left):
+        folder.mkdir()
+    filled(path)
+    assert not left.exists()
+    assert all(folder.is_dir() for folder in mine)
