@@ -294,6 +294,10 @@ def test_a_run_that_is_continued_without_a_checkpoint_trains_for_the_epochs_that
     first = tmp_path / "of-half" / f"checkpoint-{steps_of(whole)[2]}"
     again = fit(tmp_path, "again", first, named_schedule="cosine", save_strategy="no")
     check_rest([rest], [again], steps_of(whole)[2])
+    with (first / "infobatch.pt").open("r+b") as state:
+        state.truncate(1000)
+    with pytest.raises(ConfigError, match=r"infobatch.pt cannot be read.*Resume from another"):
+        fit(tmp_path, "again", first)
 
 
 def plain_trainer(loader, folder, **options):

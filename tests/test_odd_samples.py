@@ -141,3 +141,11 @@ def test_mds_shards_that_are_missing_or_cut_short_are_passed_over_likewise(tmp_p
     with pytest.raises(DataError, match="is missing"):
         convert(tmp_path / "src", tmp_path / "again", "wds", on_error="skip")
     shutil.rmtree(tmp_path / "out")
+
+
+def test_tars_that_wids_lists_in_an_index_json_are_tars(tmp_path):
+    write_tar(tmp_path / "src/x-000.tar", 5)
+    listed = {"wids_version": 1, "shardlist": [{"url": "x-000.tar", "nsamples": 5}]}
+    (tmp_path / "src/index.json").write_text(json.dumps(listed))
+    (source,) = read_source(tmp_path / "src")
+    assert len(source) == 5

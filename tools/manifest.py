@@ -12,7 +12,7 @@ from typing import Any, Final
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.urls import base_name
 
-__all__ = ["MANIFEST", "Listed", "holds_mds", "manifest_of", "read_manifest"]
+__all__ = ["MANIFEST", "Listed", "holds_mds", "lists_tars", "manifest_of", "read_manifest"]
 
 MANIFEST: Final = "shards.json"
 _NAMES: Final = (MANIFEST, "index.json")
@@ -69,6 +69,14 @@ def holds_mds(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(told, dict) and "shards" in told
+
+
+def lists_tars(place: Path) -> bool:
+    """Whether the ``index.json`` at ``place`` is a list of tars, by wids."""
+    try:
+        return _is_list(_read(place))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _read(place: Path) -> Any:

@@ -195,14 +195,23 @@ class InfoBatchTrainer(Trainer):
                 f"{folder} has no {_STATE}, the state of the loader: it was saved with save_only_model, by another "
                 "Trainer, or not to the end. Resume from another checkpoint."
             )
-        self._loader.load_state_dict(torch.load(folder / _STATE, weights_only=True, map_location="cpu", mmap=True))
+        try:
+            state = torch.load(folder / _STATE, weights_only=True, map_location="cpu", mmap=True)
+        except Exception as error:  # torch's own say nothing of the file
+            raise ConfigError(
+                f"{folder / _STATE} cannot be read ({type(error).__name__}: {error}): it is cut short or damaged. "
+                "Resume from another checkpoint."
+            ) from error
+        self._loader.load_state_dict(state)
         self._steps_before = TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[no-untyped-call]
         state = self._loader.state_dict()
         if self.args.should_save:
-            torch.save(state, Path(output_dir, _STATE))
+            new = Path(output_dir, f"{_STATE}.new")
+            torch.save(state, new)
+            new.replace(Path(output_dir, _STATE))  # whole, or not there
 
 
 class _Batches:

@@ -8,6 +8,7 @@ from pathlib import Path
 from infobatch_stream.errors import ConfigError, MissingExtraError
 from infobatch_stream.sources.patterns import expand_all
 
+from ..manifest import lists_tars
 from ..samples import SampleSet
 from .cifar import cifar_kind, read_cifar
 from .class_folders import is_image_file, is_split, metadata_of, some, subfolders
@@ -98,13 +99,14 @@ def _read_folder(  # noqa: PLR0911  # one for each kind
 ) -> list[SampleSet]:
     names = sorted(path.name for path in src.iterdir() if path.is_file() and not path.name.startswith("."))
     tars = [name for name in names if name.endswith(".tar")]
+    is_mds = "index.json" in names and not (tars and lists_tars(src / "index.json"))
     metadata = metadata_of(src)
     tables = [name for name in names if is_table(name) and (metadata is None or name != metadata.name)]
     saved = sorted({"dataset_dict.json", "state.json"}.intersection(names))
     pairs = idx_pairs(src)
     cifar = cifar_kind(src)
     kinds = {
-        "MDS shards (index.json)": "index.json" in names,
+        "MDS shards (index.json)": is_mds,
         f"WebDataset tars ({some(tars)})": bool(tars),
         f"tables ({some(tables)})": bool(tables),
         f"a saved Hugging Face dataset ({some(saved)})": bool(saved),
@@ -120,7 +122,7 @@ def _read_folder(  # noqa: PLR0911  # one for each kind
             f"{src} holds {' and '.join(there)}; only one kind can be converted at a time. Name the files "
             f"({src / '*.tar'}, {src / '*.parquet'}), or move one kind to another folder."
         )
-    if "index.json" in names:
+    if is_mds:
         return [MdsSet(src, options)]
     if tars:
         return [TarSet([str(src)], options)]
