@@ -36,6 +36,13 @@ def test_each_option_is_on_the_page(kind):
     assert signature(kind).parameters.keys() <= table(kind.__name__).keys()  # other versions may have fewer
 
 
+def test_each_argument_of_the_loader_is_on_the_page_with_its_default():
+    section = PAGE.split("\n## InfoBatchLoader\n")[1].split("\n# ")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\|", section, re.M))
+    found = [one for one in signature(InfoBatchLoader).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    assert told == {one.name: "" if one.default is one.empty else repr(one.default) for one in found}
+
+
 @pytest.fixture
 def make(tmp_path):
     def make(dataset, **options):
