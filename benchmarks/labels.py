@@ -85,7 +85,7 @@ def main(
         samples, _ = TASK.read(source)
         flip(samples, seed)
         write_shards(iter(samples), work / "train", "mds", shard_bytes=1 << 23)
-    dataset = StreamingDataset(local=str(work / "train"), batch_size=1)
+    dataset = StreamingDataset(local=str(work / "train"), batch_size=TASK.batch)
     wrong = np.array([dataset[index]["wrong"] for index in range(dataset.num_samples)], dtype=np.bool_)
     heads = [f"first {100 * share:g} %" for share in TAKEN]
     lines = [f"| run | ranked by | {' | '.join(heads)} |", f"| --- | --- | {' | '.join(['---'] * len(heads))} |"]

@@ -105,7 +105,7 @@ def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: i
     optimizer = task.optimizer(model.parameters())
     inputs, labels = task.test_set(folder)
     with InfoBatchLoader(
-        StreamingDataset(local=str(folder / "train"), batch_size=1),
+        StreamingDataset(local=str(folder / "train"), batch_size=task.batch),
         folder / f"{name} {seed}.zarr",
         batch_size=task.batch,
         epochs=variant.length(epochs),

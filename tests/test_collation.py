@@ -387,7 +387,7 @@ def test_a_sample_of_mds_that_cannot_be_transformed_is_named_by_its_index(make, 
             return sample
 
     with pytest.raises(ValueError, match="not a picture") as caught:
-        list(make(Fails(local=str(shards), batch_size=1)))
+        list(make(Fails(local=str(shards), batch_size=8)))
     assert "sample 5 of the Fails" in notes_of(caught.value)
 
 

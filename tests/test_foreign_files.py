@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -85,14 +86,15 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def user(tmp_path):
-    """Folders of a user, full of canaries."""
-    for folder, files in CANARIES.items():
-        for file in files:
-            place = tmp_path / "user" / folder / file
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(f"precious {file}")
-    return tmp_path / "user"
+def user():
+    """Folders of a user, full of canaries, with a short name, for sockets."""
+    with tempfile.TemporaryDirectory() as parent:
+        for folder, files in CANARIES.items():
+            for file in files:
+                place = Path(parent, "user", folder, file)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(f"precious {file}")
+        yield Path(parent, "user")
 
 
 @pytest.fixture

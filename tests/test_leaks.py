@@ -2,6 +2,7 @@
 
 import gc
 import json
+import tempfile
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,12 +39,11 @@ def facts(tmp_path_factory):
 
     def run(kind):
         folder = folders[kind]
-        start("leaks.py", kind, folder, folder / "temporary", seconds=240)
+        with tempfile.TemporaryDirectory() as temporary:  # with a short name, for sockets
+            start("leaks.py", kind, folder, temporary, seconds=240)
         return json.loads((folder / "facts.json").read_text())
 
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    for folder in folders.values():
-        (folder / "temporary").mkdir()
     write_wds(folders["wds"] / "shards", samples=24)
     write_mds(folders["mds"] / "shards", samples=96, per_shard=24)
     with ThreadPoolExecutor() as threads:
@@ -60,8 +60,8 @@ def growth(epochs, name, first):
 
 
 def test_a_run_holds_as_much_after_eight_epochs_as_after_four(tmp_path):
-    (tmp_path / "temporary").mkdir()
-    start("leaks.py", "map", tmp_path, tmp_path / "temporary", 8, seconds=120)
+    with tempfile.TemporaryDirectory() as temporary:
+        start("leaks.py", "map", tmp_path, temporary, 8, seconds=120)
     for way, epochs in json.loads((tmp_path / "facts.json").read_text()).items():
         assert len(epochs) == 8
         for name in ("left segments", "maps of the store", "children", "temporary files"):

@@ -108,7 +108,7 @@ def test_a_folder_that_is_not_there_is_named_before_there_is_work_to_lose(tmp_pa
     store = store_of(tmp_path / "s.zarr", shards / "mds")
     code, _, err = run(command, store, "-o", tmp_path / "no/such/x.csv")
     assert code == 1
-    assert err.startswith(f"error: {tmp_path}/no/such/x.csv cannot be written: there is no folder {tmp_path}/no/such;")
+    assert err.startswith(f"error: {tmp_path}/no/such/x.csv cannot be written: there is no folder {tmp_path}/no/such. ")
     (tmp_path / "x.csv").mkdir()
     assert "is a folder" in run(command, store, "-o", tmp_path / "x.csv")[2]
 

@@ -100,7 +100,7 @@ def test_a_report_of_a_run_on_mds_shows_its_samples_with_shard_row_label_and_sco
         for i in range(40):
             out.write({"image": Image.new("L", (20, 12), 6 * i), "label": i % 2})
     (tmp_path / "mds" / "classes.json").write_text(json.dumps(["left", "right"]))
-    dataset = StreamingDataset(local=str(tmp_path / "mds"), batch_size=1)
+    dataset = StreamingDataset(local=str(tmp_path / "mds"), batch_size=8)
     with InfoBatchLoader(
         dataset, tmp_path / "scores.zarr", batch_size=8, epochs=5, history=True, collate_fn=lambda samples: samples
     ) as loader:

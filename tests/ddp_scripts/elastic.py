@@ -161,6 +161,7 @@ def changed(state, *path, to):
         part.pop(path[-1], None)
     else:
         part[path[-1]] = to
+    state.pop("checksum", None)  # as an earlier version had none; else that would tell of the change first
     return state
 
 

@@ -18,7 +18,7 @@ from typing import Self
 import torch
 
 HERE = Path(__file__).parent
-SECONDS = 60  # after which a run is taken to hang
+SECONDS = 180  # after which a run is taken to hang
 _PR_SET_PDEATHSIG = 1
 
 

@@ -56,7 +56,7 @@ class Options:
     @staticmethod
     def check_name(name: str, own: str | None = None) -> None:
         """Raise ConfigError for a name that no column can have; ``own`` is what it is called in the source."""
-        if not name or (name.startswith("__") and not (name in _RESERVED and name == own)):
+        if not name or (name.startswith("__") and name != own):
             raise ConfigError(
                 f"a column cannot be called {name!r}, since names that begin with two underscores are WebDataset's own "
                 "and would not be read again; give another name (--column NAME=SOURCE, for each column that is wanted)."

@@ -20,7 +20,7 @@ _TEXTS = ("str", "bytes", "json", "str_int", "str_float", "str_decimal")
 
 
 def exact_fit(value: Any, encoding: str) -> Any:
-    """As `fit`, but raises ValueError for numbers that a float of this size takes for infinite, and for no JSON."""
+    """As `fit`, but raises ValueError for numbers that are infinite as such a float, no JSON, and what may not be empty."""
     found = fit(value, encoding)
     if form_of(encoding) is Form.FLOAT:
         with np.errstate(over="ignore"):
@@ -30,6 +30,8 @@ def exact_fit(value: Any, encoding: str) -> Any:
             raise ValueError(f"{value!r:.60} is out of the range of {encoding}")
     if encoding == "json" and isinstance(found, Encoded):
         json.loads(found.data)  # which raises a ValueError
+    if isinstance(found, Encoded) and not found.data and encoding not in ("str", "bytes"):
+        raise ValueError("it is empty")
     return found
 
 

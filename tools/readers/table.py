@@ -12,7 +12,7 @@ from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.base import fingerprint
 
 from ..extensions import split_prefix, without_clashes
-from ..samples import KEY, MEMBERS, Column, Encoded, Sample, SampleSet
+from ..samples import KEY, Column, Encoded, Sample, SampleSet
 from .columns import Options, misfit
 from .features import classes_of, features_of
 from .filled import exact_fit, fill_of
@@ -80,8 +80,8 @@ class TableSet:
         self._kinds = self._kinds_of(options.offered(schema.names), features, options, notes)
         choice = options.choose(self._stored(options), self._files[0])
         self.columns, self._sources = choice.columns, choice.sources
-        if MEMBERS in self.columns:  # which only shards have
-            options.check_name(MEMBERS)
+        for column in self.columns.keys() - {KEY}:
+            options.check_name(column)
         if not self.columns:
             raise ConfigError(f"{self._files[0]} has no columns; there is nothing to convert.")
         self._name_files(options)

@@ -174,7 +174,7 @@ class TarSet:
             owned = {extension: [extension] for extension in there}
         takers: dict[str, str] = {}
         for name, extensions in owned.items():
-            options.check_name(name)
+            options.check_name(name, own=name if name in told and name not in (KEY, MEMBERS) else None)
             found = [extension for extension in dict.fromkeys(extensions) if extension in there]
             if not found and MEMBERS in told and name in told:  # some of the tars only: those without it
                 found = extensions
