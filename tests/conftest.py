@@ -28,9 +28,10 @@ _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of its mount.h
 _BIND = 0x1000  # MS_BIND
 
 LONG = {
-    "accelerate", "benchmarks", "cifar", "conversion_runs", "crash", "demo", "destinations", "foreign_files",
-    "hf_trainer", "imagenet", "lightning", "lost_nodes", "nodes", "other_losses", "packaging", "remote_mds",
-    "remote_report", "report_browser", "seeing",
+    "accelerate", "benchmarks", "cifar", "conversion_runs", "crash", "ddp", "demo", "destinations", "elastic", "faults",
+    "foreign_files", "hf_trainer", "imagenet", "leaks", "lightning", "lost_nodes", "nodes", "other_losses", "owner",
+    "packaging", "pages", "readers_real", "readme", "remote_mds", "remote_report", "report_browser", "resumed",
+    "roundtrip_tables", "seeing", "store_machine",
 }  # fmt: skip
 """What is tested in files that take longer than 10 seconds each; `long`, so that what a change broke is soon known."""
 

@@ -20,7 +20,7 @@ _TEXTS = ("str", "bytes", "json", "str_int", "str_float", "str_decimal")
 
 
 def exact_fit(value: Any, encoding: str) -> Any:
-    """As `fit`, but raises ValueError for numbers that are infinite as such a float, no JSON, and what may not be empty."""
+    """As `fit`, but raises ValueError for numbers that become infinite, for what is no JSON, and for what is empty."""
     found = fit(value, encoding)
     if form_of(encoding) is Form.FLOAT:
         with np.errstate(over="ignore"):
