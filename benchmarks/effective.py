@@ -59,7 +59,7 @@ def measure(task: Task, folder: Path, seed: int) -> list[tuple[NDArray[np.float3
     """Scores and norms of the same samples, every few epochs of a run."""
     from streaming import StreamingDataset
 
-    dataset = StreamingDataset(local=str(folder / "train"), batch_size=1)
+    dataset = StreamingDataset(local=str(folder / "train"))
     chosen = np.random.default_rng(0).permutation(dataset.num_samples)[:SAMPLES]
     inputs, labels = task.plain([dataset[int(index)] for index in chosen])
     torch.manual_seed(seed)

@@ -156,7 +156,7 @@ def open_shards(folder: Path, format: str):
     except ModuleNotFoundError as error:
         raise SystemExit(NEEDS.format(error)) from error
 
-    return StreamingDataset(local=str(folder), batch_size=1)
+    return StreamingDataset(local=str(folder))
 
 
 def source_of(args: argparse.Namespace, pictures: Pictures) -> Path:

@@ -71,8 +71,8 @@ def open_dataset(shards: str, cache: Path, limit: str | None):
         raise SystemExit(NEEDS.format(error)) from error
 
     if "://" in shards:
-        return StreamingDataset(remote=shards, local=str(cache), cache_limit=limit, batch_size=1)
-    return StreamingDataset(local=shards, batch_size=1)
+        return StreamingDataset(remote=shards, local=str(cache), cache_limit=limit)
+    return StreamingDataset(local=shards)
 
 
 def options() -> argparse.Namespace:

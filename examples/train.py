@@ -53,10 +53,10 @@ def open_dataset(shards: str, cache: str):
         raise SystemExit(NEEDS.format(error)) from error
 
     if "://" in shards:
-        return StreamingDataset(remote=shards, local=cache, batch_size=1)
+        return StreamingDataset(remote=shards, local=cache)
     if not Path(shards, "index.json").exists():
         raise SystemExit(f"{shards} has neither index.json nor *.tar: infobatch-stream convert makes shards of images")
-    return StreamingDataset(local=shards, batch_size=1)
+    return StreamingDataset(local=shards)
 
 
 def main() -> None:

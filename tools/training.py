@@ -166,7 +166,7 @@ def _dataset(folder: Path, kind: str) -> Any:
         return IndexedWebDataset(folder).decode().to_tuple("npy", "cls")
     from streaming import StreamingDataset
 
-    return StreamingDataset(local=str(folder), batch_size=1)
+    return StreamingDataset(local=str(folder))
 
 
 def _batch(samples: list[Any]) -> tuple[Tensor, Tensor]:
