@@ -239,7 +239,7 @@ def test_a_process_that_was_forked_downloads_at_once_with_connections_of_its_own
     _, url = place
     download(url, tmp_path / "parent")
     codes = []
-    for _ in range(4):  # one of which will find the machine with time for it
+    while len(codes) < 12 and 0 not in codes:  # one of which will find the machine with time for it
         child = os.fork()
         if not child:
             begun = time.monotonic()
@@ -253,6 +253,15 @@ def test_a_process_that_was_forked_downloads_at_once_with_connections_of_its_own
     download(url, tmp_path / "again")
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also where this process was started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_download_and_leaves_nothing(place, tmp_path):
     server, url = place
     server.fail("x.bin", after=1000, then="hang")

@@ -60,13 +60,17 @@ def watched(folder):
     """The largest size that the folder's files had together meanwhile, as a list of one."""
     most, end = [0], threading.Event()
 
+    def sizes():
+        found = {}
+        for path in folder.iterdir() if folder.exists() else ():
+            with suppress(FileNotFoundError):
+                found[path.name] = path.stat().st_size
+        return found
+
     def look():
         while not end.wait(0.001):
-            total = 0
-            for path in folder.iterdir() if folder.exists() else ():
-                with suppress(FileNotFoundError):
-                    total += path.stat().st_size
-            most[0] = max(most[0], total)
+            if (found := sizes()) == sizes():  # else one may have gone before another came, and both were seen
+                most[0] = max(most[0], sum(found.values()))
 
     thread = threading.Thread(target=look)
     thread.start()
