@@ -1,5 +1,6 @@
-"""What several tests of the commands look at: what a command prints, and what is in tars."""
+"""What several tests of the commands look at: what a command prints, and what is in shards."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -21,3 +22,15 @@ def members_of(folder: Path) -> list[tuple[str, bytes]]:
         with tarfile.open(path) as tar:
             found += [(member.name, tar.extractfile(member).read()) for member in tar]
     return found
+
+
+def raw_mds(folder: Path) -> tuple[dict[str, str], list[bytes]]:
+    """Encodings, and the bytes of each sample, by streaming's own reader."""
+    from streaming.base.format import reader_from_json
+
+    encodings, samples = {}, []
+    for entry in json.loads((folder / "index.json").read_text())["shards"]:
+        reader = reader_from_json(str(folder), "", entry)
+        encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
+        samples += [reader.get_sample_data(number) for number in range(reader.samples)]
+    return encodings, samples

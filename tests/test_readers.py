@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shards_in_hand import members_of
+from shards_in_hand import members_of, raw_mds
 
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.tools.convert import convert
@@ -58,18 +58,6 @@ def write_mds(folder: Path, columns: dict[str, str], samples: list[dict], **opti
         for sample in samples:
             writer.write(sample)
     return folder
-
-
-def raw_mds(folder: Path) -> tuple[dict[str, str], list[bytes]]:
-    """Encodings, and the bytes of each sample, by streaming's own reader."""
-    from streaming.base.format import reader_from_json
-
-    encodings, samples = {}, []
-    for entry in json.loads((folder / "index.json").read_text())["shards"]:
-        reader = reader_from_json(str(folder), "", entry)
-        encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
-        samples += [reader.get_sample_data(number) for number in range(reader.samples)]
-    return encodings, samples
 
 
 def one(src, **options):

@@ -1,7 +1,6 @@
 """MDS shards become tars and MDS shards again: all that there was comes back, or nothing is written."""
 
 import io
-import json
 import tarfile
 import warnings
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from shards_in_hand import members_of, run
+from shards_in_hand import members_of, raw_mds, run
 
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.tools.convert import convert, write_shards
@@ -85,18 +84,6 @@ def write_mds(folder: Path, columns: dict[str, str], samples: list[dict]) -> Non
         with MDSWriter(columns=columns, out=str(folder), size_limit=200) as writer:
             for sample in samples:
                 writer.write(sample)
-
-
-def raw_mds(folder: Path) -> tuple[dict[str, str], list[bytes]]:
-    """Encodings, and the bytes of each sample, by streaming's own reader."""
-    from streaming.base.format import reader_from_json
-
-    encodings, samples = {}, []
-    for entry in json.loads((folder / "index.json").read_text())["shards"]:
-        reader = reader_from_json(str(folder), "", entry)
-        encodings = dict(zip(reader.column_names, reader.column_encodings, strict=True))
-        samples += [reader.get_sample_data(number) for number in range(reader.samples)]
-    return encodings, samples
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
