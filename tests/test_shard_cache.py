@@ -57,14 +57,15 @@ def only_shards(folder):
 
 @contextmanager
 def watched(folder):
-    """The largest size that the folder's files had together meanwhile, as a list of one."""
+    """The largest size that shards and their parts had together meanwhile, as a list of one."""
     most, end = [0], threading.Event()
 
     def sizes():
         found = {}
         for path in folder.iterdir() if folder.exists() else ():
-            with suppress(FileNotFoundError):
-                found[path.name] = path.stat().st_size
+            if path.suffix in {".shard", ".part"}:  # claims and their numbers are a few bytes, and do not count
+                with suppress(FileNotFoundError):
+                    found[path.name] = path.stat().st_size
         return found
 
     def look():
