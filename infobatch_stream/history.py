@@ -251,8 +251,10 @@ def carry(old: Path, new: Path, num_samples: int, epoch: int) -> None:
             return
         make_group(new)
         for name, form in forms.items():
-            if found := HistoryArray.open(old, name, form):
-                found.carry(new, epoch)
+            found = HistoryArray.open(old, name, form)
+            if found is None or (name == "recorded" and epoch < found.attributes.get("since", 0)):
+                continue  # all that it has comes later
+            found.carry(new, epoch)
     except Exception as error:  # codecs have many
         shutil.rmtree(new / GROUP, ignore_errors=True)
         warnings.warn(

@@ -121,6 +121,24 @@ def test_a_run_that_is_resumed_has_the_history_of_one_that_was_not_as_far_as_it_
         assert np.array_equal(store.at(epoch), left[epoch - 1])
 
 
+@pytest.mark.parametrize("back", ["overwrite", "checkpoint"])
+def test_going_back_before_the_first_epoch_whose_losses_were_kept_leaves_none_of_them(tmp_path, back):
+    path = tmp_path / "s.zarr"
+    state = train(loader(path, history=False), until=(1, 2))
+    run = loader(path, 3, history=False, existing="continue")
+    run.load_state_dict(state)
+    train(run)
+    train(loader(path, existing="continue"))  # of epochs 3, 4 and 5
+    run = loader(path, existing="overwrite" if back == "overwrite" else "continue")
+    if back == "checkpoint":
+        run.load_state_dict(state)
+    first = run.epoch
+    left, _ = train(run)
+    store = ScoreStore.open(path, "r")
+    for epoch, wanted in enumerate(left, first + 1):
+        assert np.array_equal(store.at(epoch), wanted)
+
+
 def test_an_earlier_checkpoint_takes_the_history_back_with_it(tmp_path):
     path = tmp_path / "s.zarr"
     state = train(loader(path), until=(2, 3))
