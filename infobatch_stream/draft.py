@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from infobatch_stream import layout
 from infobatch_stream.errors import StoreError
 from infobatch_stream.history import carry
-from infobatch_stream.litter import abandoned, hold, make_held, remove_abandoned
+from infobatch_stream.litter import abandoned, hold, make_held, mark, remove_abandoned
 
 __all__ = ["Draft", "TakenError", "put_back", "tidy"]
 
@@ -68,7 +67,7 @@ class Draft:
             raise
 
     def _make(self) -> Path:
-        self.folder = self._path.with_name(f".{self._path.name}.new-{secrets.token_hex(4)}")
+        self.folder = self._path.with_name(f".{self._path.name}.new-{mark()}")
         self.folder.mkdir()
         return self.folder
 
@@ -87,7 +86,7 @@ class Draft:
 
     def place(self) -> None:
         """Make it the store at the path, by renaming; a store to be replaced is moved aside first, then removed."""
-        old = self._path.with_name(f".{self._path.name}.old-{secrets.token_hex(4)}")
+        old = self._path.with_name(f".{self._path.name}.old-{mark()}")
         held = -1
         try:
             if self._replace and self._path.exists():

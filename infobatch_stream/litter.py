@@ -7,18 +7,24 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["abandoned", "hold", "make_held", "remove_abandoned"]
+__all__ = ["abandoned", "hold", "make_held", "mark", "remove_abandoned"]
 
 # Another process may have put anything there: a pipe would wait for ever, a link lead elsewhere.
 _LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
-_NAMED = re.compile(r"[0-9a-f]{8,16}(-[0-9]+)?")  # what follows the prefix: any other name may be a user's backup
+_MARKED = re.compile(r"(?=[0-9]*[a-f])[0-9a-f]{8,16}(-[0-9]+)?")  # any other name, a date say, may be a user's backup
+
+
+def mark() -> str:
+    """What makes a name one of ours, and of this process: hexadecimal digits, and a letter among them."""
+    return secrets.token_hex(4)[1:] + secrets.choice("abcdef")
 
 
 def hold(path: Path) -> int:
@@ -63,12 +69,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def abandoned(folder: Path, prefix: str) -> Iterator[Path]:
-    """Files and folders in ``folder`` that are named ``prefix`` and a random number, and locked by no process.
+    """Files and folders in ``folder`` that are named ``prefix`` and a `mark`, and locked by no process.
 
     Each is locked here until the next one.
     """
     for entry in sorted(folder.iterdir()):
-        if not entry.name.startswith(prefix) or not _NAMED.fullmatch(entry.name.removeprefix(prefix)):
+        if not entry.name.startswith(prefix) or not _MARKED.fullmatch(entry.name.removeprefix(prefix)):
             continue
         with suppress(OSError):
             descriptor = os.open(entry, _LOOK)

@@ -14,7 +14,7 @@ from infobatch_stream import layout
 from infobatch_stream.draft import Draft, TakenError, put_back, tidy
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.history import mend
-from infobatch_stream.litter import make_held
+from infobatch_stream.litter import make_held, mark
 from infobatch_stream.node import is_network, kernel, name_of_file_system
 from infobatch_stream.owner import Owner
 from infobatch_stream.store import ScoreStore
@@ -62,19 +62,19 @@ def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
     """
     if ranks.processes == 1:
         return [[0]]
-    folder, word = path.parent, ranks.gather(secrets.token_hex(8))[0]
+    folder, word = path.parent, ranks.gather(mark())[0]
     place = os.path.realpath(path)
     machines = ranks.gather((kernel(), place, name_of_file_system(Path(place))))
     for _, theirs, _ in machines:
         _check_machines([machine for machine in machines if machine[1] == theirs])
     prefix = f".{path.name}.rank-"
     stem = f"{prefix}{word}-"
-    mark = folder / f"{stem}{ranks.process}"
+    mine = folder / f"{stem}{ranks.process}"
     held = -1
 
     def marked() -> Path:
-        mark.touch()
-        return mark
+        mine.touch()
+        return mine
 
     def show() -> None:
         nonlocal held
@@ -93,7 +93,7 @@ def neighbours(ranks: Ranks, path: Path) -> list[list[int]]:
         groups = ranks.gather(ranks.together(_CALL, see))
     finally:
         with suppress(OSError):
-            mark.unlink()
+            mine.unlink()
         if held >= 0:
             os.close(held)
     for process, group in enumerate(groups):

@@ -342,7 +342,7 @@ def test_opening_for_reading_shows_a_cut_off_commit_as_finished(killed):
 
 def test_a_store_moved_aside_by_a_replacement_that_was_killed_is_put_back(path):
     filled(path)
-    aside = path.with_name(".scores.zarr.old-12345678")
+    aside = path.with_name(".scores.zarr.old-1234567a")
     path.rename(aside)
     holder = litter.hold(aside)  # as the replacing process does while it lives
     with pytest.raises(StoreError, match="No such file"):
@@ -1040,10 +1040,9 @@ def test_the_views_cannot_be_written(path, mode):
 
 
 def test_what_is_called_nearly_like_a_leftover_is_not_removed(path):
-    mine = [
-        path.with_name(f".scores.zarr.{name}") for name in ("old-backup", "new-2026", "rank-list", "old-12345678.bak")
-    ]
-    left = path.with_name(".scores.zarr.new-12345678")
+    called = ("old-backup", "new-2026", "rank-list", "old-1234567a.bak", "old-20260131", "new-20260131120000")
+    mine = [path.with_name(f".scores.zarr.{name}") for name in called]
+    left = path.with_name(f".scores.zarr.new-{litter.mark()}")
     for folder in (*mine, left):
         folder.mkdir()
     filled(path)
