@@ -417,6 +417,7 @@ class InfoBatchLoader:
         seconds = time.monotonic() - self._started if self._started else math.nan
         row = Epoch(self.epoch, plan.entries, plan.kept, plan.trained, plan.threshold, seconds)
         self._shared_store.commit(row, recorded=self._history)
+        self._shared_store.iterated_by(None)
         self._offered += plan.entries
         self._kept += plan.trained
         self._begin(epoch=self.epoch + 1)

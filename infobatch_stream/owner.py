@@ -79,7 +79,8 @@ class Owner:
                 if getattr(other._iterator(), "gi_frame", None) is not None:
                     raise StoreError(
                         f"{owner._path} is in use: another loader of this process is in the midst of an epoch with it. "
-                        "Give each loader a store of its own; to go on with this one, drop the other's iterator (del)."
+                        "Give each loader a store of its own; to go on with this one, drop the other's iterator (del). "
+                        "A notebook keeps the last error, and the iterator with it: there run this again."
                     )
         owner._share()
         return owner

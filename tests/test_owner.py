@@ -1,13 +1,15 @@
 """Two runs on one store: the second is refused, as long as any process of the first lives, and no longer."""
 
+import code
 import errno
 import fcntl
 import gc
+import io
 import json
 import os
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr
 
 import numpy as np
 import pytest
@@ -166,6 +168,31 @@ def test_a_loader_is_refused_while_another_of_the_process_is_in_an_epoch_with_th
         first.update(torch.ones(8), picks)
     first.commit()
     assert np.isfinite(ScoreStore.open(path, "r").scores).all()
+
+
+def test_an_iterator_that_is_kept_when_its_epoch_is_committed_is_in_nobodys_way(path):
+    first = loader_of(path)
+    batches = iter(first)
+    for _ in range(len(first)):
+        _, picks = next(batches)  # never asked for one more
+        first.update(torch.ones(8), picks)
+    first.commit()
+    finish(loader_of(path, existing="continue"))
+
+
+def test_after_an_error_in_a_notebook_the_same_lines_work_the_second_time(path):
+    console = code.InteractiveConsole({"loader_of": loader_of, "path": path})
+    with redirect_stderr(io.StringIO()) as said:
+        for line in (
+            "def train(loader):\n    batches = iter(loader)\n    next(batches)\n    raise MemoryError\n",
+            "train(loader_of(path))",
+            "loader = loader_of(path, existing='overwrite'); first = iter(loader)",
+            "loader = loader_of(path, existing='overwrite'); second = iter(loader)",
+        ):
+            console.push(line) if "\n" not in line else console.runsource(line, symbol="exec")
+    assert "MemoryError" in said.getvalue()
+    assert "there run this again" in said.getvalue()
+    assert "second" in console.locals
 
 
 def test_a_loader_whose_store_another_of_the_process_has_taken_over_is_refused_at_its_next_start_and_update(path):
