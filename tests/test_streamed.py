@@ -6,6 +6,7 @@ import importlib
 import json
 import lzma
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -133,6 +134,29 @@ def test_packed_shards_of_servers_are_fetched_once(here, packed, tmp_path, monke
             for _ in range(2):
                 assert plain(Streamed("s3://shards/packed")) == plain(IndexedWebDataset(here))
             assert sum(count for path, count in proxy.gets.items() if path.endswith("gz")) == SHARDS
+
+
+@pytest.mark.parametrize("url", ["s.tar.gz", "pipe:gzip -dc s.tar.gz"])
+def test_a_relative_path_means_what_it_did_when_the_dataset_was_made(here, tmp_path, monkeypatch, url):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for shard, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / "s.tar.gz").write_bytes(gzip.compress((here / f"s{shard}.tar").read_bytes()))
+
+    def made(folder):
+        monkeypatch.chdir(folder)
+        return Streamed(url, counts=SAMPLES, cache_dir=tmp_path / "cache")
+
+    wanted = [plain(IndexedWebDataset(here / f"s{shard}.tar")) for shard in range(2)]
+    first, second = map(made, folders)
+    assert plain(first) == wanted[0]
+    assert plain(second) == wanted[1]
+    assert plain(made(folders[0])) == wanted[0]  # as the cache has it
+    gone = made(folders[0])
+    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(folders[0])
+    with pytest.raises(DataError, match=r"one/s\.tar\.gz cannot be read|The command of"):
+        gone[0]
 
 
 def test_stages_and_source_are_those_of_an_indexed_dataset(packed):

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -51,12 +52,15 @@ def _read(plain: Any, url: str, kind: str) -> bytes:
 
 
 @contextmanager
-def command_output(url: str) -> Iterator[BinaryIO]:
-    """The output of the command behind ``pipe:``, by webdataset's gopen. Raises DataError if the command fails."""
+def command_output(url: str, folder: Path) -> Iterator[BinaryIO]:
+    """The output of the command behind ``pipe:``, run in ``folder`` by webdataset's gopen.
+
+    Raises DataError if the command fails.
+    """
     from webdataset.gopen import gopen
 
     try:
-        pipe = gopen(url)
+        pipe = gopen(f"pipe:cd {shlex.quote(str(folder))} || exit\n{url.removeprefix('pipe:')}")
     except ValueError as error:  # WDS_SECURE
         raise DataError(f"{url!r} is not run: webdataset refuses commands ({error}).") from error
     try:

@@ -64,14 +64,17 @@ class _StreamedTar(CachedTar):
     def __init__(self, url: str, cache: ShardCache) -> None:
         super().__init__(url, cache)
         self._times = 2 if is_remote(url) else 1
+        self._folder = Path.cwd()  # that its path, and those in its command, are relative to, wherever the process goes
         name = url
-        if not is_pipe(url) and not is_remote(url):
-            path = Path(local_path(url)).absolute()
+        if is_pipe(url):
+            name = f"{url} in {self._folder}"
+        elif not is_remote(url):
+            self._path = self._folder / local_path(url)
             try:
-                stat = path.stat()
+                stat = self._path.stat()
             except OSError as error:
-                raise DataError(f"Shard {path} cannot be read ({error.strerror}); check the path.") from error
-            name = f"{path} {stat.st_size} {stat.st_mtime_ns}"  # one that was written anew is another
+                raise _unreadable(self._path, error) from error
+            name = f"{self._path} {stat.st_size} {stat.st_mtime_ns}"  # one that was written anew is another
         self._key = f"{name} plain"
 
     def _make(self, part: Path, need: Callable[[int], None], index: TarIndex | None) -> None:
@@ -91,10 +94,14 @@ class _StreamedTar(CachedTar):
 
     def _spool(self, part: Path, need: Callable[[int], None]) -> None:
         if is_pipe(self.url):
-            with command_output(self.url) as file:
+            with command_output(self.url, self._folder) as file:
                 spool(file, self.url, part, need)
         elif not is_remote(self.url):
-            with open(local_path(self.url), "rb") as file:  # noqa: PTH123
+            try:
+                file = self._path.open("rb")
+            except OSError as error:
+                raise _unreadable(self._path, error) from error
+            with file:
                 spool(file, self.url, part, need)
         else:  # first as it is, since what comes from elsewhere may have to be asked for again
             packed = part.with_name(f"{part.name}.packed.part")
@@ -109,6 +116,10 @@ class _StreamedTar(CachedTar):
     def _fetch_index(self, part: Path) -> bool:
         """Nobody has one of the plain tar."""
         return False
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"Shard {path} cannot be read ({error.strerror}); check the path.")
 
 
 def _counts_of(counts: Counts | None, urls: list[str]) -> list[int] | None:
