@@ -145,12 +145,12 @@ class Trial:
 
     def run(self) -> None:
         """Raise ConfigError if rows and picks do not stay together; nothing where that cannot be told."""
+        places = list(range(len(self._samples)))
         try:
-            places = list(range(len(self._samples)))
-            forth, back = (self._rows(order) for order in (places, places[1:] + places[:1]))
+            forth, back = (self._rows(order, order) for order in (places, places[1:] + places[:1]))
         except Exception:  # of the user's code, or samples that cannot be copied; it is raised in the real call
             return
-        moved = False
+        moved = []
         for leaf in forth.keys() | back.keys():
             one, other = forth.get(leaf), back.get(leaf)
             if one is None or other is None or one.keys() != other.keys():
@@ -159,19 +159,31 @@ class Trial:
                 if len(set(one.values())) > 1:
                     return  # these rows are as they should be; others may be drawn from the whole batch
             elif sorted(one.values()) == sorted(other.values()):
-                moved = True
+                moved.append(leaf)
             else:
-                return  # rows that depend on chance, or on the place in the batch
-        if moved:
+                return  # rows that depend on chance
+        if moved and self._depend_on_samples(moved, forth):
             raise ConfigError(
                 "the rows of a batch are not in the order of its samples: given some of them in another order, "
                 f"{'collate_fn' if self._collation._with_picks is None else 'collate_with_picks'} returned the same "
                 f"rows, but for other samples. {_PAIRING}"
             )
 
-    def _rows(self, order: list[int]) -> dict[str, dict[int, str]]:
-        """For each part of the data that has a row per sample, what it holds, by index of the sample."""
-        data, picks = self._collation([_copied(self._samples[place]) for place in order], self._picks[order])
+    def _depend_on_samples(self, leaves: list[str], rows: dict[str, dict[int, str]]) -> bool:
+        """Whether one of these is other than ``rows`` when all samples are the first; ``torch.arange(b)`` is not."""
+        places = list(range(len(self._samples)))
+        try:
+            alike = self._rows(places, [0] * len(places))
+        except Exception:  # of the user's code, which is used to other samples
+            return True
+        return any(alike.get(leaf) != rows[leaf] for leaf in leaves)
+
+    def _rows(self, order: list[int], samples: list[int]) -> dict[str, dict[int, str]]:
+        """For each part of the data that has a row per sample, what it holds, by index of the sample.
+
+        order, samples: the places of the picks and of the samples that the function gets.
+        """
+        data, picks = self._collation([_copied(self._samples[place]) for place in samples], self._picks[order])
         index = picks.index.tolist()
         return {leaf: dict(zip(index, rows, strict=True)) for leaf, rows in _leaves("", data, len(index))}
 
@@ -203,7 +215,7 @@ def _leaves(name: str, data: Any, size: int) -> Iterator[tuple[str, list[str]]]:
         for key, value in data.items():
             yield from _leaves(f"{name}[{key!r}]", value, size)
     elif isinstance(data, list | tuple):
-        if len(data) == size and not all(_has_rows(part, size) for part in data):
+        if len(data) == size and not all(_has_rows(part, size) for part in data):  # else a field each
             yield name, [_text(row) for row in data]
         else:
             for place, value in enumerate(data):
@@ -211,7 +223,8 @@ def _leaves(name: str, data: Any, size: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def _has_rows(part: Any, size: int) -> bool:
-    return isinstance(part, Tensor | np.ndarray) and part.ndim > 0 and len(part) == size
+    is_array = isinstance(part, Tensor | np.ndarray) and part.ndim > 0
+    return (is_array or isinstance(part, list | tuple)) and len(part) == size
 
 
 def _text(row: Any) -> str:

@@ -66,8 +66,10 @@ class Picks:
     def __getitem__(self, order: Tensor | NDArray[Any] | list[int] | list[bool] | slice) -> Self:
         """Picks of the rows ``order``: their places (whole numbers), a bool for each row, or a slice.
 
-        Raises TypeError for one place alone, IndexError for a place that there is not.
+        Raises TypeError for one place alone and for a tensor of uint8, IndexError for a place that there is not.
         """
+        if isinstance(order, Tensor) and order.dtype == torch.uint8:  # a mask to torch, places to NumPy
+            raise TypeError("picks[...] does not take uint8: give mask.bool(), or places.long().")
         places = order if isinstance(order, slice) else np.asarray(torch.as_tensor(order, device="cpu"))
         if isinstance(places, np.ndarray) and not places.size:
             places = places.astype(np.int64)  # an empty list has the type of a float

@@ -143,6 +143,8 @@ def test_picks_that_do_not_belong_to_the_rows_are_refused(make):
         lambda samples: (padded(samples), padded(random.sample(samples, len(samples)))[1]),
         # contrastive: the targets are the same for any batch
         lambda samples: (padded(samples), torch.eye(len(samples))),
+        # and there is nothing else that has a row for each
+        lambda samples: (torch.cat([tokens for tokens, _ in samples]), torch.arange(len(samples))),
         # two views of each
         lambda samples: torch.tensor([index for _, index in samples] * 2),
         # all the same
@@ -152,6 +154,19 @@ def test_picks_that_do_not_belong_to_the_rows_are_refused(make):
 )
 def test_what_keeps_the_order_or_has_no_rows_is_no_false_alarm(make, collate):
     assert len(list(make(collate_fn=collate))) == 7
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(
+    "collate",
+    [
+        lambda samples: tuple(zip(*samples, strict=True)),
+        lambda samples: (torch.stack([image for image, _ in samples]), torch.arange(len(samples))),
+    ],
+)
+def test_samples_that_are_all_alike_are_no_false_alarm(make, collate, size):
+    alike = [(torch.zeros(3, 4, 4), {"boxes": torch.zeros(1, 4)}) for _ in range(16)]  # to see whether it runs
+    assert len(list(make(alike, batch_size=size, collate_fn=collate))) == 16 // size
 
 
 def test_samples_that_are_changed_in_place_or_in_the_list_are_as_they_would_be(make):
@@ -293,7 +308,15 @@ def test_picks_of_other_rows(make, order, rows):
     assert chosen._origin == picks._origin
 
 
-@pytest.mark.parametrize(("order", "error"), [(3, TypeError), ([[0, 1]], TypeError), ([8], IndexError)])
+@pytest.mark.parametrize(
+    ("order", "error"),
+    [
+        (3, TypeError),
+        ([[0, 1]], TypeError),
+        ([8], IndexError),
+        (torch.ones(8, dtype=torch.uint8), TypeError),
+    ],
+)
 def test_places_that_are_none_of_several_rows(make, order, error):
     _, picks = make(collate_fn=padded).peek()
     with pytest.raises(error):
