@@ -10,9 +10,10 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["HEADER", "Member", "TarError", "length_in", "read_members"]
+__all__ = ["HEADER", "LENGTH_AT", "LENGTH_DIGITS", "Member", "TarError", "length_in", "read_members"]
 
 HEADER = _BLOCK = 512  # bytes of a header, which stands right before the payload
+LENGTH_AT, LENGTH_DIGITS = 124, 11  # where a header says the payload's length, nearly always in octal digits
 _LONGEST = 1 << 20  # bytes of a long name or an extended header; Linux takes paths of 4096 at most
 _SHOWN = 200  # characters of a name in an error
 _REGULAR = (b"0", b"\0", b"7")
@@ -86,10 +87,10 @@ def read_members(file: BinaryIO, size: int, link: Callable[[str], object] = lamb
 def length_in(header: bytes) -> int:
     """The length of a payload by the header before it, but for what an extended header may say; -1 if it is none."""
     try:
-        return int(header[124:135], 8)  # as nearly all are; the others cost more
+        return int(header[LENGTH_AT : LENGTH_AT + LENGTH_DIGITS], 8)  # as nearly all are; the others cost more
     except ValueError:
         try:
-            return _number(header[124:136])
+            return _number(header[LENGTH_AT : LENGTH_AT + LENGTH_DIGITS + 1])
         except (ValueError, IndexError):
             return -1
 
@@ -104,7 +105,7 @@ def _checked_size(block: bytes, position: int) -> int:
             raise ValueError
         for start, stop in _UNUSED:
             _number(block[start:stop])
-        size = _number(block[124:136])
+        size = _number(block[LENGTH_AT : LENGTH_AT + LENGTH_DIGITS + 1])
     except ValueError:
         # tarfile takes a damaged header, except the first, for the end: samples would be lost silently.
         raise TarError(f"there is no member header at byte {position:,}, and no end marker") from None

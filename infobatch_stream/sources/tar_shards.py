@@ -14,7 +14,7 @@ from infobatch_stream.errors import DataError
 from infobatch_stream.sources.cached_tar import CachedTar
 from infobatch_stream.sources.shard_cache import AnyPath, ShardCache
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile, changed
-from infobatch_stream.sources.tar_headers import HEADER, length_in
+from infobatch_stream.sources.tar_headers import HEADER, LENGTH_AT, LENGTH_DIGITS, length_in
 from infobatch_stream.sources.tar_index import TarIndex, load_index
 from infobatch_stream.sources.urls import is_remote, local_path
 
@@ -184,24 +184,30 @@ class TarShards:
         block = file.read(start, size) if size <= _BLOCK else None
         for extension, offset, length in members:
             before = offset - HEADER
-            header = file.read(before, HEADER) if block is None else block[before - start : offset - start]
-            if length_in(header) != length and url not in self._compared:
-                self._compare(number, file)
-            source, at = file.view(offset, length) if block is None else (block, offset - start)
-            sample[extension] = source[at : at + length]
+            # With its header, whose page is read anyway.
+            source, at = file.view(before, HEADER + length) if block is None else (block, before - start)
+            if source[at + LENGTH_AT : at + LENGTH_AT + LENGTH_DIGITS] != b"%011o" % length:
+                self._compare(number, file, source[at : at + HEADER], length)
+            sample[extension] = source[at + HEADER : at + HEADER + length]
             sample["__local_path__"] = file.path  # webdataset has it behind the first field
         return sample
 
-    def _compare(self, number: int, file: ShardFile) -> None:
-        """Raise DataError unless the index of the shard of sample ``number`` has its members where they are."""
+    def _compare(self, number: int, file: ShardFile, header: bytes, length: int) -> None:
+        """Raise DataError if the index of sample ``number`` is wrong, of which ``header`` may say another ``length``.
+
+        Then all of the index is compared, once: an extended header may say otherwise than the header.
+        """
         shard = bisect_right(self.ends, number)
+        url = self.urls[shard]
+        if url in self._compared or length_in(header) == length:
+            return
         if not self._index(self.tars[shard]).has_members_of(file.place):
             raise DataError(
-                f"The index of {self.urls[shard]} does not say where its members lie, though its size and time are "
+                f"The index of {url} does not say where its members lie, though its size and time are "
                 f"those of the shard. Remove {file.path}.index.npz, or what the cache has for it, and open the dataset "
                 "again; with a new score store, if there are other samples then."
             )
-        self._compared.add(self.urls[shard])  # extended headers say otherwise than the headers
+        self._compared.add(url)
 
     def _find(self, number: int) -> tuple[str, str, ShardFile, list[tuple[str, int, int]]]:
         """Key and url of sample ``number``, the file that has it, and its members there."""
