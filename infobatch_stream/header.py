@@ -90,9 +90,9 @@ def not_a_store(path: Path, found: str) -> StoreError:
 
 
 def restore(what: str) -> StoreError:
-    """The error for a store that was damaged as ``what`` says: with the two ways out."""
+    """The error for a store that was damaged as ``what`` says: with the way out."""
     return StoreError(
-        f"{what}. Restore the store from a checkpoint (load_state_dict), or begin anew with existing='overwrite'."
+        f"{what}. Begin anew with existing='overwrite'; with a checkpoint, load_state_dict then gives the scores back."
     )
 
 

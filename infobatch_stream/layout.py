@@ -47,7 +47,6 @@ __all__ = [
     "exclusive",
     "file_size",
     "identity",
-    "inodes",
     "map_array",
     "not_a_store",
     "read_header",
@@ -239,21 +238,13 @@ def identity(path: Path, array: str) -> tuple[int, ...]:
     """Which file an array is, and its size. Raises StoreError when it is gone. Costs some 3 us.
 
     A size that changed under a map means that bytes are lost, or that touching the map may end the process (SIGBUS).
+    Tools that write through Zarr put a new file in the place of the old one: what is written to a map of that is lost.
     """
     try:
         facts = os.lstat(f"{path}/{array}/c/0")  # a Path would double the time
     except OSError as error:
         raise StoreError(f"{error.filename} is gone ({error.strerror}) while the store is in use.") from error
     return facts.st_ino, facts.st_size
-
-
-def inodes(path: Path) -> tuple[int, ...]:
-    """`identity` of both arrays. Raises StoreError when one is gone.
-
-    Tools that write through Zarr put a new file in the place of the old one; a map of the old one then shows a
-    file that no path leads to, and what is written there is lost.
-    """
-    return tuple(fact for array in ARRAYS for fact in identity(path, array))
 
 
 @contextmanager
@@ -268,4 +259,6 @@ def exclusive(path: Path) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX)
         yield
     finally:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_UN)  # a child that was forked meanwhile has it open too
         os.close(folder)

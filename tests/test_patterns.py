@@ -55,6 +55,8 @@ PATTERNS = {
     "**/y/**/*.tar": ["x/y/c.tar"],
     "{a,x/*}.tar": ["a.tar", "x/b.tar"],
     "{a,?}.tar": ["a.tar"],  # twice the same
+    "{?,a}.tar": ["a.tar"],
+    "{a,?,a}.tar": ["a.tar", "a.tar"],  # written twice
     "?/?.tar": ["x/b.tar"],
     "x/.*.tar": ["x/.e.tar"],
     "x*": ["x/b.tar"],  # a folder, since no file matches

@@ -6,6 +6,8 @@ from ddp_scripts.data import loss_of, write_wds
 from ddp_scripts.launch import start
 from ddp_scripts.resume import EPOCHS, make, train
 
+from infobatch_stream import StoreError
+
 # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
@@ -45,6 +47,24 @@ def test_a_state_after_the_last_step_of_an_epoch_resumes_at_the_next(tmp_path):
     assert resumed.stats["pruned"] > 0
     loader.commit()
     assert resumed.stats == loader.stats
+
+
+def test_a_checkpoint_goes_on_with_a_store_whose_header_was_damaged_as_the_error_says(tmp_path):
+    path = tmp_path / "scores.zarr"
+    loader = make("map", 44, path)
+    for _, batch in loader:
+        loader.update(loss_of(batch.index), batch)
+    state = loader.state_dict()
+    del loader
+    header = path / "zarr.json"
+    header.write_text(header.read_text().replace('"epoch": 0', '"epoch": 1'))
+    for existing in ("error", "continue"):
+        with pytest.raises(StoreError, match="existing='overwrite'; with a checkpoint, load_state_dict then"):
+            make("map", 44, path, existing=existing)
+    resumed = make("map", 44, path, existing="overwrite")
+    resumed.load_state_dict(state)
+    assert resumed.epoch == 1
+    assert resumed.stats["pruned"] > 0
 
 
 def test_what_can_be_told_of_the_run_is_as_before(tmp_path):

@@ -83,9 +83,11 @@ def expand_all(text: str) -> list[str]:
 def merged(found: Iterable[tuple[str, list[str]]]) -> list[str]:
     """All that patterns mean, (pattern, names) of each: what is written out as often as it is, what is found once."""
     names: list[str] = []
+    written: set[str] = set()
     for pattern, some in found:
-        known = set(names) - {pattern}
+        known = set(names) - ({pattern} & written)
         names += [name for name in some if name not in known]
+        written.add(pattern)
     return names
 
 
