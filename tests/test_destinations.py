@@ -211,6 +211,50 @@ def test_what_is_no_url_and_no_path_is_refused(tree, tmp_path, monkeypatch, url,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(params=["disk", "bucket"])
+def tars(request, tree, tmp_path, monkeypatch):
+    """A folder with tars in x and y/z."""
+    for name in ("x", "y/z"):
+        convert(tree, tmp_path / "d" / name, "wds")
+    if request.param == "disk":
+        return str(tmp_path / "d")
+    s3 = request.getfixturevalue("s3")
+    use_s3(monkeypatch, s3.url)
+    return s3.put_folder(tmp_path / "d", "tars")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("**/*.tar", "all"),
+        ("**/*.tar", "y/all"),
+        ("*/*.tar", "all"),
+        ("*/**/*.tar", "y/w/all"),
+        ("{x,y/*}/*.tar", "y/all"),
+        ("*", "all"),
+        ("*.partial/*.tar", "all"),
+    ],
+)
+def test_a_destination_in_which_the_source_would_be_looked_for_next_time_is_refused(tars, pattern, name):
+    with pytest.raises(ConfigError, match="finds what is written to"):
+        convert(f"{tars}/{pattern}", f"{tars}/{name}", "wds")
+
+
+@pytest.mark.parametrize(("pattern", "name"), [("x/*.tar", "all"), ("*/*.tar", "new/all"), ("y/**/*.tar", "all")])
+def test_a_destination_that_a_pattern_cannot_find_may_lie_beside_the_source(tars, pattern, name):
+    names = [f"{tars}/{name}{len(pattern)}-{k}" for k in range(2)]
+    counts = [convert(f"{tars}/{pattern}", dst, "wds").parts[0].samples for dst in names]
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_source_that_is_called_like_a_pattern_is_taken_as_it_is(tree, tmp_path):
+    convert(tree, tmp_path / "a[1]", "wds")
+    convert(tmp_path / "a[1]/*.tar", tmp_path / "a1", "wds")
+    for dst in ("a[1]", "a[1]/out"):
+        with pytest.raises(ConfigError, match="one inside the other"):
+            convert(tmp_path / "a[1]", tmp_path / dst, "wds", overwrite=True)
+
+
 # ---- what was written is found again
 
 

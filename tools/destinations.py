@@ -2,12 +2,14 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from infobatch_stream.errors import ConfigError
+from infobatch_stream.sources.patterns import expand_braces, is_wild
 from infobatch_stream.sources.urls import is_remote, local_path
 
 from .bucket import is_url, url_destination
@@ -37,16 +39,47 @@ def place_of(dst: Path | str) -> Path | str:
 
 
 def check_apart(src: Path | str, dst: Path | str) -> None:
-    """Raise ConfigError where the destination is the source, or holds it, or lies in a folder that is converted."""
+    """Raise ConfigError where the destination is the source, or holds it, or lies where the source is looked for."""
     text = os.fspath(src)
-    fixed = re.match(r"[^*?\[{]*", text)
-    is_pattern = fixed is not None and fixed[0] != text and not Path(local_path(text)).exists()
-    folder = fixed[0].rpartition("/")[0] or "." if is_pattern and fixed is not None else text
-    if is_url(text) or is_url(dst):
-        here, there = (f"{str(one).rstrip('/')}/" for one in (folder, dst))
-        overlap = here.startswith(there) or (there.startswith(here) and not is_pattern)
+    try:
+        patterns = expand_braces(text)
+    except (ValueError, ImportError):  # told of where the source is read
+        patterns = [text]
+    whole = _parts(str(dst))
+    for place in (whole, [*whole[:-1], f"{whole[-1]}.partial"]):  # where shards are made first
+        for pattern in patterns:
+            head, rest = _divided(pattern)
+            folder = _parts(head)
+            if folder[: len(place)] == place or (not rest and place[: len(folder)] == folder):
+                raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")
+            if place[: len(folder)] == folder and _reaches(rest, place[len(folder) :]):
+                raise ConfigError(
+                    f"{src} finds what is written to {dst}, too, so that the next conversion would take it for a part "
+                    "of its source; choose a destination outside the source."
+                )
+
+
+def _divided(pattern: str) -> tuple[str, list[str]]:
+    """What is fixed of a path or url, and the parts behind that, which are a pattern."""
+    if is_url(pattern):
+        head = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0] if is_wild(pattern) else pattern
     else:
-        inner, outer = Path(local_path(folder)).resolve(), Path(dst).resolve()
-        overlap = inner.is_relative_to(outer) or (outer.is_relative_to(inner) and not is_pattern)
-    if overlap:
-        raise ConfigError(f"{dst} and {src} lie one inside the other; choose a destination outside the source.")
+        pattern = head = local_path(pattern)
+        while is_wild(head) and not os.path.exists(head):  # noqa: PTH110  # Path's raises for a name that is too long
+            head = head.rpartition("/")[0]
+    rest = pattern[len(head) :].strip("/")
+    return head or pattern[: pattern.startswith("/")], rest.split("/") if rest else []
+
+
+def _parts(place: str) -> list[str]:
+    return place.rstrip("/").split("/") if is_url(place) else list(Path(local_path(place)).resolve().parts)
+
+
+def _reaches(pattern: Sequence[str], folder: Sequence[str]) -> bool:
+    """Whether a pattern, part by part, can match a folder, or something in it."""
+    if not folder or not pattern:
+        return not folder
+    if pattern[0] == "**" and _reaches(pattern, folder[1:]):
+        return True
+    rest = folder if pattern[0] == "**" else folder[1:]
+    return (pattern[0] == "**" or fnmatchcase(folder[0], pattern[0])) and _reaches(pattern[1:], rest)
