@@ -184,6 +184,34 @@ def test_overwrite_replaces_nothing_that_no_conversion_writes(tree, tmp_path, na
     assert os.path.lexists(tmp_path / "out" / name)
 
 
+def test_overwrite_leaves_datasets_that_other_conversions_put_into_folders_below(tree, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "splits").mkdir(exist_ok=True)
+        write_images_into(tmp_path / "splits" / split, 4)
+    convert(tree, tmp_path / "data/one", "mds")
+    convert(tree, tmp_path / "data/two", "wds")
+    before = contents(tmp_path / "data")
+    for src in (tree, tmp_path / "splits"):
+        with pytest.raises(ConfigError, match=r"holds shards in (one|two)"):
+            convert(src, tmp_path / "data", "wds", overwrite=True)
+    with pytest.raises(ConfigError, match=r"holds shards in (one|two)"):
+        write_shards([{"n": 1}], tmp_path / "data", "mds", overwrite=True)
+    assert contents(tmp_path / "data") == before
+    convert(tmp_path / "splits", tmp_path / "out", "mds")
+    convert(tmp_path / "splits", tmp_path / "out", "wds", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*/*.tar")) == ["shard-000000.tar"] * 2
+
+
+def test_to_resume_in_a_bucket_leaves_a_dataset_that_another_conversion_put_into_a_folder_below(tree, bucket):
+    url = f"s3://{bucket.bucket}/parent"
+    stop_after(tree, url, 1)
+    convert(tree, f"{url}/one", "wds")
+    before = fetched(f"{url}/one")
+    with pytest.raises(ConfigError, match="holds shards in one"):
+        convert(tree, url, "wds", shard_bytes=200 << 10, resume=True)
+    assert fetched(f"{url}/one") == before
+
+
 def test_a_folder_of_the_user_that_is_called_like_one_in_the_making_is_told_of_as_what_it_is(tree, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/thesis.tex").write_text("precious")

@@ -5,7 +5,7 @@ import json
 import re
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 from infobatch_stream.errors import ConfigError, MissingExtraError
 
-from .destination import PLAN, STATE, Destination, Record, advise, broken_off, check_recipe, refuse_foreign
+from .destination import PLAN, STATE, Destination, Record, advise, broken_off, check_recipe
+from .ours import refuse_foreign, refuse_other_sets
 
 __all__ = ["is_url", "url_destination"]
 
@@ -29,9 +30,11 @@ def is_url(dst: object) -> bool:
 
 @contextmanager
 def url_destination(
-    url: str, *, recipe: Mapping[str, Any] | None = None, resume: bool = False
+    url: str, *, recipe: Mapping[str, Any] | None = None, resume: bool = False, folders: Collection[str] = ()
 ) -> Iterator[Destination]:
     """``url`` as a `Destination`. A shard is uploaded as a whole; index.json, classes.json come when all are there.
+
+    folders: in it, into which shards are written; what else is there is not this conversion's.
 
     Of two conversions that are begun at once, one is refused where the store can write a key only if it is new, as S3
     can; nothing keeps two apart that go on at once. What is there is never replaced: that could not be undone when the
@@ -43,7 +46,7 @@ def url_destination(
     with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as scratch, ThreadPoolExecutor(_UPLOADS) as threads:
         bucket = _Bucket(url, Path(scratch), threads)
         try:
-            bucket.begin(recipe, resume)
+            bucket.begin(recipe, resume, folders)
             yield bucket
             bucket.finish()
         except BaseException as error:
@@ -90,7 +93,7 @@ class _Bucket:
         except ValueError as error:
             raise ConfigError(f"{url}: {error}") from error
 
-    def begin(self, recipe: Mapping[str, Any] | None, resume: bool) -> None:
+    def begin(self, recipe: Mapping[str, Any] | None, resume: bool, folders: Collection[str]) -> None:
         """Look at what is there."""
         with self._told():
             self._fs.invalidate_cache()
@@ -105,6 +108,7 @@ class _Bucket:
             if not resume or recipe is None:
                 raise broken_off(self._url, self._url)
             refuse_foreign(self._url, held)
+            refuse_other_sets(self._url, held, folders)
             self._put.update(held)
             self._resume(recipe)
             self.begun = True

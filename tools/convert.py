@@ -132,7 +132,8 @@ def convert(
     room = room_for_samples(target.format, shard_bytes)
     sizes = [sizes_in_shards(job, one) for one in sets]
     check_largest(job, sizes, room)
-    with open_destination(dst, overwrite=overwrite, recipe=recipe, resume=resume) as out:
+    folders = [one.name for one in sets]
+    with open_destination(dst, overwrite=overwrite, recipe=recipe, resume=resume, folders=folders) as out:
         if out.done:
             plan = Plan.resume(out.plan or b"", out.where, sets, order, len(out.done))
         else:

@@ -4,17 +4,17 @@ import errno
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from infobatch_stream.errors import ConfigError, DataError
 
+from .ours import PLAN, STATE, is_ours, refuse_foreign, refuse_other_sets
 from .writers import TooLargeError
 
 __all__ = [
@@ -25,21 +25,10 @@ __all__ = [
     "advise",
     "broken_off",
     "check_recipe",
-    "is_ours",
     "local_destination",
-    "refuse_foreign",
 ]
 
-STATE = ".conversion"
-"""Folder in an unfinished destination: the recipe of the conversion, and what is done of it."""
-
-PLAN = f"{STATE}/plan.json"
-"""What goes into which shard, as it was decided when the conversion began."""
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_OURS = re.compile(
-    r"(classes|columns|index|shards)\.json|shard\.[0-9]{5,}\.mds(\.[0-9a-z]{1,8})?|shard-[0-9]{6,}\.tar(\.index\.npz)?"
-)
 
 Record = dict[str, Any]
 """What is known of a finished task, as plain values. Its ``files``: names in the destination -> sizes in bytes."""
@@ -66,17 +55,23 @@ class Destination(Protocol):
 
 @contextmanager
 def local_destination(
-    dst: Path, *, overwrite: bool = False, recipe: Mapping[str, Any] | None = None, resume: bool = False
+    dst: Path,
+    *,
+    overwrite: bool = False,
+    recipe: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    folders: Collection[str] = (),
 ) -> Iterator[Destination]:
-    """A new folder beside ``dst``, renamed to ``dst`` at the end.
+    """A new folder beside ``dst``, renamed to ``dst`` at the end. folders: in it, into which shards are written.
 
     If anything is raised it is removed, or kept for `resume` with a note at the error, if there is a ``recipe`` (what
     makes the shards, as plain values) and some shards are done. A kill leaves it. Raises ConfigError where ``dst``
-    cannot be made: it holds something (with ``overwrite``: something else than shards), is a file or a mount point, or
-    its parent cannot be written to; where a conversion was broken off, or is running; and for another recipe.
+    cannot be made: it holds something (with ``overwrite``: something else than shards, or shards in other ``folders``),
+    is a file or a mount point, or its parent cannot be written to; where a conversion was broken off, or is running;
+    and for another recipe.
     """
     dst = Path(dst).resolve()
-    _check_free(dst, overwrite)
+    _check_free(dst, overwrite, folders)
     made = [folder for folder in dst.parents if not folder.exists()]
     staged = dst.with_name(f"{dst.name}.partial" + ("" if recipe is not None else f"-{secrets.token_hex(4)}"))
     if staged.exists():
@@ -92,7 +87,7 @@ def local_destination(
         except OSError as error:
             raise ConfigError(f"{dst} cannot be made ({error}); give a folder that can be written to.") from error
         yield folder
-        _check_free(dst, overwrite)  # somebody else may have written there in the meantime
+        _check_free(dst, overwrite, folders)  # somebody else may have written there in the meantime
         folder.drop_unnamed()
         # With its state, so that whatever happens here the work of hours is not lost.
         if dst.exists() and any(dst.iterdir()):
@@ -258,7 +253,7 @@ def _replace(dst: Path, staged: Path) -> None:
         warnings.warn(f"{dst} is replaced, but what it held before could not be removed: {old}", stacklevel=3)
 
 
-def _check_free(dst: Path, overwrite: bool) -> None:
+def _check_free(dst: Path, overwrite: bool, folders: Collection[str]) -> None:
     """Raise ConfigError where ``dst`` (absolute) may not be written; see `local_destination`."""
     if not dst.exists():
         return
@@ -268,22 +263,6 @@ def _check_free(dst: Path, overwrite: bool) -> None:
         raise ConfigError(f"{dst} is a mount point, which cannot be replaced as a whole; give a folder inside it.")
     if not overwrite and any(dst.iterdir()):
         raise ConfigError(f"{dst} is not empty; give another folder, or replace this one with --overwrite.")
-    refuse_foreign(dst, _files(dst))
-
-
-def is_ours(name: str) -> bool:
-    """Whether a file of this name (or path) is a part of a set of shards."""
-    return name.startswith(f"{STATE}/") or _OURS.fullmatch(name.rpartition("/")[2]) is not None
-
-
-def refuse_foreign(dst: object, names: Sequence[str]) -> None:
-    """Raise ConfigError if ``dst`` holds files (paths in it) that are no part of a set of shards.
-
-    Asked for by mistake, on a home directory say, the replacement would be the end of it.
-    """
-    for name in names:
-        if not is_ours(name):
-            raise ConfigError(
-                f"{dst} holds {name}, which is no part of a set of shards, so it is not replaced; remove it yourself, "
-                "or give another."
-            )
+    names = _files(dst)
+    refuse_foreign(dst, names)
+    refuse_other_sets(dst, names, folders)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,14 +19,19 @@ __all__ = ["check_apart", "open_destination", "place_of"]
 
 
 def open_destination(
-    dst: Path | str, *, overwrite: bool, recipe: Mapping[str, Any] | None = None, resume: bool = False
+    dst: Path | str,
+    *,
+    overwrite: bool,
+    recipe: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    folders: Collection[str] = (),
 ) -> AbstractContextManager[Destination]:
     """The destination in a bucket or a folder, as `url_destination` and `local_destination` have it."""
     if is_url(dst):
         if overwrite:
             raise ConfigError(f"{dst} is in a bucket, where shards are not replaced; remove them, or give another url.")
-        return url_destination(str(dst), recipe=recipe, resume=resume)
-    return local_destination(Path(dst), overwrite=overwrite, recipe=recipe, resume=resume)
+        return url_destination(str(dst), recipe=recipe, resume=resume, folders=folders)
+    return local_destination(Path(dst), overwrite=overwrite, recipe=recipe, resume=resume, folders=folders)
 
 
 def place_of(dst: Path | str) -> Path | str:
