@@ -1,4 +1,4 @@
-"""Files of MDS shards that cannot be fetched again are never removed or replaced; those that changed are not read."""
+"""Files of MDS shards that cannot be fetched again are never removed or replaced."""
 
 import os
 import pickle
@@ -222,6 +222,50 @@ def test_a_file_that_is_not_whole_stays_until_another_has_come(many, tmp_path, m
     assert files(cache) == files(many)
 
 
+@pytest.fixture
+def kept(packed, tmp_path):
+    """(remote, cache): the cache has all shards, compressed and decompressed; of the fourth 100 bytes are left."""
+    remote = shutil.copytree(packed, tmp_path / "remote")
+    cache = Path(shutil.copytree(packed, tmp_path / "cache"))
+    list(StreamingDataset(local=str(cache), keep_zip=True, batch_size=8))  # decompresses them
+    assert len(list(cache.glob("*.mds"))) == len(list(cache.glob("*.mds.zstd"))) == 10
+    os.truncate(cache / "shard.00003.mds", 100)
+    return remote, cache
+
+
+def read_from(remote, cache):
+    dataset = Augmented(remote=str(remote), local=str(cache), keep_zip=True, download_retry=1)
+    return open_source(dataset).read(40)[0]
+
+
+def test_a_shard_that_is_cut_comes_from_its_compressed_form_without_the_remote(kept):
+    remote, cache = kept
+    shutil.rmtree(remote)
+    before = files(cache)
+    assert read_from(remote, cache) == 1040
+    after = files(cache)
+    assert len(after.pop("shard.00003.mds")) > len(before.pop("shard.00003.mds"))
+    assert after == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+@pytest.mark.parametrize("there", [True, False], ids=["remote", "no remote"])
+def test_a_compressed_form_that_is_damaged_stays_until_another_has_come(kept, damage, there):
+    remote, cache = kept
+    zipped = cache / "shard.00003.mds.zstd"
+    data = zipped.read_bytes()
+    zipped.write_bytes(data[:50] if damage == "cut" else bytes(len(data)))
+    before = files(cache)
+    if there:
+        assert read_from(remote, cache) == 1040
+        assert zipped.read_bytes() == data
+        return
+    shutil.rmtree(remote)
+    with pytest.raises(DataError, match=r"shard\.00003\.mds is not whole and could not be fetched from"):
+        read_from(remote, cache)
+    assert files(cache) == before
+
+
 def test_files_of_the_users_beside_a_shard_stay(many, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -233,34 +277,6 @@ def test_files_of_the_users_beside_a_shard_stay(many, tmp_path):
     claim_of(cache / "shard.00003.mds").write_text("\n")  # as of a process that was killed
     assert open_source(dataset).read(40)[0] == 1040
     assert set(files(cache)) == {*mine, "shard.00003.mds", "index.json"}
-
-
-# ---- written anew
-
-
-def rewrite(folder, first):
-    """Other samples of equal size, and with no hashes."""
-    for file in list(Path(folder).iterdir()):
-        file.unlink()
-    write_mds(folder, first=first)
-
-
-def test_shards_that_are_written_anew_under_a_run_are_told(own, tmp_path):
-    loader = InfoBatchLoader(Augmented(local=str(own)), tmp_path / "scores.zarr", batch_size=8, epochs=3, delta=1)
-    for _, picks in loader:
-        loader.update(loss_of(picks.index), picks)
-    rewrite(own, first=500)
-    with pytest.raises(DataError, match=r"shard.*\.mds changed .* after the dataset was opened"):
-        list(loader)
-
-
-def test_a_remote_folder_that_is_written_anew_is_told_when_a_shard_comes(own, tmp_path):
-    source = open_source(Augmented(remote=str(own), local=str(tmp_path / "cache")))
-    assert source.read(0)[0] == 0
-    rewrite(own, first=500)
-    assert source.read(1)[0] == 1
-    with pytest.raises(DataError, match=r"own/index\.json changed .* after the dataset was opened"):
-        source.read(12)
 
 
 # ---- the working folder
@@ -291,6 +307,42 @@ def test_paths_of_which_that_cannot_be_told_are_refused(many, tmp_path, monkeypa
     monkeypatch.chdir("/")
     with pytest.raises(ConfigError, match=r"the working folder was changed .*give absolute paths"):
         open_source(dataset)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Working folders "one" and "two" with other samples in "data" each; their index.json has checksums, or none."""
+
+    def two(hashes):
+        for first, name in enumerate(("one", "two")):
+            write_mds(tmp_path / name / "data", first=1000 * first, hashes=hashes)
+
+    return two
+
+
+@pytest.mark.parametrize("hashes", [[], ["sha1"]], ids=str)
+def test_a_relative_remote_is_refused_when_no_local_tells_of_what(two, tmp_path, monkeypatch, hashes):
+    two(hashes)
+    monkeypatch.setenv("PWD", str(tmp_path / "one"))
+    monkeypatch.chdir(tmp_path / "one")
+    dataset = Augmented(remote="data", local=str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(ConfigError, match=r"remote='data' is relative .*one.*two.*Give an absolute path") as error:
+        open_source(dataset)
+    monkeypatch.chdir(tmp_path / "one")
+    remedy = str(error.value).split("remote=")[-1].removesuffix(".")
+    dataset = Augmented(remote=eval(remedy), local=str(tmp_path / "another cache"))
+    monkeypatch.chdir(tmp_path / "two")
+    assert open_source(dataset).read(5)[0] == 5
+
+
+@pytest.mark.parametrize("told_by", ["the process's first folder", "checksums"])
+def test_and_taken_when_something_does(two, tmp_path, monkeypatch, told_by):
+    two(["sha1"] if told_by == "checksums" else [])
+    monkeypatch.setenv("PWD", str(tmp_path / ("one" if told_by == "checksums" else "two")))
+    monkeypatch.chdir(tmp_path / "two")
+    dataset = Augmented(remote="data", local=str(tmp_path / "cache"))
+    assert open_source(dataset).read(5)[0] == 1005
 
 
 def test_of_the_scores_too(many, tmp_path, monkeypatch):

@@ -12,10 +12,12 @@ import numpy as np
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.claim import claim_of, claimed
 from infobatch_stream.sources.faults import advice, cause_of, is_lasting, is_silence
-from infobatch_stream.sources.mds_download import Attempts, checksum_of
+from infobatch_stream.sources.mds_download import Attempts
 from infobatch_stream.sources.mds_eviction import Eviction, bytes_for_copies
 from infobatch_stream.sources.mds_files import LocalFiles
 from infobatch_stream.sources.mds_folders import Copies
+from infobatch_stream.sources.mds_index import Indexes, checksum_of, shards_of
+from infobatch_stream.sources.mds_states import States
 from infobatch_stream.sources.shard_file import changed
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["MdsCache"]
 
 _ATTEMPTS = 3  # a shard may be evicted between its download and its use, when the cache limit is tight
-_TICK = 0.01  # seconds between two looks at a shard that another process downloads
 _PAUSE = 0.5  # seconds after the first attempt to download, about; it doubles with each
 _LONGEST_PAUSE = 30.0
 
@@ -43,27 +44,25 @@ class MdsCache:
     """
 
     def __init__(self, dataset: "StreamingDataset") -> None:
-        from streaming.base.dataset import _ShardState
-
-        self._remote, self._preparing, self._local = map(
-            int, (_ShardState.REMOTE, _ShardState.PREPARING, _ShardState.LOCAL)
-        )
         self._dataset = dataset
         self._streams = np.asarray(dataset.stream_per_shard).tolist()
         self._copies = Copies(dataset)
         self._fetchable = self._copies.fetchable
         self._room = bytes_for_copies(dataset, self._copies)
         self._files = LocalFiles(dataset, self._copies)
-        for number, stream in enumerate(dataset.streams):
-            stream._downloader.clean_up()  # which has connected for index.json, perhaps: see downloader_of
-            if not self._fetchable[number] or self._copies.are_linked(number):
+        self._states = States(dataset, self._files)
+        self._indexes = Indexes(dataset, self._fetchable)
+        for number, (stream, shards) in enumerate(zip(dataset.streams, shards_of(dataset), strict=True)):
+            stream._downloader.clean_up()  # it has connected for index.json, perhaps, and others do: see Attempts
+            if not self._fetchable[number] or self._copies.are_linked(stream, shards):
                 stream.safe_keep_zip = True
             if self._fetchable[number] and stream.validate_hash is None:
-                shards = [shard for shard, of in zip(dataset.shards, self._streams, strict=True) if of == number]
                 stream.validate_hash = checksum_of(shards)
+            if self._may_come(number):
+                self._indexes.check(number)
         if dataset.cache_limit:
             vars(dataset)["_evict_coldest_shard"] = Eviction(dataset, self._copies)
-        self._trusted: set[int] = set()
+        self._trusted: dict[int, tuple[int, int]] = {}  # the stamp of each shard that was found sound
         self._stamps: dict[int, tuple[int, int]] = {}  # of shards that are no copies, when they were first seen
         self._attempts = Attempts(dataset)
         self._alone = self._lock()
@@ -84,9 +83,11 @@ class MdsCache:
     @property
     def is_remote(self) -> bool:
         """Whether some shard may have to be downloaded."""
-        if not any(self._fetchable):
-            return False
-        return bool(self._dataset.cache_limit) or bool((self._dataset._shard_states.numpy() != self._local).any())
+        return any(map(self._may_come, range(len(self._fetchable))))
+
+    def _may_come(self, stream: int) -> bool:
+        """Whether some shard of ``stream`` may; under a limit any that is here may be removed before."""
+        return self._fetchable[stream] and (bool(self._dataset.cache_limit) or not self._states.are_local(stream))
 
     @property
     def capacity(self) -> int | None:
@@ -104,7 +105,7 @@ class MdsCache:
 
     def is_local(self, shard: int) -> bool:
         """Whether StreamingDataset takes ``shard`` to be here."""
-        return bool(self._state(shard) == self._local)
+        return self._states.is_local(shard)
 
     def path(self, shard: int) -> str:
         """Where its first file lies, or will lie."""
@@ -117,20 +118,20 @@ class MdsCache:
         """
         for _ in range(_ATTEMPTS):
             if not self._copies.is_copy(shard):
-                self._wait(shard)
+                self._states.wait(shard)
                 if stamp := self._here(shard):
                     return stamp
                 self._fetch(shard)
-            elif self._is_sound(shard) and (stamp := self._here(shard)):
-                self._trusted.add(shard)
+            elif self.is_local(shard) and (stamp := self._here(shard)) and self._is_sound(shard, stamp):
+                self._trusted[shard] = stamp
                 return stamp
             else:
                 self._fetch_claimed(shard)
         if stamp := self._here(shard):
             return stamp
         raise DataError(
-            f"{self._name(shard)} is not there, though it was downloaded {_ATTEMPTS} times: a cache_limit that is "
-            "too small evicts it before it is read. Raise the cache_limit of the StreamingDataset."
+            f"{self._files.name(shard)} is not there, though it was downloaded {_ATTEMPTS} times: a cache_limit that "
+            "is too small evicts it before it is read. Raise the cache_limit of the StreamingDataset."
         )
 
     def look_after(self, shard: int, error: Exception) -> DataError | None:
@@ -145,20 +146,18 @@ class MdsCache:
         except DataError as failure:
             return failure
         theirs = isinstance(error, FileNotFoundError | RuntimeError) and not isinstance(error, DataError)
-        if not (unsound or theirs or self._state(shard) == self._preparing):
+        if not (unsound or theirs or self._states.is_preparing(shard)):
             return None
         if self._copies.is_copy(shard):
             with suppress(DataError, OSError), claimed(self._files[shard][0][0]):  # no process of ours downloads it
-                self._let_go(shard)
+                self._states.let_go(shard)
         else:
-            self._let_go(shard)
+            self._states.let_go(shard)
         return self._failure(shard, error, 1)
 
-    def _is_sound(self, shard: int) -> bool:
-        """Whether what is here of ``shard`` can be trusted: it was not being made when a process was killed."""
-        if self._state(shard) != self._local:
-            return False
-        return shard in self._trusted or not claim_of(self._files[shard][0][0]).exists()
+    def _is_sound(self, shard: int, stamp: tuple[int, int]) -> bool:
+        """Whether its files can be trusted: nobody is making them, nor was when killed. stamp: theirs."""
+        return self._trusted.get(shard) == stamp or not claim_of(self._files[shard][0][0]).exists()
 
     def _here(self, shard: int) -> tuple[int, int] | None:
         """Size and modification time of the last file; None if one is not there (if it can be downloaded: whole).
@@ -170,7 +169,7 @@ class MdsCache:
             try:
                 stat = file.stat()
                 if stat.st_size != size:
-                    if self._state(shard) == self._preparing:  # another process began to download it just now
+                    if self._states.is_preparing(shard):  # another process began to download it just now
                         return None
                     stat = file.stat()  # or has finished since
             except FileNotFoundError:
@@ -179,8 +178,8 @@ class MdsCache:
                 if self._copies.is_copy(shard):
                     return None
                 raise DataError(
-                    f"{self._name(shard)} has {stat.st_size:,} bytes, its index.json says {size:,}: it is truncated or "
-                    "of another dataset. Bring it back from a copy, or convert the data anew."
+                    f"{self._files.name(shard)} has {stat.st_size:,} bytes, its index.json says {size:,}: it is "
+                    "truncated or of another dataset. Bring it back from a copy, or convert the data anew."
                 )
             stamp = size, stat.st_mtime_ns
         if stamp and not self._copies.is_copy(shard) and stamp != self._stamps.setdefault(shard, stamp):
@@ -193,12 +192,12 @@ class MdsCache:
         try:
             with claimed(self._files[shard][0][0]) as broken:
                 if broken:
-                    self._let_go(shard)
-                self._wait(shard)
-                if self._state(shard) == self._local and not broken and self._here(shard):
+                    self._states.let_go(shard)
+                self._states.wait(shard)
+                if self._states.is_local(shard) and not broken and self._here(shard):
                     return  # another process brought it while we waited
                 with nullcontext() if broken else self._files.put_aside(shard):
-                    self._discard(shard, broken)
+                    self._states.discard(shard, broken)
                     self._fetch(shard)
         except OSError as error:
             raise self._failure(shard, error, 0) from error
@@ -227,75 +226,41 @@ class MdsCache:
 
     def _prepare(self, shard: int) -> None:
         """Have StreamingDataset download and check ``shard``, once. If that fails, its files are removed."""
-        attempt = self._attempts.single(self._streams[shard])
+        stream = self._streams[shard]
+        attempt = self._attempts.single(stream)
         try:
+            if is_missing := self._copies.is_copy(shard) and self._files.is_missing(shard):
+                self._indexes.check(stream)
             attempt.prepare_shard(shard, blocking=False)
-            self._wait(shard)  # should streaming itself have been quicker
+            self._states.wait(shard)  # should streaming itself have been quicker
             if self._copies.is_copy(shard):
-                self._copies.check_remote(self._streams[shard])
-                self._check_sizes(shard)
-                self._attempts.delivered(self._streams[shard])
+                self._check(shard, is_missing)
+                self._attempts.delivered(stream)
         except BaseException:
             lock = getattr(attempt, "_cache_filelock", None)
             if lock is not None:
                 lock.release(force=True)  # an eviction that failed leaves it held
-            self._let_go(shard)
+            self._states.let_go(shard)
             raise
 
-    def _check_sizes(self, shard: int) -> None:
-        for file, size in self._files[shard]:
-            found = file.stat().st_size if file.exists() else size  # it may be evicted again already
-            if found != size:
-                self._discard(shard, broken=True)
-                raise ValueError(f"{file.name} came with {found:,} bytes, index.json says {size:,}")
-
-    def _let_go(self, shard: int) -> None:
-        """Nobody prepares ``shard`` any more, and nothing is left that would be taken for it."""
-        with _lock_of(self._dataset):
-            if self._state(shard) == self._preparing:
-                self._files.remove(shard)
-                self._dataset._shard_states[shard] = self._remote
-
-    def _discard(self, shard: int, broken: bool) -> None:
-        """Remove what is here of ``shard``: it is not whole, or nobody knows where it is from.
-
-        But a compressed shard that is yet to be decompressed stays, unless its download was ``broken`` off.
-        """
-        with _lock_of(self._dataset):
-            if self._state(shard) == self._local and (broken or any(file.exists() for file, _ in self._files[shard])):
-                self._dataset._evict_shard(shard)  # which counts as streaming counts
-            if self._state(shard) == self._remote:
-                self._files.remove(shard, broken)
-
-    def _wait(self, shard: int) -> None:
-        """Return when no process is downloading ``shard`` in StreamingDataset's own way, without a claim."""
-        if self._state(shard) != self._preparing:
-            return
-        stream = self._dataset.streams[self._streams[shard]]
-        patience = float(stream.download_timeout or 60) * (1 + int(stream.download_retry or 0)) + 10
-        deadline = time.monotonic() + patience
-        while self._state(shard) == self._preparing:
-            if time.monotonic() > deadline:
-                raise DataError(
-                    f"{self._name(shard)} is being downloaded by another process for over {patience:.0f} s, or that "
-                    "process died. Raise download_timeout; or end this run, call 'infobatch-stream unlock', and start "
-                    "it again."
-                )
-            time.sleep(_TICK)
-
-    # Names -------------------------------------------------------------------------------------------------------
-
-    def _state(self, shard: int) -> int:
-        return self._dataset._shard_states[shard]  # type: ignore[no-any-return]
-
-    def _name(self, shard: int) -> str:
-        return f"shard {self._files[shard][0][0]}"
+    def _check(self, shard: int, came: bool) -> None:
+        """Remove ``shard``, and raise, if it is not as index.json says. came: whether it is from the remote."""
+        try:
+            if came:
+                self._indexes.check(self._streams[shard], came)
+            for file, size in self._files[shard]:
+                found = file.stat().st_size if file.exists() else size  # it may be evicted again already
+                if found != size:
+                    raise ValueError(f"{file.name} came with {found:,} bytes, index.json says {size:,}")
+        except BaseException:
+            self._states.discard(shard, broken=True)
+            raise
 
     def _failure(self, shard: int, error: Exception, attempts: int) -> DataError:
         stream = self._dataset.streams[self._streams[shard]]
         if not stream.remote:
             return DataError(
-                f"{self._name(shard)} is missing and could not be fetched (there is no remote to take it from): "
+                f"{self._files.name(shard)} is missing and could not be fetched (there is no remote to take it from): "
                 f"{error}. Check the path and the remote of the StreamingDataset."
             )
         raw, packed = self._dataset.shards[shard].file_pairs[0]
@@ -305,12 +270,5 @@ class MdsCache:
         cause = cause_of(error)
         text = f"{type(cause).__name__}: {cause}".rstrip(". ")
         return DataError(
-            f"{self._name(shard)} is {what} and could not be fetched from {url}{tried}: {text}. {advice(error)}"
+            f"{self._files.name(shard)} is {what} and could not be fetched from {url}{tried}: {text}. {advice(error)}"
         )
-
-
-def _lock_of(dataset: Any) -> Any:
-    """The lock of all processes over the states of the dataset's shards."""
-    from filelock import FileLock
-
-    return FileLock(dataset._cache_filelock_path)

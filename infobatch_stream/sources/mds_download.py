@@ -6,14 +6,12 @@ from functools import cache
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from infobatch_stream.sources.mds_folders import is_url
+from infobatch_stream.sources.mds_index import is_url
 
 if TYPE_CHECKING:
     from streaming import Stream, StreamingDataset
 
-__all__ = ["Attempts", "checksum_of"]
-
-_QUICK_HASHES = ("xxh3_64", "xxh3_128", "xxh64", "xxh128", "xxh32", "blake2b", "sha1", "md5")  # in this order
+__all__ = ["Attempts"]
 
 
 class Attempts:
@@ -60,16 +58,6 @@ class Attempts:
     def delivered(self, stream: int) -> None:
         """Note that something came from the remote of ``stream``."""
         self._delivered.add(stream)
-
-
-def checksum_of(shards: list[Any]) -> str | None:
-    """The quickest checksum that ``index.json`` has for all that is downloaded; None if there is none."""
-    from streaming.base.hashing import is_hash
-
-    downloaded = [packed or raw for shard in shards for raw, packed in shard.file_pairs]
-    common = set.intersection(*(set(file.hashes) for file in downloaded))
-    names = [*(name for name in _QUICK_HASHES if name in common), *sorted(common)]
-    return next((name for name in names if is_hash(name)), None)
 
 
 def _downloader_of(stream: "Stream") -> Any:

@@ -3,21 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlparse
+from typing import TYPE_CHECKING, Any
 
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.sources.shard_file import changed
+from infobatch_stream.sources.mds_index import checksum_of, folder_of, is_same_index, is_url, shards_of, stamp_of
 
 if TYPE_CHECKING:
     from streaming import Stream, StreamingDataset
 
-__all__ = ["Copies", "fix_folders", "folder_of", "is_url"]
-
-
-def folder_of(stream: "Stream") -> Path:
-    """Where the shards of ``stream`` lie on this machine."""
-    return Path(stream.local, stream.split)
+__all__ = ["Copies", "fix_folders"]
 
 
 def fix_folders(dataset: "StreamingDataset") -> None:
@@ -44,7 +38,8 @@ def _working_folder(dataset: "StreamingDataset") -> Path:
     folders = [folder_of(stream) for stream in dataset.streams]
     then = [Path(folder) for folder in _unpack_locals(bytes(dataset._locals_shm.buf))[0]]  # absolute
     now = Path.cwd()
-    if len(then) != len(folders):  # the deletion of a copy of the dataset has cleared them
+    if len(then) != len(folders) or all(folder.is_absolute() for folder in folders):  # a copy's deletion clears them
+        _check_relative_remotes(dataset)
         return now
     candidates = [now]
     for folder, absolute in zip(folders, then, strict=True):
@@ -61,9 +56,21 @@ def _working_folder(dataset: "StreamingDataset") -> Path:
     )
 
 
-def is_url(remote: str) -> bool:
-    """Whether ``remote`` is no folder of this machine."""
-    return bool(urlparse(remote).scheme)  # as streaming tells them apart
+def _check_relative_remotes(dataset: "StreamingDataset") -> None:
+    """Raise ConfigError if relative remotes may not be those below the working folder, as no path of a local tells.
+
+    They are, if that has never changed. Else an equal index.json proves it, if it has checksums of the shards.
+    """
+    now, began = Path.cwd(), Path(os.environ.get("PWD", "."))
+    if began.exists() and began.samefile(now):
+        return
+    for stream, shards in zip(dataset.streams, shards_of(dataset), strict=True):
+        if _is_relative(stream.remote) and not (is_same_index(stream) and checksum_of(shards)):
+            raise ConfigError(
+                f"remote={stream.remote!r} is relative to a working folder, and nothing tells to which: this process "
+                f"began in {began}, and is in {now} now. Give an absolute path where the StreamingDataset is made, "
+                f"remote=str(Path({stream.remote!r}).absolute())."
+            )
 
 
 def _is_relative(path: str | None) -> bool:
@@ -84,8 +91,6 @@ class Copies:
         self._streams = dataset.streams
         self._stream_of: list[int] = dataset.stream_per_shard.tolist()
         self._shards = dataset.shards
-        indexes = [Path(stream.remote or "", stream.split, "index.json") for stream in dataset.streams]
-        self._indexes = [(path, _stamp(path)) for path in indexes]
 
     def is_copy(self, shard: int) -> bool:
         """Whether the files of ``shard`` are copies."""
@@ -95,35 +100,29 @@ class Copies:
         """Whether ``shard`` may be removed here: a remote that is a folder has it; of a bucket it is believed."""
         if not self.is_copy(shard):
             return False
-        if is_url(str(self._streams[self._stream_of[shard]].remote)):
+        stream = self._streams[self._stream_of[shard]]
+        if is_url(str(stream.remote)):
             return True
-        for source, here, size in self._sources(shard):
-            found = _stamp(source)
+        for source, here, size in _sources(stream, self._shards[shard]):
+            found = stamp_of(source)
             if found is None or found[0] != size or source.resolve() == here:  # a link to what would be removed
                 return False
         return True
 
-    def are_linked(self, stream: int) -> bool:
-        """Whether the remote of ``stream`` is a folder of links to files that are here, some at least."""
-        remote = self._streams[stream].remote
-        if not remote or is_url(remote):
+    def are_linked(self, stream: "Stream", shards: list[Any]) -> bool:
+        """Whether the remote of ``stream`` is a folder of links to compressed files of its shards that are here."""
+        if not stream.remote or is_url(stream.remote):
             return False
-        shards = (shard for shard, of in enumerate(self._stream_of) if of == stream)
-        return any(source.resolve() == here for shard in shards for source, here, _ in self._sources(shard))
+        packed = (shard for shard in shards if shard.compression)
+        return any(source.resolve() == here for shard in packed for source, here, _ in _sources(stream, shard))
 
-    def _sources(self, shard: int) -> Iterator[tuple[Path, Path, int]]:
-        """For each file that is fetched for ``shard``, from a folder: its path, where it comes to, and its bytes."""
-        stream = self._streams[self._stream_of[shard]]
-        here = folder_of(stream).resolve()
-        for raw, packed in self._shards[shard].file_pairs:
-            file = packed or raw
-            yield Path(stream.remote or "", stream.split, file.basename), here / file.basename, file.bytes
 
-    def check_remote(self, stream: int) -> None:
-        """Raise DataError if the remote of ``stream``, a folder, was written anew since the dataset was opened."""
-        path, stamp = self._indexes[stream]
-        if stamp is not None and stamp != _stamp(path):
-            raise changed(str(path))
+def _sources(stream: "Stream", shard: Any) -> Iterator[tuple[Path, Path, int]]:
+    """For each file that is fetched for ``shard``, from a folder: its path, where it comes to, and its bytes."""
+    here = folder_of(stream).resolve()
+    for raw, packed in shard.file_pairs:
+        file = packed or raw
+        yield Path(stream.remote or "", stream.split, file.basename), here / file.basename, file.bytes
 
 
 def _is_elsewhere(stream: "Stream") -> bool:
@@ -134,12 +133,3 @@ def _is_elsewhere(stream: "Stream") -> bool:
         return not Path(stream.remote, stream.split).samefile(folder_of(stream))
     except OSError:  # one of them is not there
         return True
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and modification time of a file; None if there is none (as of a URL)."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns

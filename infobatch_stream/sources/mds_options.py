@@ -6,9 +6,10 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from infobatch_stream.errors import ConfigError
+from infobatch_stream.sources.mds_index import folder_of
 
 if TYPE_CHECKING:
-    from streaming import StreamingDataset
+    from streaming import Stream, StreamingDataset
 
 __all__ = ["check_options"]
 
@@ -41,8 +42,7 @@ def check_options(dataset: "StreamingDataset", batch_size: int | None, shuffle: 
             f"for example init_device_mesh('cuda', (ranks // {dataset.replication}, {dataset.replication}), "
             "mesh_dim_names=('data', 'model'))['data'].get_group()."
         )
-    for number, stream in enumerate(dataset.streams):
-        _check_hash(dataset, number, stream.validate_hash)
+    _check_hashes(dataset)
     mixed = any(stream.choose != n for stream, n in zip(dataset.streams, dataset.samples_per_stream, strict=True))
     unused = [f"{name}={getattr(dataset, name)!r} ({_INSTEAD[name]})" for name in _given(dataset)]
     if dataset.batch_size not in (None, batch_size) and batch_size is not None:
@@ -85,22 +85,37 @@ def _overrides(dataset: "StreamingDataset", hook: str) -> bool:
     return mine is not getattr(StreamingDataset, hook) or hook in vars(dataset)
 
 
-def _check_hash(dataset: "StreamingDataset", stream: int, algorithm: str | None) -> None:
-    """Raise ConfigError if what comes for ``stream`` has no checksum of this kind: streaming says so when it comes."""
+def _check_hashes(dataset: "StreamingDataset") -> None:
+    """Raise ConfigError if what is to come has no checksum of the kind asked for: streaming says so when it comes."""
+    from streaming.base.dataset import _ShardState
     from streaming.base.hashing import is_hash
 
-    if algorithm is None:
-        return
-    for shard, of in zip(dataset.shards, dataset.stream_per_shard.tolist(), strict=True):
-        if of != stream or not (dataset.streams[stream].remote or shard.compression):
+    here = (dataset._shard_states.numpy() == int(_ShardState.LOCAL)).tolist()
+    for is_here, shard, number in zip(here, dataset.shards, dataset.stream_per_shard.tolist(), strict=True):
+        stream = dataset.streams[number]
+        algorithm = stream.validate_hash
+        if not algorithm or not (_may_come(dataset, stream, is_here) or _is_to_be_unpacked(stream, shard)):
             continue  # what was here from the start is not checked
         for file in (packed or raw for raw, packed in shard.file_pairs):
-            if algorithm not in file.hashes or not is_hash(algorithm):
-                there = ", ".join(name for name in file.hashes if is_hash(name)) or "none"
-                raise ConfigError(
-                    f"validate_hash={algorithm!r}: index.json has no such checksum of {file.basename} (it has: {there})"
-                    ". Give one that it has, or leave validate_hash out: then the quickest of them is used."
-                )
+            if algorithm in file.hashes and is_hash(algorithm):
+                continue
+            there = ", ".join(name for name in file.hashes if is_hash(name))
+            remedy = "Give one that it has, or leave validate_hash out: then the quickest of them is used."
+            raise ConfigError(
+                f"validate_hash={algorithm!r}: index.json has no such checksum of {file.basename} (it has: "
+                f"{there or 'none'}). {remedy if there else 'Leave validate_hash out: only sizes are checked then.'}"
+            )
+
+
+def _may_come(dataset: "StreamingDataset", stream: "Stream", is_here: bool) -> bool:
+    """Whether a shard may have to be downloaded. Under a limit one that is here may be removed before."""
+    return bool(stream.remote) and (bool(dataset.cache_limit) or not is_here)
+
+
+def _is_to_be_unpacked(stream: "Stream", shard: Any) -> bool:
+    return bool(shard.compression) and not all(
+        folder_of(stream).joinpath(raw.basename).exists() for raw, _ in shard.file_pairs
+    )
 
 
 def _warn(text: str) -> None:
