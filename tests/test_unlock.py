@@ -1,17 +1,21 @@
 """A killed run's local folders are freed by ``unlock``, and those of living runs are not."""
 
+import mmap
 import os
 import signal
 import subprocess
 import sys
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 from ddp_scripts.launch import environment
 from streaming import StreamingDataset
+from streaming.base.shared.prefix import _pack_locals
 from typer.testing import CliRunner
 
 from infobatch_stream import ConfigError, InfoBatchLoader
+from infobatch_stream.sources import mds_stale
 from infobatch_stream.sources.mds_stale import remove_stale_memory
 from infobatch_stream.tools.cli import app
 
@@ -47,7 +51,7 @@ def run(shards, tmp_path):
 
 def unlock(folder):
     """What the command says of ``folder``."""
-    done = CliRunner().invoke(app, ["unlock"])
+    done = CliRunner().invoke(app, ["unlock", "--not-shared"])  # the tests themselves may be in a container
     assert done.exit_code == 0
     return [line for line in done.stdout.splitlines() if str(folder) in line]
 
@@ -90,7 +94,7 @@ def test_other_shared_memory_stays(tmp_path):
     names = ["psm_0a1b2c", "000000_mine", "00000_locals", "000000_locals.bak", "torch_1_2_3"]
     for name in [*names, "000007_locals", "000007_shard_states"]:
         (tmp_path / name).write_bytes(b"\4\0\0\0")
-    removed, kept = remove_stale_memory(tmp_path)
+    removed, kept = remove_stale_memory(tmp_path, not_shared=True)
     assert [state.folders for state in removed] == [()]
     assert kept == []
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
@@ -99,3 +103,75 @@ def test_other_shared_memory_stays(tmp_path):
 def test_where_nothing_tells_what_is_in_use_nothing_is_removed(tmp_path):
     with pytest.raises(ConfigError, match="clean_stale_shared_memory"):
         remove_stale_memory(tmp_path / "none")
+
+
+# ---- containers
+
+IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+UNLOCK = """
+import sys
+from pathlib import Path
+from infobatch_stream.sources.mds_stale import remove_stale_memory
+print(remove_stale_memory(Path(sys.argv[1]), not_shared=len(sys.argv) > 2))
+"""
+
+
+@pytest.fixture
+def used_elsewhere(tmp_path):
+    """A folder of shared memory that this process has open, and others may see."""
+    folder = tmp_path / "shm"
+    folder.mkdir()
+    (folder / "123456_locals").write_bytes(_pack_locals(["/cache"], 123456))
+    with (folder / "123456_locals").open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        yield folder
+
+
+def test_in_a_container_nothing_is_removed_that_others_may_use(used_elsewhere):
+    if subprocess.run([*IN_A_CONTAINER, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("namespaces are not permitted here")
+
+    def unlock_in_a_container(*arguments):
+        return subprocess.run(
+            [*IN_A_CONTAINER, sys.executable, "-c", UNLOCK, used_elsewhere, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment(),
+        )
+
+    done = unlock_in_a_container()
+    assert "ConfigError: this process is in a container" in done.stderr
+    assert "No process in here uses /cache." in done.stderr
+    assert list(used_elsewhere.iterdir())
+    assert unlock_in_a_container("not shared").returncode == 0
+    assert not list(used_elsewhere.iterdir())
+
+
+def test_in_a_container_too_what_is_in_use_is_told(used_elsewhere, monkeypatch):
+    monkeypatch.setattr(mds_stale, "_sees_all", lambda processes: False)
+    removed, [state] = remove_stale_memory(used_elsewhere)
+    assert (removed, state.folders, state.processes) == ([], ("/cache",), (os.getpid(),))
+
+
+def test_the_command_tells_of_the_option(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(mds_stale, "_sees_all", lambda processes: False)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    done = CliRunner().invoke(app, ["unlock"])
+    assert done.exit_code == 1
+    assert "infobatch-stream unlock --not-shared" in " ".join(done.output.split())
+    assert unlock(tmp_path / "cache") == [f"free: {tmp_path / 'cache'}"]
+
+
+def test_memory_that_vanishes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    for name in ("000007_locals", "000008_locals", "000008_barrier"):
+        (tmp_path / name).write_bytes(b"\4\0\0\0")
+    listed = sorted(tmp_path.iterdir())
+    (tmp_path / "000007_locals").unlink()
+    (tmp_path / "000008_barrier").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "iterdir", lambda path, original=Path.iterdir: listed if path == tmp_path else original(path)
+        )
+        removed, kept = remove_stale_memory(tmp_path, not_shared=True)
+    assert (len(removed), kept, list(tmp_path.iterdir())) == (1, [], [])

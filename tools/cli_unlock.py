@@ -1,6 +1,7 @@
 """The command ``unlock``: folders of StreamingDatasets that killed runs left as in use."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -9,12 +10,21 @@ from .console import reported
 __all__ = ["unlock_command"]
 
 
-def unlock_command() -> None:
+def unlock_command(
+    not_shared: Annotated[
+        bool,
+        typer.Option(
+            "--not-shared",
+            help="No process outside of this container uses its shared memory (/dev/shm). It cannot see these: so in a "
+            "container nothing is removed without this. Not for docker's --ipc=host, or a pod that shares it.",
+        ),
+    ] = False,
+) -> None:
     """Free the local folders of StreamingDatasets whose processes were killed ("Reused local directory")."""
     with reported():
         from infobatch_stream.sources.mds_stale import remove_stale_memory
 
-        removed, kept = remove_stale_memory()
+        removed, kept = remove_stale_memory(not_shared=not_shared)
     for state in removed:
         typer.echo(f"free: {_named(state.folders)}")
     for state in kept:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ _SEGMENT = re.compile(
 )
 _MAPPED = re.compile(r"^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) (\d+) ", re.M)  # device and inode: see proc(5)
 
+_FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of Linux
+
 
 @dataclass(frozen=True)
 class SharedState:
@@ -25,13 +26,18 @@ class SharedState:
     processes: tuple[int, ...]
 
 
-def remove_stale_memory(memory: Path = Path("/dev/shm")) -> tuple[list[SharedState], list[SharedState]]:  # noqa: S108
+def remove_stale_memory(
+    memory: Path = Path("/dev/shm"),  # noqa: S108
+    *,
+    not_shared: bool = False,
+) -> tuple[list[SharedState], list[SharedState]]:
     """Remove the shared memory of StreamingDatasets that no living process has open: (what was removed, what stays).
 
     Call it before a run, and where the run will be: it sees the processes of this container, or this machine, and only
     what belongs to this user. (streaming's `clean_stale_shared_memory` also takes what other runs are using.)
 
-    Raises ConfigError where the system does not tell which memory a process has open.
+    Raises ConfigError where the system does not tell which memory a process has open. Such is a container, whose shared
+    memory others may have too; unless the caller knows that it is ``not_shared``.
     """
     processes = Path("/proc")
     if not memory.is_dir() or not (processes / "self" / "maps").exists():
@@ -40,43 +46,55 @@ def remove_stale_memory(memory: Path = Path("/dev/shm")) -> tuple[list[SharedSta
             "other run is on this machine, call streaming.base.util.clean_stale_shared_memory()."
         )
     found: dict[str, list[Path]] = {}
+    places: dict[tuple[int, int, int], Path] = {}  # names are used again
     for file in sorted(memory.iterdir()):
-        if (match := _SEGMENT.fullmatch(file.name)) and file.stat().st_uid in (os.geteuid(), *_if_root(file)):
-            found.setdefault(match[1], []).append(file)
-    users = _users(processes, [file for files in found.values() for file in files])
-    removed, kept = [], []
-    for prefix, files in found.items():
-        state = SharedState(_folders(memory / f"{prefix}_locals"), tuple(sorted({u for f in files for u in users[f]})))
-        if state.processes:
-            kept.append(state)
-            continue
-        for file in files:
+        match = _SEGMENT.fullmatch(file.name)
+        with suppress(FileNotFoundError):  # its process ends just now, and removes it
+            if match and (stat := file.stat()) and os.geteuid() in (stat.st_uid, 0):
+                found.setdefault(match[1], []).append(file)
+                places[os.major(stat.st_dev), os.minor(stat.st_dev), stat.st_ino] = file
+    users = _users(processes, places)
+    states = {
+        prefix: SharedState(
+            _folders(memory / f"{prefix}_locals"), tuple(sorted({user for file in files for user in users[file]}))
+        )
+        for prefix, files in found.items()
+    }
+    unused = {prefix: state for prefix, state in states.items() if not state.processes}
+    if unused and not not_shared and not _sees_all(processes):
+        folders = ", ".join(sorted({folder for state in unused.values() for folder in state.folders}))
+        raise ConfigError(
+            f"this process is in a container, and sees no process outside of it. Such may use {memory} too, if that is "
+            "shared (docker's --ipc=host or --ipc=container:..., a pod), so nothing is removed. No process in here "
+            f"uses {folders or 'what is there'}. If {memory} is not shared, or no other run uses it, call "
+            "'infobatch-stream unlock --not-shared'; else call 'infobatch-stream unlock' outside of all containers, as "
+            "the same user."
+        )
+    for prefix in unused:
+        for file in found[prefix]:
             file.unlink(missing_ok=True)
-        removed.append(state)
-    return removed, kept
+    return list(unused.values()), [state for state in states.values() if state.processes]
 
 
-def _if_root(file: Path) -> Iterator[int]:
-    """Root may remove, and sees the processes of, everybody."""
-    if os.geteuid() == 0:
-        yield file.stat().st_uid
+def _sees_all(processes: Path) -> bool:
+    """Whether ``processes`` are those of the whole machine: this one is in the first namespace of process numbers."""
+    try:
+        return str((processes / "self" / "ns" / "pid").readlink()) == _FIRST_NAMESPACE
+    except OSError:
+        return False
 
 
-def _users(processes: Path, files: list[Path]) -> dict[Path, set[int]]:
-    """The living processes that have each of ``files`` mapped; by device and inode, since names are used again."""
-    by_place: dict[tuple[int, int, int], Path] = {}
-    for file in files:
-        stat = file.stat()
-        by_place[os.major(stat.st_dev), os.minor(stat.st_dev), stat.st_ino] = file
-    users: dict[Path, set[int]] = {file: set() for file in files}
+def _users(processes: Path, places: dict[tuple[int, int, int], Path]) -> dict[Path, set[int]]:
+    """The living processes that have each of the files mapped. places: (device, in two numbers, and inode) of each."""
+    users: dict[Path, set[int]] = {file: set() for file in places.values()}
     for process in processes.iterdir():
         if not process.name.isdigit():
             continue
         with suppress(OSError):  # it has ended; or it is another user's, who cannot open what is ours
             for major, minor, inode in _MAPPED.findall((process / "maps").read_text()):
                 place = int(major, 16), int(minor, 16), int(inode)
-                if place in by_place:
-                    users[by_place[place]].add(int(process.name))
+                if place in places:
+                    users[places[place]].add(int(process.name))
     return users
 
 
