@@ -62,7 +62,7 @@ class Text:
 
     def __init__(self, *, is_json: bool = False) -> None:
         self._is_json = is_json
-        self.column = Column("str", "txt")
+        self.column = Column("json", "json") if is_json else Column("str", "txt")
 
     def value(self, array: pa.Array, row: int) -> str | Encoded:
         text: str = array[row].as_py()

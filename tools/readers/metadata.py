@@ -1,11 +1,11 @@
 """Images with a table beside them that names each and tells more of it, as Hugging Face's imagefolder takes them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.json
 
 from infobatch_stream.errors import ConfigError, DataError
 
@@ -15,12 +15,12 @@ from .spool import Spool
 from .streams import read_stream
 from .table import TableSet
 from .temporary import temporary_folder
+from .text_files import TextFiles
 
 __all__ = ["MetadataSet"]
 
 _NAME = "file_name"
 _FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as kinds of columns know it
-_BLOCK = 1 << 24  # bytes of the longest line of JSON
 
 
 class MetadataSet(TableSet):
@@ -32,9 +32,12 @@ class MetadataSet(TableSet):
 
     in_files = True
 
-    def __init__(self, name: str, table: Path, options: Options) -> None:
-        """``name``: of the split, "" for none."""
-        batches, misfits, notes = _read(table, options)
+    def __init__(self, name: str, table: Path, options: Options, texts: TextFiles | None = None) -> None:
+        """``name``: of the split, "" for none. ``texts``: see `Spool`."""
+        spool = Spool([table], _own(options), texts)
+        batches, notes = read_stream(spool.path), spool.notes
+        if not batches:
+            raise DataError(f"{table} has no rows; there is nothing to convert.")
         columns = _image_columns(table, batches[0].schema)
         stream = Path(temporary_folder(self), "rows.arrow")
         named = [_with_files(batch, columns) for batch in batches]
@@ -46,47 +49,29 @@ class MetadataSet(TableSet):
         if not options.skip:
             _check_there(table, columns, paths, there)
         rows = sum(batch.num_rows for batch in batches)
-        super().__init__(name, [str(stream)], [(table, rows)], options, misfits=misfits)
+        options = _with_json(options, spool.as_json)
+        super().__init__(name, [str(stream)], [(table, rows)], options, misfits=spool.misfits)
         left = sorted(there.difference(os.path.normpath(path) for path in paths if path))
         if left:
             notes = [*notes, f"{table} has no row for {len(left):,} images beside it, which are left out: {some(left)}"]
         self.notes = [*self.notes, *notes]
 
 
-def _read(table: Path, options: Options) -> tuple[list[pa.RecordBatch], Mapping[str, Mapping[int, str]], list[str]]:
-    """All columns of the table, and the misfits and notes of its `Spool`. Raises ConfigError and DataError."""
-    misfits: Mapping[str, Mapping[int, str]] = {}
-    notes: list[str] = []
-    if table.suffix == ".jsonl":
-        batches = _read_json(table)
-    else:
-        own = options.columns or {}  # what columns are called in the table
-        encodings, fill = (
-            {own.get(name, name): told for name, told in (given or {}).items()}
-            for given in (options.encodings, options.fill)
-        )
-        spool = Spool([table], Options(encodings=encodings, skip=options.skip, fill=fill))
-        misfits, notes, batches = spool.misfits, spool.notes, read_stream(spool.path)
-    if not batches:
-        raise DataError(f"{table} has no rows; there is nothing to convert.")
-    return batches, misfits, notes
+def _own(options: Options) -> Options:
+    """``options`` by the names that columns have in the table."""
+    own = options.columns or {}
+    encodings, fill = (
+        {own.get(name, name): told for name, told in (given or {}).items()}
+        for given in (options.encodings, options.fill)
+    )
+    return Options(encodings=encodings, skip=options.skip, fill=fill)
 
 
-def _read_json(table: Path) -> list[pa.RecordBatch]:
-    """The lines of JSON; what looks like a time stays the text that it is."""
-    block = pa.json.ReadOptions(block_size=_BLOCK, use_threads=False)
-    try:
-        found = pa.json.read_json(table, block)
-        times = [field.name for field in found.schema if pa.types.is_temporal(field.type)]
-        if times:
-            texts = pa.schema([(name, pa.string()) for name in times])
-            found = pa.json.read_json(table, block, pa.json.ParseOptions(explicit_schema=texts))
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{table} cannot be read: {error}; each line is one JSON object, with the same keys."
-        ) from error
-    batches: list[pa.RecordBatch] = found.combine_chunks().to_batches()
-    return batches
+def _with_json(options: Options, as_json: Set[str]) -> Options:
+    """``options`` with the encoding of the columns ``as_json`` of a table."""
+    columns = options.columns or {name: name for name in as_json}
+    found = {name: "json" for name, own in columns.items() if own in as_json}
+    return replace(options, encodings={**found, **(options.encodings or {})})
 
 
 def _image_columns(table: Path, schema: pa.Schema) -> Mapping[str, str]:

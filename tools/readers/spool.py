@@ -1,4 +1,4 @@
-"""Parquet and CSV files, unpacked into one file that can be read by position: an Arrow stream in a temporary folder."""
+"""Tables, unpacked into one file that can be read by position: an Arrow stream in a temporary folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,13 +9,10 @@ import pyarrow.parquet
 
 from infobatch_stream.errors import ConfigError, DataError
 
-from ..encodings import Form, form_of
-from ..samples import KEY
 from .columns import Options, unknown
-from .csv_files import CsvFile, is_csv
-from .csv_types import NULLS, Tally, typed
 from .plain_arrow import plain, plain_type
 from .temporary import temporary_folder
+from .text_files import TextFiles
 
 __all__ = ["Spool"]
 
@@ -28,31 +25,36 @@ class Spool:
     The file is removed with this object, in the process that made it: what it is to others lies in ``path``.
 
     path: the Arrow stream. schema: its columns. rows: of each table. misfits: column -> position -> why the value that
-    was there is a null in the stream: it is not of the type that the column has. notes: what a user should know.
+    was there is a null in the stream: it is not of the type that the column has. as_json: columns whose texts are JSON.
+    notes: what a user should know.
     """
 
-    def __init__(self, tables: Sequence[Path], options: Options) -> None:
-        """Raises ConfigError, DataError for a table that is damaged, OSError (the temporary folder is full)."""
+    def __init__(self, tables: Sequence[Path], options: Options, texts: TextFiles | None = None) -> None:
+        """``texts``: of the whole source, whose types are those of ``tables``.
+
+        Raises ConfigError, DataError for a table that is damaged, OSError (the temporary folder is full).
+        """
         self.path = str(Path(temporary_folder(self), "rows.arrow"))
         self.rows: list[int] = []
         self.misfits: dict[str, dict[int, str]] = {}
         self.notes: list[str] = []
-        self._options = options
-        self._files = {table: CsvFile(table) for table in tables if is_csv(table)}
-        if self._files and len(self._files) < len(tables):
+        self._texts = texts or TextFiles(tables)
+        is_text = [table in self._texts for table in tables]
+        if any(is_text) and not all(is_text):
             raise ConfigError(f"{tables[0]} and the files beside it are CSV and Parquet; convert them one by one.")
-        if self._files:
-            names = {table: file.names for table, file in self._files.items()}
-            self.schema = self._csv_schema(_chosen(names, options))
+        if any(is_text):
+            names = {table: self._texts.names(table) for table in tables}
+            self.schema = self._texts.schema(tables, _chosen(names, options), options, self.notes)
         else:
             schemas = {table: _read_schema(table) for table in tables}
             names = {table: schema.names for table, schema in schemas.items()}
             self.schema = _common_schema(schemas, _chosen(names, options))
+        self.as_json = self._texts.as_json.intersection(self.schema.names)
         self.notes += next(filter(None, (options.left_out(there, table) for table, there in names.items())), [])
         with pa.OSFile(self.path, "wb") as sink, pa.ipc.new_stream(sink, self.schema) as writer:
             for table in tables:
                 self.rows.append(0)
-                for batch in self._batches(table):
+                for batch in self._batches(table, options):
                     writer.write_batch(batch)
                     self.rows[-1] += batch.num_rows
 
@@ -60,38 +62,16 @@ class Spool:
         """No process but this one has it."""
         raise TypeError("a spool belongs to the process that made it")
 
-    def _csv_schema(self, chosen: Sequence[str]) -> pa.Schema:
-        """The types of columns of CSV files: what the user says, or what fits all values."""
-        options = self._options
-        fields = {name: _told_type(name, options) for name in chosen}
-        tallies = {name: Tally(options.called(name)) for name, told in fields.items() if told is None}
-        for table, file in self._files.items() if tallies else ():
-            row = 0
-            for batch in file.batches(list(tallies)):
-                for name, tally in tallies.items():
-                    tally.add(batch.column(name), table, row)
-                row += batch.num_rows
-        if options.columns is None:  # commas at the ends of lines make columns, too
-            for name in set.intersection(*(file.unnamed for file in self._files.values())).intersection(tallies):
-                if tallies[name].is_empty:
-                    del fields[name]
-        schema = pa.schema([(name, told or tallies[name].type()) for name, told in fields.items()])
-        self.notes += [note for tally in tallies.values() for note in tally.notes]
-        return schema
-
-    def _batches(self, table: Path) -> Iterator[pa.RecordBatch]:
+    def _batches(self, table: Path, options: Options) -> Iterator[pa.RecordBatch]:
         """The rows of ``table``, as ``schema`` has them."""
-        if table not in self._files:
+        if table not in self._texts:
             yield from _parquet_batches(table, self.schema)
             return
-        for batch in self._files[table].batches(self.schema.names):
-            arrays = []
-            for field in self.schema:
-                array, misfits = typed(batch.column(field.name), field.type, _empty(field.name, self._options))
-                arrays.append(array)
-                found = {sum(self.rows) + row: why for row, why in misfits.items()}
-                self.misfits.setdefault(field.name, {}).update(found)
-            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        for batch, misfits in self._texts.batches(table, self.schema, options):
+            for name, found in misfits.items():
+                here = {sum(self.rows) + row: why for row, why in found.items()}
+                self.misfits.setdefault(name, {}).update(here)
+            yield batch
 
 
 def _chosen(names: Mapping[Path, Sequence[str]], options: Options) -> list[str]:
@@ -108,24 +88,6 @@ def _chosen(names: Mapping[Path, Sequence[str]], options: Options) -> list[str]:
         if name not in offered[first]:
             raise unknown(name, offered[first], first)
     return offered[first] if options.columns is None else list(dict.fromkeys(options.columns.values()))
-
-
-def _told_type(source: str, options: Options) -> pa.DataType | None:
-    """What a column of a CSV is read as where that is known: by the encoding that the user gives from the text."""
-    if source == KEY:
-        return pa.string()
-    encoding = (options.encodings or {}).get(options.called(source))
-    if encoding is None:
-        return None
-    return pa.binary() if encoding == "bytes" else pa.string()
-
-
-def _empty(source: str, options: Options) -> Sequence[str]:
-    """The texts that are null in a column that is read as text: it is one of numbers, or the user fills it."""
-    name = options.called(source)
-    if form_of((options.encodings or {}).get(name, "str")) in (Form.INT, Form.FLOAT):
-        return NULLS
-    return ("",) if name in (options.fill or {}) else ()
 
 
 def _read_schema(table: Path) -> pa.Schema:
