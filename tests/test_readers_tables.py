@@ -213,6 +213,29 @@ def test_types_of_several_tables_are_joined_without_loss_or_refused(tmp_path):
         read_source(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "ok"),
+    [
+        ([[1, 2]], [[0.5]], False),
+        ([{"a": 1}], [{"a": 1.5}], False),
+        ([{"a": 1}], [{"a": 2, "c": 3}], False),
+        ([[{"a": [1]}]], [[{"a": [1.5]}]], False),
+        ([[]], [[1]], True),
+        ([{"a": None}], [{"a": 1}], True),
+        (pa.array([[1]], pa.list_(pa.int8())), pa.array([[2**40]], pa.list_(pa.int64(), 1)), True),
+        (pa.array([{"a": "x"}]), pa.array([{"a": "y"}], pa.struct([("a", pa.large_string())])), True),
+    ],
+)
+def test_nested_values_of_several_tables_are_as_in_each_or_refused(tmp_path, first, second, ok):
+    parts = [one(parquet(tmp_path / f"{name}.parquet", x=x)) for name, x in (("a", first), ("b", second))]
+    if not ok:
+        with pytest.raises(ConfigError, match="'x' is not of one type in 2 tables"):
+            read_source(tmp_path)
+        return
+    expected = [json.loads(v) if isinstance(v, str) else v.tolist() for part in parts for v in values(part)]
+    assert [json.loads(v) if isinstance(v, str) else v.tolist() for v in values(one(tmp_path))] == expected
+
+
 def test_tensors_keep_their_shape(tmp_path):
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(12, dtype=np.int16).reshape(2, 2, 3))
     source = one(parquet(tmp_path / "a.parquet", x=tensors))

@@ -10,7 +10,7 @@ import pyarrow.parquet
 from infobatch_stream.errors import ConfigError, DataError
 
 from .columns import Options, unknown
-from .plain_arrow import plain, plain_type
+from .plain_arrow import is_list, plain, plain_type
 from .temporary import temporary_folder
 from .text_files import TextFiles
 
@@ -103,7 +103,7 @@ def _common_schema(schemas: Mapping[Path, pa.Schema], chosen: Sequence[str]) -> 
         try:
             one = [pa.schema([(name, kind)]) for kind in kinds.values()]
             common = pa.unify_schemas(one, promote_options="permissive").field(0)
-            if any(_class_of(kind) not in (_class_of(common.type), "null", "int") for kind in kinds.values()):
+            if not all(_class_of(kind) == "int" or _is_kept(kind, common.type) for kind in kinds.values()):
                 raise pa.ArrowTypeError(", ".join(sorted(set(map(str, kinds.values())))))
         except pa.ArrowException as error:
             raise ConfigError(
@@ -113,11 +113,26 @@ def _common_schema(schemas: Mapping[Path, pa.Schema], chosen: Sequence[str]) -> 
     return pa.schema(fields, next(iter(schemas.values())).metadata)
 
 
+def _is_kept(kind: pa.DataType, common: pa.DataType) -> bool:
+    """Whether values of the type ``kind`` are the same in ``common``, and so is all that is nested in them."""
+    kind, common = plain_type(kind), plain_type(common)
+    if kind == common or pa.types.is_null(kind):
+        return True
+    if is_list(kind) and is_list(common):
+        return _is_kept(kind.value_type, common.value_type)
+    if pa.types.is_map(kind) and pa.types.is_map(common):
+        return _is_kept(kind.key_type, common.key_type) and _is_kept(kind.item_type, common.item_type)
+    if pa.types.is_struct(kind) and pa.types.is_struct(common):
+        fields, wanted = ({field.name: field.type for field in one} for one in (kind, common))
+        return fields.keys() == wanted.keys() and all(_is_kept(fields[name], wanted[name]) for name in fields)
+    return not kind.num_fields and _class_of(kind) == _class_of(common)
+
+
 def _class_of(kind: pa.DataType) -> str:
     """A name for types that hold the same values, but for their range."""
     if pa.types.is_integer(kind):
         return "int"
-    for name in ("null", "floating", "decimal", "nested"):
+    for name in ("floating", "decimal"):
         if getattr(pa.types, f"is_{name}")(kind):
             return name
     return str(kind).removeprefix("large_").partition("[")[0]
