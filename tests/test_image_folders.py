@@ -222,6 +222,15 @@ def test_each_split_has_a_table_and_several_images_may_be_in_a_row(tmp_path):
         read_source(tmp_path / "src")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_column_has_one_type_in_the_tables_of_all_splits(tmp_path, suffix):
+    described(tmp_path / "src/train", suffix, [{"file_name": "1.jpg", "n": 1}])
+    described(tmp_path / "src/test", suffix, [{"file_name": "1.jpg", "n": 2.5}])
+    test, train = read_source(tmp_path / "src")
+    assert train.columns["n"].mds == test.columns["n"].mds == "float64"
+    assert (train[0]["n"], test[0]["n"]) == (1.0, 2.5)
+
+
 def test_columns_of_such_a_table_are_chosen_by_what_they_are_called_then(tmp_path):
     src = described(tmp_path / "src", "csv")
     (one,) = read_source(src, columns={"picture": "image", "count": "n"}, encodings={"count": "int8"})

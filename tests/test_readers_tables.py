@@ -193,6 +193,18 @@ def test_tables_that_are_called_as_splits_are_splits(tmp_path):
         read_source(tmp_path)
 
 
+def test_a_column_has_one_type_in_all_splits_of_csv_files(tmp_path):
+    csv(tmp_path / "train.csv", "score,code,n", "1,01,a", "2,02,b")
+    csv(tmp_path / "test.csv", "score,code", "1.5,3", "2,4")
+    test, train = read_source(tmp_path)
+    assert (values(train, "score"), values(test, "score")) == ([1.0, 2.0], [1.5, 2.0])
+    assert train.columns["score"].mds == test.columns["score"].mds == "float64"
+    assert (values(train, "code"), values(test, "code")) == (["01", "02"], ["3", "4"])
+    assert [note.partition(" is ")[0] for note in (*train.notes, *test.notes)] == ["the column 'code'"]
+    test, train = read_source(tmp_path, columns={"points": "score"}, encodings={"points": "str"})
+    assert (values(train, "points"), values(test, "points")) == (["1", "2"], ["1.5", "2"])
+
+
 # ---- Parquet
 
 

@@ -127,7 +127,7 @@ def _read_folder(  # noqa: PLR0911  # one for each kind
     if tars:
         return [TarSet([str(src)], options)]
     if metadata is not None:
-        return [_metadata_set("", metadata, options)]
+        return _read_metadata({"": metadata}, options)
     if tables:
         return _read_tables(src, tables, [name for name in names if is_image_file(name)], options)
     if saved:
@@ -171,14 +171,17 @@ def _read_described(src: Path, options: Options) -> list[SampleSet]:
             f"{src} holds images with a metadata table in {some(list(found))}, and none in {some(missing)}; convert "
             f"each that has one on its own, e.g. infobatch-stream convert {src / next(iter(found))} DST --format ..."
         )
-    return [_metadata_set(name, table, options) for name, table in found.items()]
+    return _read_metadata(found, options)
 
 
-def _metadata_set(name: str, table: Path, options: Options) -> SampleSet:
+def _read_metadata(tables: Mapping[str, Path], options: Options) -> list[SampleSet]:
+    """The rows of ``tables`` with the images beside them: a set for each split."""
     require_pyarrow()
     from .metadata import MetadataSet
+    from .text_files import TextFiles
 
-    return MetadataSet(name, table, options)
+    texts = TextFiles(list(tables.values()))
+    return [MetadataSet(name, table, options, texts) for name, table in tables.items()]
 
 
 def _is_shards(folder: Path) -> bool:

@@ -257,14 +257,16 @@ def read_tables(tables: Sequence[Path], options: Options) -> list[SampleSet]:
     """The rows of Parquet or of CSV files, unpacked into a temporary folder. Raises ConfigError and DataError.
 
     Files that are named as those of the Hugging Face hub, ``train-00000-of-00002.parquet``, or as splits alone,
-    ``train.csv`` and ``test.csv``, are a set per split.
+    ``train.csv`` and ``test.csv``, are a set per split. A column of CSV files has one type in all of them.
     """
     require_pyarrow()
     from .spool import Spool
+    from .text_files import TextFiles
 
     sets: list[SampleSet] = []
+    texts = TextFiles(tables)
     for split, files in _splits(tables).items():
-        spool = Spool(files, options)
+        spool = Spool(files, options, texts)
         origins = list(zip(files, spool.rows, strict=True))
         sets.append(TableSet(split, [spool.path], origins, options, spool))
     return sets
