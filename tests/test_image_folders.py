@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from conversions import stop_after
 from PIL import Image
 from shards_in_hand import run
 
@@ -261,3 +262,15 @@ def test_a_table_of_another_name_beside_images_is_converted_with_a_note(tmp_path
     assert "1 images beside the tables are left out (1.jpg)" in note
     (tmp_path / "src/captions.csv").rename(tmp_path / "src/metadata.csv")  # the remedy
     assert list(read_source(tmp_path / "src")[0].columns) == ["image", "n"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_conversion_goes_on_with_the_table_that_it_began_with_and_with_no_other(tmp_path, suffix):
+    rows = [{"file_name": "1.jpg", "label": 1}] * 900
+    src = described(tmp_path / "src", suffix, rows)
+    stop_after(src, tmp_path / "out", 2)
+    described(src, suffix, [*rows[1:], {"file_name": "1.jpg", "label": 2}])  # of the same size
+    with pytest.raises(ConfigError, match="was begun with another source"):
+        convert(src, tmp_path / "out", "wds", shard_bytes=200 << 10, resume=True)
+    described(src, suffix, rows)
+    assert convert(src, tmp_path / "out", "wds", shard_bytes=200 << 10, resume=True).parts[0].samples == 900

@@ -41,7 +41,7 @@ def _read_one(split: str, folder: Path, options: Options) -> TableSet:
         if not path.is_file():
             raise DataError(f"{path} is missing; save the dataset again.")
         origins.append((path, sum(batch.num_rows for batch in read_stream(path))))
-    return TableSet(split, [str(path) for path in paths], origins, options)
+    return TableSet(split, [str(path) for path in paths], origins, options, state=folder / "state.json")
 
 
 def _is_name(name: object) -> bool:

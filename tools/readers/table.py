@@ -1,5 +1,6 @@
 """Tables: a sample is a row."""
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,8 +65,12 @@ class TableSet:
         options: Options,
         spool: "Spool | None" = None,
         misfits: Mapping[str, Mapping[int, str]] | None = None,
+        state: Path | None = None,
     ) -> None:
-        """Looks at all lengths, and at some of the values."""
+        """Looks at all lengths, and at some of the values.
+
+        state: a file that is another where the rows are; None for ``origins``.
+        """
         require_pyarrow()
         self.name = name
         self._streams, self._spool, self._checked = list(streams), spool, spool is not None
@@ -95,6 +100,7 @@ class TableSet:
                 name,
                 *(n for path in self._files for n in (Path(path).name, Path(path).stat().st_size)),
                 *self._file_ends,
+                *map(_digest, [path for path, _ in origins] if state is None else [state]),
             ],
         )
         if not options.skip:
@@ -270,6 +276,11 @@ def read_tables(tables: Sequence[Path], options: Options) -> list[SampleSet]:
         origins = list(zip(files, spool.rows, strict=True))
         sets.append(TableSet(split, [spool.path], origins, options, spool))
     return sets
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _splits(tables: Sequence[Path]) -> Mapping[str, list[Path]]:
