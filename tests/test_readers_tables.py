@@ -388,12 +388,24 @@ def test_a_damaged_image_does_not_make_a_column_bytes(tmp_path, bad, form):
     found = [image(), bad, image("PNG")]
     column = found if form == "bytes" else [{"bytes": data, "path": None} for data in found]
     src = parquet(tmp_path / "a.parquet", x=column)
-    with pytest.raises(DataError, match=r"row 1 \(1 of all\): the column 'x' is stored as 'jpeg'"):
+    with pytest.raises(DataError, match=r"row 1 \(1 of all\): the column 'x' is stored as 'jpeg'.*--encoding x=bytes"):
         convert(src, tmp_path / "wds", "wds")
     assert not (tmp_path / "wds").exists()
     result = convert(src, tmp_path / "wds", "wds", on_error="skip")
     assert (result.parts[0].samples, len(result.problems)) == (2, 1)
     assert one(src, encodings={"x": "bytes"})[1]["x"].data == bad
+
+
+def test_a_file_that_is_not_there_has_no_remedy_in_another_encoding(tmp_path):
+    files = [{"bytes": image(), "path": None}, {"bytes": None, "path": None}, {"bytes": None, "path": "../a.jpg"}]
+    src = parquet(tmp_path / "a.parquet", x=files)
+    with pytest.raises(DataError, match="neither bytes nor a path") as raised:
+        read_source(src)
+    assert "--encoding" not in str(raised.value)
+    with pytest.raises(DataError, match="is not below") as raised:
+        one(src, skip=True)[2]
+    assert "--encoding" not in str(raised.value)
+    assert convert(src, tmp_path / "wds", "wds", on_error="skip").parts[0].samples == 1
 
 
 def test_check_names_row_and_column_of_what_its_name_alone_calls_an_image(tmp_path):

@@ -12,10 +12,14 @@ from ..samples import Column, EncodedImage
 from .images import read_image
 from .plain_arrow import lengths_of
 
-__all__ = ["Picture", "Rows", "mostly_images"]
+__all__ = ["NoFileError", "Picture", "Rows", "mostly_images"]
 
 Rows = Sequence[tuple[pa.Array, int]]
 """Some rows of a column that tell what the others may be like."""
+
+
+class NoFileError(ValueError):
+    """There is no file that may be read."""
 
 
 class Picture:
@@ -77,11 +81,11 @@ class Picture:
 
     def _place(self, path: str | None) -> Path:
         if not path or "\0" in path:
-            raise ValueError("there are neither bytes nor a path")
+            raise NoFileError("there are neither bytes nor a path")
         folder = self._folder.resolve()
         place = (folder / path).resolve()
         if not place.is_relative_to(folder):
-            raise ValueError(
+            raise NoFileError(
                 f"the file {path!r} is not below {folder}, and others are not read: put it there, or its bytes "
                 "into the table"
             )

@@ -17,7 +17,8 @@ from .idx import IdxPair, idx_pairs
 from .images import EXPECTED, has_images, read_images
 from .mds import MdsSet
 from .saved import read_saved
-from .table import is_table, read_tables, require_pyarrow
+from .table import is_table, require_pyarrow
+from .table_files import read_tables
 from .tars import TarSet
 
 __all__ = ["read_source"]

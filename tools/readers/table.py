@@ -13,7 +13,7 @@ from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.sources.base import fingerprint
 
 from ..extensions import split_prefix, without_clashes
-from ..samples import KEY, Column, Encoded, Sample, SampleSet
+from ..samples import KEY, Column, Encoded, Sample
 from .columns import Options, misfit
 from .features import classes_of, features_of
 from .filled import exact_fit, fill_of
@@ -24,14 +24,13 @@ if TYPE_CHECKING:
     from .kinds import Kind
     from .spool import Spool
 
-__all__ = ["TableSet", "is_table", "read_tables", "require_pyarrow"]
+__all__ = ["TableSet", "is_table", "require_pyarrow"]
 
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 _LOOKED_AT = 100  # rows, evenly spaced, to tell whether bytes are images
 
 
 def is_table(name: str) -> bool:
-    """Whether a file of this name is a table that `read_tables` reads."""
+    """Whether a file of this name is a table."""
     return name.endswith((".parquet", ".csv", ".csv.gz"))
 
 
@@ -212,9 +211,7 @@ class TableSet:
             if position in self._misfits.get(source, {}):
                 raise ValueError(self._misfits[source][position])
         except (ValueError, DataError) as error:
-            is_nested = array.type.num_fields and isinstance(error, ValueError)  # and not of a file that is missing
-            other = ("json" if mds != "json" else None) if is_nested or mds == "json" else "bytes"
-            raise misfit(self.where(position), name, mds, error, other) from error
+            raise misfit(self.where(position), name, mds, error, _other(kind, array.type, mds, error)) from error
         if name in self._fill:
             return self._fill[name]
         if mds == "json":
@@ -259,36 +256,17 @@ class TableSet:
         return batch, position - (self._ends[batch - 1] if batch else 0)
 
 
-def read_tables(tables: Sequence[Path], options: Options) -> list[SampleSet]:
-    """The rows of Parquet or of CSV files, unpacked into a temporary folder. Raises ConfigError and DataError.
+def _other(kind: "Kind", type_: "pa.DataType", mds: str, error: Exception) -> str | None:
+    """An encoding that a value would fit which is none of ``mds``; None if there is none."""
+    from .pictures import NoFileError, Picture
 
-    Files that are named as those of the Hugging Face hub, ``train-00000-of-00002.parquet``, or as splits alone,
-    ``train.csv`` and ``test.csv``, are a set per split. A column of CSV files has one type in all of them.
-    """
-    require_pyarrow()
-    from .spool import Spool
-    from .text_files import TextFiles
-
-    sets: list[SampleSet] = []
-    texts = TextFiles(tables)
-    for split, files in _splits(tables).items():
-        spool = Spool(files, options, texts)
-        origins = list(zip(files, spool.rows, strict=True))
-        sets.append(TableSet(split, [spool.path], origins, options, spool))
-    return sets
+    if isinstance(error, NoFileError | DataError) or mds == "json":
+        return None
+    if isinstance(kind, Picture):
+        return "bytes" if mds != "bytes" else None
+    return "json" if type_.num_fields else "bytes"
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _splits(tables: Sequence[Path]) -> Mapping[str, list[Path]]:
-    import re
-
-    splits: dict[str, list[Path]] = {}
-    for table in tables:
-        name = table.name.partition(".")[0]
-        match = re.fullmatch(r"(\w[\w.-]*)-\d{5}-of-\d{5}(-\w+)?\.parquet", table.name)
-        splits.setdefault(match[1] if match else name if name.lower() in _SPLITS else "", []).append(table)
-    return {"": list(tables)} if len(splits) < 2 or "" in splits else splits

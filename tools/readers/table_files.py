@@ -1,0 +1,41 @@
+"""Files of tables, and the splits that their names tell."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..samples import SampleSet
+from .columns import Options
+from .table import TableSet, require_pyarrow
+
+__all__ = ["read_tables"]
+
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+
+
+def read_tables(tables: Sequence[Path], options: Options) -> list[SampleSet]:
+    """The rows of Parquet or of CSV files, unpacked into a temporary folder. Raises ConfigError and DataError.
+
+    Files that are named as those of the Hugging Face hub, ``train-00000-of-00002.parquet``, or as splits alone,
+    ``train.csv`` and ``test.csv``, are a set per split. A column of CSV files has one type in all of them.
+    """
+    require_pyarrow()
+    from .spool import Spool
+    from .text_files import TextFiles
+
+    sets: list[SampleSet] = []
+    texts = TextFiles(tables)
+    for split, files in _splits(tables).items():
+        spool = Spool(files, options, texts)
+        origins = list(zip(files, spool.rows, strict=True))
+        sets.append(TableSet(split, [spool.path], origins, options, spool))
+    return sets
+
+
+def _splits(tables: Sequence[Path]) -> Mapping[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    for table in tables:
+        name = table.name.partition(".")[0]
+        match = re.fullmatch(r"(\w[\w.-]*)-\d{5}-of-\d{5}(-\w+)?\.parquet", table.name)
+        splits.setdefault(match[1] if match else name if name.lower() in _SPLITS else "", []).append(table)
+    return {"": list(tables)} if len(splits) < 2 or "" in splits else splits
