@@ -255,6 +255,52 @@ def test_tables_that_say_nothing_of_the_images_are_refused(tmp_path, names, tabl
         convert(tmp_path / "src", tmp_path / "out", "mds")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("names", [("1.jpg",), ("a/1.jpg", "b/2.jpg")])
+def test_a_table_without_paths_is_refused_with_remedies_that_work(tmp_path, suffix, names):
+    src = described(tmp_path / "src", suffix, [{"id": 1}])
+    for path in src.rglob("*.[jp][pn]g"):
+        path.unlink()
+    (src / "sub").rmdir()
+    write(src, *names)
+    table = src / f"metadata.{suffix}"
+    with pytest.raises(ConfigError, match=r"no column 'file_name' of text with their paths, only 'id'\. Add") as raised:
+        read_source(src)
+    text = str(raised.value)
+    assert (f"name the table to convert it without the images ({table})" in text) == (suffix != "jsonl")
+    assert ("move it away" in text) == ("a/1.jpg" in names)
+    if suffix != "jsonl":
+        assert len(read_source(table)[0]) == 1
+    if "a/1.jpg" in names:
+        table.rename(tmp_path / table.name)
+        assert read_source(src)[0].classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_column_that_is_not_chosen_is_not_looked_at(tmp_path, suffix):
+    numbers = [20201234567890123456 if suffix == "csv" else 9007199254740993, 2.5]
+    rows = [{"file_name": "1.jpg", "cap": "x", "id": str(number)} for number in numbers]
+    src = described(tmp_path / "src", suffix, rows)
+    if suffix == "csv":
+        (src / "metadata.csv").write_text((src / "metadata.csv").read_text().replace('"', ""))
+    else:
+        (src / "metadata.jsonl").write_text(
+            (src / "metadata.jsonl").read_text().replace(f'"{numbers[0]}"', str(numbers[0])).replace('"2.5"', "2.5")
+        )
+    with pytest.raises(ConfigError, match="no float64 holds"):
+        read_source(src)
+    (one,) = read_source(
+        src, columns={"picture": "image", "text": "cap"}, encodings={"picture": "png", "text": "bytes"}
+    )
+    assert {name: column.mds for name, column in one.columns.items()} == {"picture": "png", "text": "bytes"}
+    assert one[1]["text"].data == b"x"
+    assert list(read_source(src, columns={"text": "cap"})[0][0]) == ["text"]
+    with pytest.raises(ConfigError, match="no column 'caption'; it has 'image', 'cap', 'id'"):
+        read_source(src, columns={"text": "caption"})
+    with pytest.raises(ConfigError, match="--encoding number=str"):
+        read_source(src, columns={"number": "id"})
+
+
 def test_a_table_of_another_name_beside_images_is_converted_with_a_note(tmp_path):
     write(tmp_path / "src", "1.jpg")
     (tmp_path / "src/captions.csv").write_text("file_name,n\n1.jpg,2\n")

@@ -1,7 +1,7 @@
 """Images with a table beside them that names each and tells more of it, as Hugging Face's imagefolder takes them."""
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import pyarrow as pa
 from infobatch_stream.errors import ConfigError, DataError
 
 from .class_folders import images_below, some
-from .columns import Options
-from .spool import Spool
+from .columns import Options, unknown
+from .plain_arrow import is_text
+from .spool import Spool, parquet_names
 from .streams import read_stream
-from .table import TableSet
+from .table import TableSet, is_table
 from .temporary import temporary_folder
 from .text_files import TextFiles
 
@@ -34,18 +35,22 @@ class MetadataSet(TableSet):
 
     def __init__(self, name: str, table: Path, options: Options, texts: TextFiles | None = None) -> None:
         """``name``: of the split, "" for none. ``texts``: see `Spool`."""
-        spool = Spool([table], _own(options), texts)
+        texts = texts or TextFiles([table])
+        names = texts.names(table) if table in texts else parquet_names(table)
+        there = set(images_below(table.parent))
+        if not any(map(_image_of, names)):
+            raise _without_paths(table, names, there)
+        spool = Spool([table], _own(options, names, table), texts)
         batches, notes = read_stream(spool.path), spool.notes
         if not batches:
             raise DataError(f"{table} has no rows; there is nothing to convert.")
-        columns = _image_columns(table, batches[0].schema)
+        columns = _image_columns(table, batches[0].schema, there)
         stream = Path(temporary_folder(self), "rows.arrow")
         named = [_with_files(batch, columns) for batch in batches]
         with pa.OSFile(str(stream), "wb") as sink, pa.ipc.new_stream(sink, named[0].schema) as writer:
             for batch in named:
                 writer.write_batch(batch)
         paths = [path for batch in batches for column in columns for path in batch.column(column).to_pylist()]
-        there = set(images_below(table.parent))
         if not options.skip:
             _check_there(table, columns, paths, there)
         rows = sum(batch.num_rows for batch in batches)
@@ -57,14 +62,21 @@ class MetadataSet(TableSet):
         self.notes = [*self.notes, *notes]
 
 
-def _own(options: Options) -> Options:
-    """``options`` by the names that columns have in the table."""
-    own = options.columns or {}
-    encodings, fill = (
-        {own.get(name, name): told for name, told in (given or {}).items()}
-        for given in (options.encodings, options.fill)
-    )
-    return Options(encodings=encodings, skip=options.skip, fill=fill)
+def _own(options: Options, names: Sequence[str], table: Path) -> Options:
+    """``options`` for the table itself, which has the columns ``names``: paths are text, and are always wanted.
+
+    Raises ConfigError for columns that there are not.
+    """
+    if options.columns is None:
+        return options
+    images = {name: image for name in names if (image := _image_of(name))}
+    own = {image: name for name, image in images.items()} | {name: name for name in names if name not in images}
+    for source in options.columns.values():
+        if source not in own:
+            raise unknown(source, own, table)
+    columns = {f"__{name}": name for name in images}
+    columns |= {name: own[source] for name, source in options.columns.items() if own[source] not in images}
+    return replace(options, columns=columns)
 
 
 def _with_json(options: Options, as_json: Set[str]) -> Options:
@@ -74,22 +86,37 @@ def _with_json(options: Options, as_json: Set[str]) -> Options:
     return replace(options, encodings={**found, **(options.encodings or {})})
 
 
-def _image_columns(table: Path, schema: pa.Schema) -> Mapping[str, str]:
+def _image_of(name: str) -> str | None:
+    """What an image is called whose path is in the column ``name``: of mask_file_name it is mask; None for others."""
+    if name == _NAME:
+        return "image"
+    return name.removesuffix(f"_{_NAME}") or None if name.endswith(f"_{_NAME}") else None
+
+
+def _image_columns(table: Path, schema: pa.Schema, there: Set[str]) -> Mapping[str, str]:
     """The columns of paths -> what is called so of their images. Raises ConfigError."""
-    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    found = {name: name.removesuffix(_NAME).removesuffix("_") or "image" for name in texts if name.endswith(_NAME)}
-    found = {name: image for name, image in found.items() if name in (_NAME, f"{image}_{_NAME}")}
+    texts = [field.name for field in schema if is_text(field.type)]
+    found = {name: image for name in texts if (image := _image_of(name))}
     if not found:
-        raise ConfigError(
-            f"{table} lies beside images, and has no column {_NAME!r} of text with their paths, only "
-            f"{', '.join(map(repr, schema.names[:50]))}. Add one (or one as 'mask_{_NAME}'), or name the table to "
-            f"convert it without the images ({table})."
-        )
+        raise _without_paths(table, schema.names, there)
     names = [found.get(name, name) for name in schema.names]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"{table} has two columns that are called {twice!r}, of which one holds paths; rename one.")
     return found
+
+
+def _without_paths(table: Path, names: Sequence[str], there: Set[str]) -> ConfigError:
+    """The error for a table beside the images ``there`` that does not say which they are."""
+    ways = [f"Add one (or one as 'mask_{_NAME}')"]
+    if is_table(table.name):
+        ways.append(f"name the table to convert it without the images ({table})")
+    if any(os.sep in path for path in there):
+        ways.append("move it away to convert the images alone, with their folders as classes")
+    return ConfigError(
+        f"{table} lies beside images, and has no column {_NAME!r} of text with their paths, only "
+        f"{', '.join(map(repr, names[:50]))}. {', or '.join(ways)}."
+    )
 
 
 def _with_files(batch: pa.RecordBatch, columns: Mapping[str, str]) -> pa.RecordBatch:

@@ -14,7 +14,7 @@ from .plain_arrow import is_list, plain, plain_type
 from .temporary import temporary_folder
 from .text_files import TextFiles
 
-__all__ = ["Spool"]
+__all__ = ["Spool", "parquet_names"]
 
 _BATCH = 1 << 24  # bytes of rows that are in memory at once, about
 
@@ -93,6 +93,12 @@ def _chosen(names: Mapping[Path, Sequence[str]], options: Options) -> list[str]:
 def _read_schema(table: Path) -> pa.Schema:
     with _reading(table):
         return pa.parquet.read_schema(table)
+
+
+def parquet_names(table: Path) -> list[str]:
+    """The columns of a Parquet file. Raises DataError."""
+    names: list[str] = _read_schema(table).names
+    return names
 
 
 def _common_schema(schemas: Mapping[Path, pa.Schema], chosen: Sequence[str]) -> pa.Schema:
