@@ -10,7 +10,11 @@ from ddp_scripts.mds import Augmented
 from infobatch_stream import ConfigError, InfoBatchLoader, ScoreStore
 from infobatch_stream.sources import open_source
 
-pytestmark = pytest.mark.usefixtures("no_stale_shared_memory", "few_open_files")
+pytestmark = [
+    pytest.mark.usefixtures("no_stale_shared_memory", "few_open_files"),
+    # streaming leaves the shard open whose checksum it takes
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")
