@@ -301,6 +301,22 @@ def test_a_column_that_is_not_chosen_is_not_looked_at(tmp_path, suffix):
         read_source(src, columns={"number": "id"})
 
 
+def test_folders_that_may_be_classes_are_told_of_beside_a_table(tmp_path):
+    src = write(tmp_path / "src", "a/1.jpg", "b/2.jpg")
+    table = src / "metadata.csv"
+    table.write_text("file_name,caption\na/1.jpg,one\nb/2.jpg,two\n")
+    (note,) = convert(src, tmp_path / "out", "mds").notes
+    assert "the folders of the images (a, b) are not taken as labels" in note
+    assert read_source(src, columns={"image": "image"})[0].notes == []
+    table.write_text("file_name,caption,label\na/1.jpg,one,0\nb/2.jpg,two,1\n")  # one remedy
+    assert (read_source(src)[0].notes, read_source(src)[0][1]["label"]) == ([], 1)
+    table.unlink()  # the other
+    assert read_source(src)[0].classes == ["a", "b"]
+    for names in (("a/1.jpg", "2.jpg"), ("a/1.jpg", "a/2.jpg")):
+        table.write_text("file_name,caption\n" + "".join(f"{name},x\n" for name in names))
+        assert "not taken as labels" not in "".join(read_source(write(src, *names))[0].notes)
+
+
 def test_a_table_of_another_name_beside_images_is_converted_with_a_note(tmp_path):
     write(tmp_path / "src", "1.jpg")
     (tmp_path / "src/captions.csv").write_text("file_name,n\n1.jpg,2\n")

@@ -21,6 +21,7 @@ from .text_files import TextFiles
 __all__ = ["MetadataSet"]
 
 _NAME = "file_name"
+_LABELS = frozenset({"label", "labels", "class", "classes"})  # a table that has one tells the classes itself
 _FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # as kinds of columns know it
 
 
@@ -59,6 +60,8 @@ class MetadataSet(TableSet):
         left = sorted(there.difference(os.path.normpath(path) for path in paths if path))
         if left:
             notes = [*notes, f"{table} has no row for {len(left):,} images beside it, which are left out: {some(left)}"]
+        if options.columns is None and not _LABELS.intersection(map(str.lower, names)):
+            notes = [*notes, *_folder_notes(table, batches, next(iter(columns)))]
         self.notes = [*self.notes, *notes]
 
 
@@ -117,6 +120,19 @@ def _without_paths(table: Path, names: Sequence[str], there: Set[str]) -> Config
         f"{table} lies beside images, and has no column {_NAME!r} of text with their paths, only "
         f"{', '.join(map(repr, names[:50]))}. {', or '.join(ways)}."
     )
+
+
+def _folder_notes(table: Path, batches: Sequence[pa.RecordBatch], column: str) -> list[str]:
+    """A note where all images of ``column`` lie in several folders, which may be classes."""
+    paths = [os.path.normpath(path) for batch in batches for path in batch.column(column).to_pylist() if path]
+    folders = sorted({path.partition(os.sep)[0] for path in paths})
+    if len(folders) < 2 or not all(os.sep in path for path in paths):
+        return []
+    return [
+        f"{table.parent}: the folders of the images ({some(folders)}) are not taken as labels, as {table.name} tells "
+        f"of the images. If they are classes, add a column 'label' to it; or move {table.name} away to convert the "
+        "classes without it"
+    ]
 
 
 def _with_files(batch: pa.RecordBatch, columns: Mapping[str, str]) -> pa.RecordBatch:
