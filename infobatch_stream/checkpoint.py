@@ -92,7 +92,7 @@ def unpack(
 ) -> tuple[Progress, NDArray[np.float32] | None, NDArray[np.float32] | None]:
     """(progress, scores, pending) of a state; the scores only if ``with_scores``.
 
-    Raises ConfigError, naming the difference, when the state is of another dataset, global batch or order, of a
+    Raises ConfigError, naming the difference, when the state is of another dataset, global batch or order, of
     another format, damaged, or lacks the scores.
     """
     found = state.get("format") if isinstance(state, dict) else None
