@@ -248,6 +248,19 @@ def test_nested_values_of_several_tables_are_as_in_each_or_refused(tmp_path, fir
     assert [json.loads(v) if isinstance(v, str) else v.tolist() for v in values(one(tmp_path))] == expected
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"])
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"a\.parquet has two columns of one name: 'x'; rename one"):
+        read_source(tmp_path / "a.parquet")
+    (tmp_path / "saved").mkdir()
+    with pa.ipc.new_stream(tmp_path / "saved/a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "saved/state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    with pytest.raises(ConfigError, match=r"a\.arrow has two columns of one name: 'x'; rename one"):
+        read_source(tmp_path / "saved")
+
+
 def test_tensors_keep_their_shape(tmp_path):
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(12, dtype=np.int16).reshape(2, 2, 3))
     source = one(parquet(tmp_path / "a.parquet", x=tensors))

@@ -18,7 +18,7 @@ from ..encodings import check_encoding, fit
 from ..extensions import is_extension
 from ..samples import KEY, MEMBERS, Column, Sample
 
-__all__ = ["Choice", "Options", "read_beside", "read_classes", "read_columns"]
+__all__ = ["Choice", "Options", "check_once", "read_beside", "read_classes", "read_columns"]
 
 _MOST = 1 << 26  # bytes of columns.json or classes.json
 _INDEX = re.compile(r"__index_level_\d+__")  # what pandas calls the index of its rows
@@ -137,6 +137,13 @@ def unknown(name: str, found: Iterable[str], where: object) -> ConfigError:
     """The error for a column that is not there."""
     there = [column for column in found if column not in _RESERVED]
     return ConfigError(f"{where} has no column {name!r}; it has {', '.join(map(repr, there[:50]))}.")
+
+
+def check_once(names: Sequence[str], where: object) -> None:
+    """Raise ConfigError for two columns of one name in the table ``where``."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{where} has two columns of one name: {', '.join(map(repr, twice[:9]))}; rename one.")
 
 
 def misfit(where: str, name: str, encoding: str, error: Exception, other: str | None = "bytes") -> DataError:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from infobatch_stream.errors import ConfigError, DataError
+from infobatch_stream.errors import DataError
+
+from .columns import check_once
 
 __all__ = ["CsvFile", "is_csv"]
 
@@ -42,9 +44,7 @@ class CsvFile:
                 self._raw: list[str] = reader.schema.names
         self.names = [name or f"Unnamed: {number}" for number, name in enumerate(self._raw)]
         self.unnamed = {name for name, raw in zip(self.names, self._raw, strict=True) if not raw}
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
-        if twice:
-            raise ConfigError(f"{path} has two columns of one name: {', '.join(map(repr, twice[:9]))}; rename one.")
+        check_once(self.names, path)
 
     def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The columns ``names``, all of them binary. Raises DataError."""

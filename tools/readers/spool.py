@@ -9,7 +9,7 @@ import pyarrow.parquet
 
 from infobatch_stream.errors import ConfigError, DataError
 
-from .columns import Options, unknown
+from .columns import Options, check_once, unknown
 from .plain_arrow import is_list, plain, plain_type
 from .temporary import temporary_folder
 from .text_files import TextFiles
@@ -92,7 +92,9 @@ def _chosen(names: Mapping[Path, Sequence[str]], options: Options) -> list[str]:
 
 def _read_schema(table: Path) -> pa.Schema:
     with _reading(table):
-        return pa.parquet.read_schema(table)
+        schema = pa.parquet.read_schema(table)
+    check_once(schema.names, table)
+    return schema
 
 
 def parquet_names(table: Path) -> list[str]:

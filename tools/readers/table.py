@@ -14,7 +14,7 @@ from infobatch_stream.sources.base import fingerprint
 
 from ..extensions import split_prefix, without_clashes
 from ..samples import KEY, Column, Encoded, Sample
-from .columns import Options, misfit
+from .columns import Options, check_once, misfit
 from .features import classes_of, features_of
 from .filled import exact_fit, fill_of
 
@@ -79,6 +79,7 @@ class TableSet:
         self._file_ends: list[int] = np.cumsum([rows for _, rows in origins]).tolist()
         self._load()
         schema = self._batches[0].schema
+        check_once(schema.names, self._files[0])
         features = features_of(schema.metadata)
         notes += options.left_out(schema.names, self._files[0])
         self._kinds = self._kinds_of(options.offered(schema.names), features, options, notes)
