@@ -333,6 +333,17 @@ def test_keys_may_be_whole_numbers_and_are_never_guessed(tmp_path):
         read_source(parquet(tmp_path / "a.parquet", **{KEY: [0.5], "x": [1]}))
 
 
+@pytest.mark.parametrize("format", ["mds", "wds"])
+def test_samples_of_keys_alone_are_refused(tmp_path, format):
+    src = csv(tmp_path / "a.csv", KEY, "a", "b")
+    with pytest.raises(ConfigError, match="no column but the keys; there is nothing to convert"):
+        convert(src, tmp_path / "out", format)
+    for sample in ({}, {KEY: "a"}):
+        with pytest.raises(ConfigError, match="no fields but their keys"):
+            write_shards([sample], tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+
+
 # ---- nulls
 
 

@@ -24,7 +24,7 @@ from .on_ray import write_on_ray
 from .pool import await_server, ordered_map, start_server
 from .readers import TableSet, read_source
 from .reencode import Reencoder
-from .samples import Column, Sample, SampleSet, column_of
+from .samples import KEY, MEMBERS, Column, Sample, SampleSet, column_of
 from .shard_plan import Plan
 from .shard_sizes import check_largest, sizes_in_shards
 from .tar_names import check_keys
@@ -198,6 +198,8 @@ def write_shards(
             raise ConfigError(f"there are no samples to write to {dst}.")
         if columns is None:
             columns = {name: column_of(name, value) for name, value in first.items()}
+        if not columns.keys() - {KEY, MEMBERS}:
+            raise ConfigError(f"the samples have no fields but their keys, {list(columns)}; there is nothing to write.")
         source = Layout(dict(columns), None if classes is None else list(classes))
         ledger = Ledger([source], out, target)
         folder = out.scratch / "all"

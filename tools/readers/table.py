@@ -87,8 +87,9 @@ class TableSet:
         self.columns, self._sources = choice.columns, choice.sources
         for column in self.columns.keys() - {KEY}:
             options.check_name(column)
-        if not self.columns:
-            raise ConfigError(f"{self._files[0]} has no columns; there is nothing to convert.")
+        if not self.columns.keys() - {KEY}:
+            held = "no column but the keys" if self.columns else "no columns"
+            raise ConfigError(f"{self._files[0]} has {held}; there is nothing to convert.")
         self._name_files(options)
         self._changed = options.given
         fill = (options.fill or {}).items()
