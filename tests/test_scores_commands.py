@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -171,6 +173,27 @@ def test_a_file_beside_it_that_has_a_name_like_one_in_the_making_stays(path, tmp
     (tmp_path / ".t.csv.new").write_text("precious")
     run("export", path, "-o", tmp_path / "t.csv")
     assert (tmp_path / ".t.csv.new").read_text() == "precious"
+
+
+@pytest.mark.parametrize(("command", "begin"), [("export", b'"index"'), ("report", b"<!")])
+def test_a_pipe_is_written_to_and_of_a_link_the_file_that_it_leads_to(path, tmp_path, command, begin):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with subprocess.Popen(["cat", tmp_path / "pipe.csv"], stdout=subprocess.PIPE) as reader:
+        run(command, path, "-o", tmp_path / "pipe.csv")
+        told = reader.communicate(timeout=60)[0]
+    assert told.startswith(begin)
+    assert (tmp_path / "pipe.csv").is_fifo()
+    run(command, path, "-o", "/dev/null", *(["--format", "csv"] if command == "export" else []))
+    assert not Path("/dev/null").is_file()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.csv").symlink_to("there/target.csv")
+    for before in (None, "old"):
+        if before:
+            (tmp_path / "there/target.csv").write_text(before)
+        run(command, path, "-o", tmp_path / "link.csv")
+        assert (tmp_path / "link.csv").is_symlink()
+        assert (tmp_path / "there/target.csv").read_bytes().startswith(begin)
+    assert [one.name for one in (tmp_path / "there").iterdir()] == ["target.csv"]
 
 
 def test_without_a_file_it_has_the_name_of_the_store_in_this_folder(path, tmp_path, monkeypatch):
