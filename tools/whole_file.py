@@ -25,7 +25,9 @@ def whole_file(out: Path) -> Iterator[Path]:
         return
     place = Path(os.path.realpath(out))
     if not place.parent.is_dir():
-        raise ConfigError(f"{out} cannot be written: there is no folder {place.parent}. Make it, or name another place.")
+        raise ConfigError(
+            f"{out} cannot be written: there is no folder {place.parent}. Make it, or name another place."
+        )
     new = place.with_name(f".{place.name[:200]}.{secrets.token_hex(4)}.new")
     try:
         with new.open("xb"):
