@@ -108,6 +108,20 @@ def test_splits_share_the_numbers_of_their_classes(tmp_path, names):
     done = convert(tmp_path / "src", tmp_path / "out", "wds")
     assert [part.path.name for part in done.parts] == sorted(names)
     assert any("skipped 1 images that lie in no class folder" in note for note in done.notes)
+    assert any(f"{sorted(names)[0]}" in note and "are read as splits" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("names", [("passenger train", "freight train"), ("img_train", "img_val"), ("trains", "vals")])
+def test_classes_with_a_word_of_splits_in_their_names_stay_classes(tmp_path, names):
+    for name in names:
+        write(tmp_path / "src" / name, "2019/1.jpg", "2020/2.jpg")
+    (one,) = read_source(tmp_path / "src")
+    assert one.classes == sorted(names)
+    assert one.classes == torchvisions(tmp_path / "src")[0]
+    assert any("are called like splits" in note for note in one.notes) == (names != ("trains", "vals"))
+    for old, new in zip(names, ("train", "val"), strict=True):  # the remedy, if they are
+        (tmp_path / "src" / old).rename(tmp_path / "src" / new)
+    assert [one.classes for one in read_source(tmp_path / "src")] == [["2019", "2020"]] * 2
 
 
 def test_a_class_that_one_split_lacks_has_its_number_and_one_that_all_lack_is_refused(tmp_path):

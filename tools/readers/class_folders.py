@@ -15,7 +15,8 @@ from infobatch_stream.errors import ConfigError
 from ..extensions import IMAGE_EXTENSIONS, encoding_of
 
 __all__ = [
-    "ClassFolders", "images_below", "is_image_file", "is_split", "metadata_of", "some", "some_kinds", "subfolders",
+    "ClassFolders", "images_below", "is_image_file", "is_split", "metadata_of", "some", "some_kinds",
+    "sounds_like_split", "subfolders",
 ]  # fmt: skip
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -24,6 +25,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _SPLITS = frozenset(
     {"train", "trainval", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 )
+_SPLIT = re.compile(rf"({'|'.join(sorted(_SPLITS))})([ _.-]?([0-9]+|set|data|split|images|imgs|img))*")
 
 
 class ClassFolders:
@@ -128,7 +130,12 @@ def subfolders(src: Path) -> list[str]:
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder is called like a split: train, training_set, val2017 ..."""
+    """Whether a folder is called as a split is: train, training_set, val2017 ...; a "freight train" is none."""
+    return _SPLIT.fullmatch(name.lower()) is not None
+
+
+def sounds_like_split(name: str) -> bool:
+    """Whether there is the name of a split in that of a folder."""
     return any(word in _SPLITS for word in re.split(r"[^a-z]+", name.lower()))
 
 

@@ -14,7 +14,15 @@ from infobatch_stream.errors import ConfigError, DataError
 
 from ..extensions import IMAGE_EXTENSIONS
 from ..samples import Column, EncodedImage, Sample
-from .class_folders import ClassFolders, is_image_file, is_split, some, some_kinds, subfolders
+from .class_folders import (
+    ClassFolders,
+    is_image_file,
+    is_split,
+    some,
+    some_kinds,
+    sounds_like_split,
+    subfolders,
+)
 from .columns import Options
 
 __all__ = ["EXPECTED", "ImageTree", "has_images", "read_image", "read_images"]
@@ -126,7 +134,10 @@ def _read_splits(src: Path, splits: list[str], options: Options | None, *, allow
     filled = {name for folders in found.values() for name in folders.classes if name not in folders.empty}
     _check_empty(src, {name: "nothing in any split" for name in classes if name not in filled}, allow_empty=allow_empty)
     jpeg = any(folders.has_jpeg for folders in found.values())
-    return [ImageTree(folders, options, name=split, classes=classes, jpeg=jpeg) for split, folders in found.items()]
+    trees = [ImageTree(folders, options, name=split, classes=classes, jpeg=jpeg) for split, folders in found.items()]
+    note = f"{src}: {some(splits)} are read as splits, and the folders in them as classes"
+    trees[0].notes = [f"{note}. If they are classes themselves, give them names that no split has", *trees[0].notes]
+    return trees
 
 
 def _check_empty(src: Path, empty: dict[str, str], *, allow_empty: bool) -> None:
@@ -146,11 +157,11 @@ def _notes(folders: ClassFolders, classes: list[str]) -> list[str]:
         notes.append(f"{folders.src}: skipped {count:,} files that are no images in class folders: {kinds}")
     if folders.loose:
         notes.append(f"{folders.src}: skipped {folders.loose:,} images that lie in no class folder")
-    called = [name for name in classes if is_split(name)]
+    called = [name for name in classes if sounds_like_split(name)]
     if called and (len(called) > 1 or called == classes):
         notes.append(
-            f"{folders.src}: the classes {some(called)} are called like splits. If they are splits, give each class "
-            f"folders of its own, {folders.src}/{called[0]}/<class>/, and convert again"
+            f"{folders.src}: the classes {some(called)} are called like splits. If they are splits, call them train, "
+            f"val, test and so on, give each class folders of its own, {folders.src}/train/<class>/, and convert again"
         )
     return notes
 
