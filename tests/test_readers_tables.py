@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -66,6 +67,9 @@ def values(source, name: str = "x") -> list:
         (["1_000", "2_000"], "str", ["1_000", "2_000"]),
         (['"1,000"', '"2,000"'], "str", ["1,000", "2,000"]),
         (["1e5", "2.5"], "float64", [1e5, 2.5]),
+        (["1e-05", "3"], "float64", [1e-5, 3.0]),
+        (["1e+16", "2e5"], "float64", [1e16, 2e5]),
+        (["7654321", "12e45"], "str", ["7654321", "12e45"]),
         (["1", "2.5", "nan", "-inf"], "float64", [1.0, 2.5, "nan", float("-inf")]),
         ([f"{0.1:.18e}", ".5"], "float64", [0.1, 0.5]),
         ([str(2**53), "0.5"], "float64", [2.0**53, 0.5]),
@@ -91,7 +95,7 @@ def test_a_csv_column_has_a_type_that_gives_each_value_back(tmp_path, texts, enc
         [str(2**53 + 1), "0.5"],
         ["0.5", "20201234567890123456"],
         ["12345678901234567.0", "1.5"],
-        ["1e400", "1"],
+        ["1e400", "1.5"],
         ["1e-400", "1"],
     ],
 )
@@ -120,6 +124,32 @@ def test_a_type_is_decided_over_all_rows_of_all_files(tmp_path):
     csv(tmp_path / "b.csv", "x,y", *lines, "late,x")
     with pytest.raises(DataError, match=r"b\.csv: row 200,000 .*'x' .*'late' is no number.*--on-error skip"):
         read_source(tmp_path)
+
+
+def test_codes_that_look_like_numbers_with_an_exponent_stay_text_with_a_note(tmp_path):
+    src = csv(tmp_path / "a.csv", "x", "7654321", "12e45")
+    (note,) = one(src).notes
+    assert "'12e45' (row 1 of" in note
+    assert "may be a code, and no value has a decimal point (--encoding x=float64)" in note
+    assert values(one(src, encodings={"x": "float64"})) == [7654321.0, 12e45]
+
+
+def test_folders_of_hive_are_told_of(tmp_path):
+    for label in (0, 1):
+        (tmp_path / f"hive/label={label}").mkdir(parents=True)
+        parquet(tmp_path / f"hive/label={label}/a.parquet", x=[label])
+    (note,) = one(tmp_path / "hive/**/*.parquet").notes
+    assert "the folders label=0, label=1 are not taken as columns" in note
+    assert one(tmp_path / "hive/**/*.parquet", columns={"label": "x"}).notes == []
+    table = pyarrow.dataset.dataset(tmp_path / "hive", partitioning="hive").to_table()  # the remedy
+    assert values(one(parquet(tmp_path / "a.parquet", x=table["x"], label=table["label"])), "label") == [0, 1]
+
+
+def test_a_name_with_a_space_can_be_chosen(tmp_path):
+    src = csv(tmp_path / "a.csv", "a, b", "1,2")
+    done = CliRunner().invoke(app, ["convert", str(src), str(tmp_path / "o"), "--format", "wds", "--column", "b= b"])
+    assert done.exit_code == 0, done.output
+    assert values(one(tmp_path / "o"), "b") == [2]
 
 
 def test_a_mistake_among_numbers_is_refused_or_left_out_and_many_of_them_are_texts(tmp_path):

@@ -43,7 +43,8 @@ class OnError(StrEnum):
 
 def parse_pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
     """``["image=jpg;png", "label"]`` -> a dict; a name alone stands for itself."""
-    pairs = {text.partition("=")[0].strip(): text.partition("=")[2].strip() or text.strip() for text in texts or ()}
+    # A name may begin or end with a space.
+    pairs = {text.partition("=")[0]: text.partition("=")[2] or text for text in texts or ()}
     if any(not name or value.startswith("=") for name, value in pairs.items()):
         raise typer.BadParameter(f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint=option)
     return pairs or None

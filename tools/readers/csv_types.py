@@ -30,9 +30,11 @@ _FORMS = {  # of a value without the spaces around it: the first that fits is it
     "whole": r"^(?:0|-?[1-9][0-9]*)$",
     "digits": r"^[+-]?[0-9]+$",  # as numbers they would lose zeros, or the sign
     "special": r"^[+-]?(?i:nan|inf|infinity)$",
+    "code": r"^(?:0|[1-9][0-9]*)[eE][0-9]+$",  # or a number
     "float": r"^[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$",
     "truth": r"^(?:true|True|TRUE|false|False|FALSE)$",
 }
+_NUMBERS = ("whole", "special", "code", "float")
 _LONG_WHOLE = r"^[+-]?[0-9]{16,}(?:\.0*)?$"  # a float64 holds only some of them
 _EXTREME = r"[eE][+-]?[0-9]{3}|[0-9]{300}"
 _LONG = r"(?:[0-9]\.?){18}"  # more digits than any float64 needs
@@ -44,9 +46,9 @@ class Tally:
     notes: what a user should know of the type that was chosen.
     """
 
-    def __init__(self, name: str) -> None:
-        """``name``: of the column in the files."""
-        self._name = name
+    def __init__(self, name: str, *, is_json: bool = False) -> None:
+        """``name``: of the column for the user. ``is_json``: numbers are known to be some."""
+        self._name, self._is_json = name, is_json
         self.notes: list[str] = []
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
@@ -68,7 +70,7 @@ class Tally:
             left = pc.and_not(left, found)
             self._counts[form] += found.true_count
             self._note(form, texts, found, table, row)
-            if form in ("whole", "float") and found.true_count:
+            if form in ("whole", "code", "float") and found.true_count:
                 self._note("inexact", texts, _inexact(texts, found), table, row)
                 self._note("rounded", texts, _rounded(texts, found), table, row)
             if form == "whole" and found.true_count:
@@ -87,7 +89,8 @@ class Tally:
     def _share(self) -> float:
         """How many of the values are numbers, or truth values."""
         counts = self._counts
-        return max(counts["whole"] + counts["special"] + counts["float"], counts["truth"]) / max(counts.total(), 1)
+        numbers = sum(counts[form] for form in _NUMBERS)
+        return max(numbers, counts["truth"]) / max(counts.total(), 1)
 
     @property
     def is_empty(self) -> bool:
@@ -110,9 +113,15 @@ class Tally:
             return pa.string()
         if counts["truth"] > counts["whole"]:
             return pa.bool_()
-        if counts["float"] or counts["special"]:
+        if counts["code"] and not counts["float"] and not self._is_json:
+            self._tell(
+                f"is stored as text, as {first['code']} may be a code, and no value has a decimal point (--encoding "
+                f"{self._name}=float64)"
+            )
+            return pa.string()
+        if counts["code"] or counts["float"] or counts["special"]:
             if "inexact" in first:
-                floats = first.get("float") or first["special"]
+                floats = first.get("float") or first.get("code") or first["special"]
                 raise ConfigError(
                     f"the column {self._name!r} has floats, {floats}, and what no float64 holds, {first['inexact']}. "
                     f"Have it stored as text (--encoding {self._name}=str), or rounded (--encoding "
@@ -121,6 +130,9 @@ class Tally:
             if "rounded" in first:
                 self._tell(f"is rounded to float64: {first['rounded']} has more digits (--encoding {self._name}=str)")
             return pa.float64()
+        return self._whole_type()
+
+    def _whole_type(self) -> pa.DataType:
         for kind, low, high in ((pa.int64(), -(2**63), 2**63), (pa.uint64(), 0, 2**64)):
             if low <= self._low and self._high < high:
                 return kind
@@ -155,7 +167,7 @@ def typed(values: pa.BinaryArray, kind: pa.DataType, empty: Sequence[str]) -> tu
     if kind == pa.string():
         return (pc.if_else(pc.is_in(texts, pa.array(empty)), none, texts) if empty else texts), {}
     texts = pc.utf8_trim_whitespace(texts)
-    forms = ("truth",) if kind == pa.bool_() else ("whole", "special", "float") if kind == pa.float64() else ("whole",)
+    forms = ("truth",) if kind == pa.bool_() else _NUMBERS if kind == pa.float64() else ("whole",)
     fits = pc.match_substring_regex(texts, "|".join(_FORMS[form] for form in forms))
     lost = pc.and_not(pc.invert(fits), pc.is_in(texts, pa.array(NULLS)))
     wrong = {number: f"{texts[number].as_py()[:60]!r} is no number" for number in np.flatnonzero(lost).tolist()}

@@ -118,7 +118,7 @@ class JsonTally:
         self.notes: list[str] = []
         self.as_json = False
         self._name, self._encoding = name, encoding
-        self._numbers = Tally(name)
+        self._numbers = Tally(name, is_json=True)
         self._first: dict[str, str] = {}
         self._missing = 0
 

@@ -1,10 +1,11 @@
 """Files of tables, and the splits that their names tell."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from ..samples import SampleSet
+from .class_folders import some
 from .columns import Options
 from .table import TableSet, require_pyarrow
 
@@ -29,7 +30,21 @@ def read_tables(tables: Sequence[Path], options: Options) -> list[SampleSet]:
         spool = Spool(files, options, texts)
         origins = list(zip(files, spool.rows, strict=True))
         sets.append(TableSet(split, [spool.path], origins, options, spool))
+    there = {*sets[0].columns, *(options.columns or {}).values()}
+    sets[0].notes = [*sets[0].notes, *_folder_notes(tables, there)]
     return sets
+
+
+def _folder_notes(tables: Sequence[Path], there: Set[str]) -> list[str]:
+    """A note where folders are called as Hive calls them, ``label=0``, after a column that is not ``there``."""
+    folders = {name for table in tables for name in table.parts[:-1] if re.fullmatch(r"[^=]+=.*", name)}
+    found = sorted(name for name in folders if name.partition("=")[0] not in there)
+    if not found:
+        return []
+    return [
+        f"the folders {some(found)} are not taken as columns; if they are some, write the tables again with these "
+        "columns in them, as pyarrow.dataset.dataset(SRC, partitioning='hive') reads them"
+    ]
 
 
 def _splits(tables: Sequence[Path]) -> Mapping[str, list[Path]]:
