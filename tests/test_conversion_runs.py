@@ -1,11 +1,13 @@
 """Conversions as processes: any number of them, killed, resumed, on full disks, over bad files, to buckets, on Ray."""
 
 import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from itertools import pairwise
@@ -26,6 +28,7 @@ from infobatch_stream.tools.cli import app
 from infobatch_stream.tools.convert import convert, write_shards
 from infobatch_stream.tools.cuts import cut
 from infobatch_stream.tools.destination import STATE
+from infobatch_stream.tools.samples import MEMBERS
 from infobatch_stream.tools.shard_plan import Plan
 
 pytestmark = pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
@@ -58,7 +61,7 @@ def test_pieces_are_as_large_as_they_may_be_and_no_larger(sizes, limit, most):
 class SizedSet:
     """As much of a sample set as a plan asks for: samples of 10 bytes."""
 
-    name, classes, fingerprint = "", None, "x"
+    name, classes, fingerprint, columns = "", None, "x", {}
 
     def __init__(self, count):
         self.count = count
@@ -257,6 +260,74 @@ def test_a_column_under_another_name_is_not_resumed(tmp_path):
         with pytest.raises(ConfigError, match="begun with another column"):
             convert(tmp_path / "t.csv", tmp_path / "out", "wds", shard_bytes=200 << 10, columns=other, resume=True)
     convert(tmp_path / "t.csv", tmp_path / "out", "wds", shard_bytes=200 << 10, columns=options, resume=True)
+
+
+def mixed_tar(path):
+    """Images and labels, of which one lacks its label, and a PNG that is damaged."""
+    rng = np.random.default_rng(0)
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number in range(80):
+            stream = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(stream, "PNG")
+            image = stream.getvalue()
+            members = {"png": image[:900] if number == 60 else image, "cls": b"7", "json": b"{}"}
+            if number == 50:
+                del members["cls"]
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{number:03}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path.parent
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+@pytest.mark.parametrize(("first", "then"), [("raise", "skip"), ("skip", "raise")])
+def test_a_conversion_of_tars_goes_on_with_the_columns_that_it_began_with(request, tmp_path, where, first, then):
+    dst = f"s3://{request.getfixturevalue('bucket').bucket}/{first}" if where == "bucket" else tmp_path / "out"
+    options = {"shard_samples": 10, "check": True}
+    src = mixed_tar(tmp_path / "src/x.tar")
+    seen = []
+
+    def stop(now):
+        seen.append(now)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    kind, watch = (DataError, None) if first == "raise" else (KeyboardInterrupt, stop)
+    with pytest.raises(kind) as caught:
+        convert(src, dst, "wds", on_error=first, watch=watch, **options)
+    assert "--resume" in caught.value.__notes__[0]
+    if first == "raise":  # what is advised
+        done = convert(src, dst, "wds", on_error=then, resume=True, **options)
+        assert (done.parts[0].samples, len(done.problems)) == (79, 1)
+        assert "'cls' is stored as bytes, as when the conversion began" in done.notes[0]
+        columns = json.loads(fetched(dst)["columns.json"] if where == "bucket" else (dst / "columns.json").read_text())
+        assert columns["cls"]["mds"] == "bytes"
+        assert MEMBERS in columns
+    else:
+        with pytest.raises(DataError, match="'050'"):
+            convert(src, dst, "wds", on_error=then, resume=True, **options)
+        done = convert(src, dst, "wds", on_error=first, resume=True, **options)
+        assert (done.parts[0].samples, len(done.problems), done.notes) == (78, 2, ())
+
+
+def test_a_tree_of_images_whose_only_jpeg_is_removed_goes_on_with_the_columns_that_it_began_with(tmp_path):
+    for number in range(40):
+        path = tmp_path / "src/c" / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (9, 9), number).save(path)
+    bad = tmp_path / "src/c/99.jpg"
+    bad.touch()
+    with pytest.raises(DataError, match="is empty") as caught:
+        convert(tmp_path / "src", tmp_path / "out", "mds", shard_samples=5, shuffle=False)
+    assert "remove what is named" in caught.value.__notes__[0]
+    bad.unlink()
+    done = convert(
+        tmp_path / "src", tmp_path / "out", "mds", shard_samples=5, shuffle=False, resume=True, on_error="skip"
+    )
+    assert done.parts[0].samples == 40
+    assert json.loads((tmp_path / "out/columns.json").read_text())["image"]["mds"] == "jpeg"
 
 
 def test_a_source_of_a_pattern_is_not_replaced_by_what_is_made_of_it(tree, tmp_path):

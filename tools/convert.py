@@ -124,8 +124,7 @@ def convert(
         "check": check,
         "column": list((columns or {}).items()),
         "encoding": sorted((encodings or {}).items()), "extension": sorted((extensions or {}).items()),
-        "fill": sorted((fill or {}).items()),
-        "columns": [{name: [column.mds, column.wds] for name, column in one.columns.items()} for one in sets],
+        "fill": sorted((fill or {}).items()), "keys": keys,
         "version": version("infobatch-stream"),
     }  # fmt: skip
     recipe = json.loads(json.dumps(recipe))  # as it will be read

@@ -9,7 +9,18 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 
-__all__ = ["KEY", "MEMBERS", "Column", "Encoded", "EncodedImage", "FileSet", "Sample", "SampleSet", "column_of"]
+__all__ = [
+    "KEY",
+    "MEMBERS",
+    "Column",
+    "Encoded",
+    "EncodedImage",
+    "FileSet",
+    "KeepsColumns",
+    "Sample",
+    "SampleSet",
+    "column_of",
+]
 
 KEY = "__key__"
 """Field with the key of a sample (str): the name of its members in a tar. Without it a tar gets numbers."""
@@ -98,6 +109,14 @@ class FileSet(SampleSet, Protocol):
 
     def files(self) -> tuple[bytes, NDArray[np.int64]]:
         """The paths of the files below the source, with a NUL between two; int64[len]: their sizes."""
+
+
+@runtime_checkable
+class KeepsColumns(SampleSet, Protocol):
+    """A `SampleSet` whose columns follow from its samples, and may also be as they were when there were others."""
+
+    def keep_columns(self, columns: dict[str, Column]) -> None:
+        """Have these columns, which are called like its own, but for KEY and MEMBERS."""
 
 
 def column_of(name: str, value: object) -> Column:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import ConfigError
 
 from .cuts import Task, cut, order_of
-from .samples import FileSet, SampleSet
+from .samples import KEY, MEMBERS, Column, FileSet, KeepsColumns, SampleSet
 
 __all__ = ["Part", "Plan"]
 
+_FREE = {KEY, MEMBERS}  # columns that a set of samples with others can have or not
 _GONE = -1  # the size of a file that was removed
 
 
@@ -29,14 +30,15 @@ _GONE = -1  # the size of a file that was removed
 class Part:
     """What is written into one folder.
 
-    name, samples, fingerprint, classes: of the sample set. bounds: see `cut`. paths, sizes: of its files (str and
-    int64[samples] of bytes, -1 for one that was removed); None where a sample is no file of its own.
+    name, samples, fingerprint, classes, columns: of the sample set. bounds: see `cut`. paths, sizes: of its files (str
+    and int64[samples] of bytes, -1 for one that was removed); None where a sample is no file of its own.
     """
 
     name: str
     samples: int
     fingerprint: str
     classes: list[str] | None
+    columns: dict[str, Column]
     bounds: list[int]
     paths: bytes | None = None
     sizes: NDArray[np.int64] | None = None
@@ -45,7 +47,7 @@ class Part:
     def of(cls, one: SampleSet, bounds: list[int]) -> Self:
         """That of a sample set as it is now."""
         paths, sizes = one.files() if isinstance(one, FileSet) else (None, None)
-        return cls(one.name, len(one), one.fingerprint, one.classes, bounds, paths, sizes)
+        return cls(one.name, len(one), one.fingerprint, one.classes, one.columns, bounds, paths, sizes)
 
     def to_json(self) -> dict[str, Any]:
         """As values that JSON has."""
@@ -54,13 +56,14 @@ class Part:
             packed["sizes"] = _packed(self.sizes.astype("<i8").tobytes())
         return {
             "name": self.name, "samples": self.samples, "fingerprint": self.fingerprint, "classes": self.classes,
+            "columns": {name: [column.mds, column.wds] for name, column in self.columns.items()},
             "bounds": self.bounds, **packed,
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> Self:
         """What `to_json` gave. Raises KeyError, TypeError, ValueError or zlib.error for anything else."""
-        part = cls(**told)
+        part = cls(**{**told, "columns": {name: Column(*pair) for name, pair in told["columns"].items()}})
         if part.bounds[0] != 0 or part.bounds[-1] != part.samples or min(np.diff(part.bounds), default=1) < 1:
             raise ValueError("its bounds are none")
         if part.paths is None or part.sizes is None:
@@ -100,11 +103,12 @@ class Plan:
     def resume(cls, text: bytes, where: object, sets: Sequence[SampleSet], seed: int | None, done: int) -> Self:
         """The plan that a conversion in ``where`` began with, for the source as it is now; ``done`` tasks are done.
 
-        Raises ConfigError for a source of which more has changed than the files of tasks that are not done.
+        The sets get the columns that they had then. Raises ConfigError for a source of which more has changed than the
+        files of tasks that are not done.
         """
         try:
             parts = [Part.from_json(told) for told in json.loads(text)]
-        except (ValueError, TypeError, KeyError, IndexError, zlib.error) as error:
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, zlib.error) as error:
             raise ConfigError(f"the state of the conversion in {where} is damaged ({error}); remove it.") from error
         if [one.name for one in sets] != [part.name for part in parts]:
             raise _another(where, f"its splits were {[part.name for part in parts]}")
@@ -113,6 +117,7 @@ class Plan:
             shards = min(done, len(part.bounds) - 1)
             found.append(_followed(part, one, order_of(part.samples, seed)[: part.bounds[shards]], where))
             done -= shards
+            _keep_columns(part, one, where)
         return cls(tuple(part for part, _ in found), tuple(now for _, now in found))
 
     def to_json(self) -> str:
@@ -154,6 +159,18 @@ def _followed(part: Part, one: SampleSet, done: NDArray[np.int64], where: object
             f"({len(changed):,} such files). Put it back as it was, or remove {where} to begin anew."
         )
     return replace(part, fingerprint=one.fingerprint, sizes=present), now
+
+
+def _keep_columns(part: Part, one: SampleSet, where: object) -> None:
+    """Have ``one`` stored as it was: what was mended since, or is passed over now, may change how it would be."""
+    if list(one.columns.items()) == list(part.columns.items()):
+        return
+    if not isinstance(one, KeepsColumns) or one.columns.keys() - _FREE != part.columns.keys() - _FREE:
+        then, now = (
+            ", ".join(f"{name} ({column.mds})" for name, column in told.items()) for told in (part.columns, one.columns)
+        )
+        raise _another(where, f"its columns were {then}, and are {now}")
+    one.keep_columns(part.columns)
 
 
 def _another(where: object, what: str) -> ConfigError:

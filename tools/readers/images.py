@@ -100,6 +100,10 @@ class ImageTree:
         bounds = folders.bounds.tolist()
         return b"\0".join(folders.paths[start:stop] for start, stop in pairwise(bounds)), folders.sizes
 
+    def keep_columns(self, columns: dict[str, Column]) -> None:
+        """See `KeepsColumns`: of which kind the images are is seen by their names."""
+        self.columns = columns
+
 
 def read_images(src: Path, options: Options | None = None, *, allow_empty: bool = False) -> list[ImageTree]:
     """The images in the class folders of ``src``: one set, or one per split, ``src/<split>/<class>/**/<image>``.

@@ -17,10 +17,10 @@ from infobatch_stream.sources.tar_shards import TarShards, readable
 from infobatch_stream.sources.urls import base_name, expand_shards, is_remote, local_path
 
 from ..encodings import Form, fit, form_of, strictly
-from ..extensions import is_extension, is_image, split_prefix
+from ..extensions import is_extension, is_image
 from ..samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 from .columns import Options, misfit, read_classes, read_columns, unknown
-from .tar_survey import Odd, Survey, encoding_for, why_unfit
+from .tar_survey import Odd, Survey, encoding_for, give, why_unfit
 from .temporary import temporary_folder
 
 __all__ = ["TarSet"]
@@ -52,6 +52,7 @@ class TarSet:
         if cache_dir is None and any(map(is_remote, urls)):
             cache_dir = temporary_folder(self)
         self._where = urls[0] if len(urls) == 1 else f"{urls[0]} ..."
+        self._odd: dict[str, str] = {}  # column -> a note on how it is stored
         self.notes: Sequence[str] = ()
         self.lost: Sequence[str] = ()
         names = expand_shards(urls)
@@ -70,8 +71,10 @@ class TarSet:
                 f"{survey.bare.first}; add one of its own (--column), remove the sample, or leave it out (--on-error "
                 "skip)."
             )
-        columns = self._stored(survey, told or {}, options)
-        self._required = self._find_required(columns, told, options)
+        columns = options.changed(self._stored(survey, told or {}, options), self._where)
+        # Where samples are known to have different members, some were without them from the start.
+        self._free = frozenset(columns) - options.given if MEMBERS in (told or {}) else frozenset[str]()
+        self._required = self._find_required(columns)
         places = [place for place, name in enumerate(columns) if name in self._required]
         survey.set_order(((index, self._picked(index)) for index in self._indexes()), places, skip=options.skip)
         if survey.order is not None:  # MDS sorts its columns: here they are as the members are
@@ -80,7 +83,7 @@ class TarSet:
         head = {KEY: Column("str", "txt")} if options.keys and (told is None or KEY in told) else {}
         if survey.order is None or (told is not None and MEMBERS in told):
             head[MEMBERS] = Column("str", "txt")
-        self.columns = head | options.changed(columns, self._where)
+        self.columns = head | columns
         self._strict = frozenset() if told else frozenset(columns) - options.given
         self.fingerprint = fingerprint(
             "wds",
@@ -119,6 +122,15 @@ class TarSet:
         if MEMBERS in self.columns:
             sample[MEMBERS] = json.dumps([members[extension] for extension in raw if extension in members])
         return sample
+
+    def keep_columns(self, columns: dict[str, Column]) -> None:
+        """See `KeepsColumns`: types and order follow from which samples are whole, and from whether others count."""
+        for name in self._parts:
+            if (kept := columns[name].mds) != (now := self.columns[name].mds):
+                why = f"as when the conversion began (begun now, it would be {now})"
+                self._odd[name] = f"{self._where}: the column {name!r} is stored as {kept}, {why}"
+        self.columns, self.notes = columns, list(self._odd.values())
+        self._required = self._find_required({name: columns[name] for name in self._parts})
 
     def sizes(self) -> NDArray[np.int64]:
         """int64[len]: of the members and the fields that name them; from the indexes."""
@@ -159,7 +171,7 @@ class TarSet:
         there = list(dict.fromkeys(extension for index in self._indexes() for extension in index.extensions))
         owned = {name: column.wds.split(";") for name, column in told.items() if name not in (KEY, MEMBERS)}
         for extension in there if owned else ():
-            _give(extension, owned, told, self._where)
+            give(extension, owned, told, self._where)
         if options.columns is not None:
             owned = {
                 name: [extension for part in source.split(";") for extension in owned.get(part, [part])]
@@ -194,19 +206,12 @@ class TarSet:
             owned[name] = found
         return {name: tuple(extensions) for name, extensions in owned.items()}
 
-    def _find_required(
-        self, columns: dict[str, Column], told: dict[str, Column] | None, options: Options
-    ) -> frozenset[str]:
-        """The columns that every sample must have: no library decodes nothing as a number, an array or an image.
-
-        Where ``columns.json`` says that samples have different members, some were without them from the start.
-        """
-        free = frozenset(columns) - options.given if MEMBERS in (told or {}) else frozenset()
-        stored = {name: (options.encodings or {}).get(name, column.mds) for name, column in columns.items()}
+    def _find_required(self, columns: dict[str, Column]) -> frozenset[str]:
+        """The columns that every sample must have: no library decodes nothing as a number, an array or an image."""
         return frozenset(
             name
-            for name, mds in stored.items()
-            if form_of(mds) is not Form.RAW or (mds not in ("bytes", "str") and name not in free)
+            for name, column in columns.items()
+            if form_of(column.mds) is not Form.RAW or (column.mds not in ("bytes", "str") and name not in self._free)
         )
 
     def _picked(self, index: TarIndex) -> NDArray[np.int64]:
@@ -253,12 +258,12 @@ class TarSet:
 
     def _tell(self, name: str, mds: str, odd: Odd, total: int, which: str) -> None:
         """Note that a column is stored as bytes."""
-        self.notes = [
-            *self.notes,
+        self._odd[name] = (
             f"{self._where}: the column {name!r} is stored as bytes and not as {mds}, because of {odd.count:,} of "
             f"{total:,} samples{which} ({odd.first}). To leave such samples out instead: --encoding {name}={mds} "
-            "--on-error skip",
-        ]
+            "--on-error skip"
+        )
+        self.notes = list(self._odd.values())
 
 
 def _name_of(raw: dict[str, Any]) -> str:
@@ -267,25 +272,3 @@ def _name_of(raw: dict[str, Any]) -> str:
 
 def _folder(url: str) -> str:
     return url.rpartition("/")[0] if is_remote(url) else str(Path(local_path(url)).parent)
-
-
-def _give(extension: str, owned: dict[str, list[str]], told: dict[str, Column], where: str) -> None:
-    """Add ``extension`` to the column that it belongs to, by ``columns.json``.
-
-    The images of one column may have different extensions, of which only the first is written down.
-    """
-    if any(extension in extensions for extensions in owned.values()):
-        return
-    fitting = [
-        name
-        for name, extensions in owned.items()
-        if is_image(extension)
-        and told[name].mds in ("jpeg", "png")
-        and split_prefix(extensions[0])[0] == split_prefix(extension)[0]
-    ]
-    if len(fitting) != 1:
-        raise DataError(
-            f"{where}: the columns.json beside the shards has no column for the extension {extension!r}; it is of "
-            "other shards: remove it."
-        )
-    owned[fitting[0]].append(extension)
