@@ -15,7 +15,7 @@ def write_images(src, count, sizes):
     rng = np.random.default_rng(1)
     for number in range(count):
         path = src / f"class{number % 4}" / f"{number:04d}.jpg"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(rng.bytes(int(rng.integers(*sizes))))
     return src
 

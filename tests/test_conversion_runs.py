@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from conversions import contents, fetched, images_in, stop_after, write_images
 from hypothesis import given, settings
@@ -328,6 +330,69 @@ def test_a_tree_of_images_whose_only_jpeg_is_removed_goes_on_with_the_columns_th
     )
     assert done.parts[0].samples == 40
     assert json.loads((tmp_path / "out/columns.json").read_text())["image"]["mds"] == "jpeg"
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_where_no_sample_can_be_read_nothing_is_kept_and_once_mended_all_are_converted(request, tmp_path, where):
+    dst = f"s3://{request.getfixturevalue('bucket').bucket}/none" if where == "bucket" else tmp_path / "out"
+    src = write_images(tmp_path / "src", 40, (1, 2))
+    for path in src.rglob("*.jpg"):
+        path.write_bytes(b"")
+    options = {"shard_samples": 3, "on_error": "skip"}
+    with pytest.raises(DataError, match="no sample could be read") as caught:
+        convert(src, dst, "wds", **options)
+    assert not getattr(caught.value, "__notes__", [])
+    assert (fetched(dst) if where == "bucket" else list(tmp_path.glob("out*"))) in ({}, [])
+    write_images(src, 40, (3000, 8000))
+    assert convert(src, dst, "wds", resume=True, **options).parts[0].samples == 40
+
+
+@pytest.mark.parametrize("split", ["test", "train"])  # the first of them, and the last
+def test_a_split_of_which_no_sample_could_be_read_may_be_mended_and_its_conversion_goes_on(tmp_path, split):
+    for name in ("test", "train"):
+        write_images(tmp_path / "src" / name, 40, (3000, 8000))
+    bad = sorted((tmp_path / "src" / split).rglob("*.jpg"))
+    good = [path.read_bytes() for path in bad]
+    for path in bad:
+        path.write_bytes(b"")
+    options = {"shard_samples": 3, "on_error": "skip"}
+    with pytest.raises(DataError, match=f"no sample of {split} could be read") as caught:
+        convert(tmp_path / "src", tmp_path / "out", "wds", **options)
+    assert bool(getattr(caught.value, "__notes__", [])) == (tmp_path / "out.partial").exists() == (split == "train")
+    for path, data in zip(bad, good, strict=True):
+        path.write_bytes(data)
+    done = convert(tmp_path / "src", tmp_path / "out", "wds", resume=True, **options)
+    assert [part.samples for part in done.parts] == [40, 40]
+
+
+@pytest.mark.parametrize("kind", ["tree", "table"])
+def test_after_bad_data_that_is_advised_which_works(tmp_path, kind):
+    images = [Image.new("L", (9, 9), number) for number in range(40)]
+    (tmp_path / "src/c").mkdir(parents=True)
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"src/c/{number:02}.png")
+    src, options = tmp_path / "src", {"shard_samples": 5, "check": True, "shuffle": False}
+    bad = src / "c/30.png"
+    whole = bad.read_bytes()
+
+    def make(data):
+        bad.write_bytes(data)
+        if kind == "table":
+            rows = [{"image": path.read_bytes()} for path in sorted((tmp_path / "src").rglob("*.png"))]
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+        return src if kind == "tree" else tmp_path / "t.parquet"
+
+    for dst in ("skipped", "mended"):
+        with pytest.raises(DataError, match="cannot be decoded") as caught:
+            convert(make(whole[:-30]), tmp_path / dst, "wds", **options)
+        (note,) = caught.value.__notes__
+        assert ("mend or remove what is named, and go on with --resume" in note) == (kind == "tree")
+        if dst == "skipped":
+            done = convert(make(whole[:-30]), tmp_path / dst, "wds", resume=True, on_error="skip", **options)
+            assert (done.parts[0].samples, len(done.problems)) == (39, 1)
+    if kind == "table":
+        shutil.rmtree(tmp_path / "mended.partial")
+    assert convert(make(whole), tmp_path / "mended", "wds", resume=True, **options).parts[0].samples == 40
 
 
 def test_a_source_of_a_pattern_is_not_replaced_by_what_is_made_of_it(tree, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 from infobatch_stream.errors import ConfigError, MissingExtraError
 
-from .destination import PLAN, STATE, Destination, Record, advise, broken_off, check_recipe
+from .destination import PLAN, STATE, Destination, Record, advise, broken_off, check_recipe, drop_empty
 from .ours import refuse_foreign, refuse_other_sets
 
 __all__ = ["is_url", "url_destination"]
@@ -30,11 +30,17 @@ def is_url(dst: object) -> bool:
 
 @contextmanager
 def url_destination(
-    url: str, *, recipe: Mapping[str, Any] | None = None, resume: bool = False, folders: Collection[str] = ()
+    url: str,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    folders: Collection[str] = (),
+    mendable: bool = False,
 ) -> Iterator[Destination]:
     """``url`` as a `Destination`. A shard is uploaded as a whole; index.json, classes.json come when all are there.
 
     folders: in it, into which shards are written; what else is there is not this conversion's.
+    mendable: a conversion goes on though its source was mended.
 
     Of two conversions that are begun at once, one is refused where the store can write a key only if it is new, as S3
     can; nothing keeps two apart that go on at once. What is there is never replaced: that could not be undone when the
@@ -54,7 +60,7 @@ def url_destination(
                 error.filename = scratch
             threads.shutdown(cancel_futures=True)
             if bucket.begun and not bucket.leave(keep=recipe is not None):
-                error.add_note(advise(error, url))
+                error.add_note(advise(error, url, mendable=mendable))
             raise
 
 
@@ -81,7 +87,7 @@ class _Bucket:
         self._uploads: deque[Future[None]] = deque()
         self._put: set[str] = set()  # names of all that this conversion wrote, or began to
         self._named: set[str] = set()  # those of them that stay
-        self._recorded = False  # whether a task is done
+        self._recorded = False  # whether a task is done that has shards
         try:
             import fsspec
         except ImportError as error:
@@ -147,6 +153,7 @@ class _Bucket:
                     break
                 self.done.append(record)
                 self._named.update(record["files"])
+        drop_empty(self.done)
         self._recorded = bool(self.done)
 
     def publish(self, record: Record, files: Mapping[str, Path]) -> None:
@@ -163,7 +170,7 @@ class _Bucket:
                 self._fs.put_file(str(path), f"{self._root}/{name}")
             path.unlink()
         self.write(f"{STATE}/done/{number:06d}.json", json.dumps(record))
-        self._recorded = True
+        self._recorded = self._recorded or bool(files)
 
     def write(self, name: str, text: str) -> None:
         if not name.startswith(STATE):

@@ -24,7 +24,7 @@ from .on_ray import write_on_ray
 from .pool import await_server, ordered_map, start_server
 from .readers import TableSet, read_source
 from .reencode import Reencoder
-from .samples import KEY, MEMBERS, Column, Sample, SampleSet, column_of
+from .samples import KEY, MEMBERS, Column, FileSet, Sample, SampleSet, column_of
 from .shard_plan import Plan
 from .shard_sizes import check_largest, sizes_in_shards
 from .tar_names import check_keys
@@ -131,8 +131,10 @@ def convert(
     room = room_for_samples(target.format, shard_bytes)
     sizes = [sizes_in_shards(job, one) for one in sets]
     check_largest(job, sizes, room)
-    folders = [one.name for one in sets]
-    with open_destination(dst, overwrite=overwrite, recipe=recipe, resume=resume, folders=folders) as out:
+    with open_destination(
+        dst, overwrite=overwrite, recipe=recipe, resume=resume, folders=[one.name for one in sets],
+        mendable=all(isinstance(one, FileSet) for one in sets),
+    ) as out:  # fmt: skip
         if out.done:
             plan = Plan.resume(out.plan or b"", out.where, sets, order, len(out.done))
         else:

@@ -25,6 +25,7 @@ __all__ = [
     "advise",
     "broken_off",
     "check_recipe",
+    "drop_empty",
     "local_destination",
 ]
 
@@ -61,9 +62,11 @@ def local_destination(
     recipe: Mapping[str, Any] | None = None,
     resume: bool = False,
     folders: Collection[str] = (),
+    mendable: bool = False,
 ) -> Iterator[Destination]:
     """A new folder beside ``dst``, renamed to ``dst`` at the end. folders: in it, into which shards are written.
 
+    mendable: a conversion goes on though its source was mended.
     If anything is raised it is removed, or kept for `resume` with a note at the error, if there is a ``recipe`` (what
     makes the shards, as plain values) and some shards are done. A kill leaves it. Raises ConfigError where ``dst``
     cannot be made: it holds something (with ``overwrite``: something else than shards, or shards in other ``folders``),
@@ -100,9 +103,9 @@ def local_destination(
             error.filename = str(dst)  # a full disk is told of without saying which, or by a name that nobody knows
         if lock is None and staged.exists():  # another conversion's
             raise
-        if recipe is not None and any((staged / STATE / "done").glob("*.json")):
+        if recipe is not None and _holds_shards(staged):
             shutil.rmtree(staged / STATE / "scratch", ignore_errors=True)
-            error.add_note(advise(error, staged))
+            error.add_note(advise(error, staged, mendable=mendable))
             raise
         _remove_ours(staged)
         for parent in made:
@@ -122,14 +125,20 @@ def broken_off(staged: object, dst: object) -> ConfigError:
     )
 
 
-def advise(error: BaseException, kept: object) -> str:
-    """What to do after ``error``, when shards that are done are ``kept`` somewhere."""
-    if isinstance(error, DataError | TooLargeError):
+def advise(error: BaseException, kept: object, *, mendable: bool) -> str:
+    """What to do after ``error``, when shards that are done are ``kept`` somewhere. mendable: the source may change."""
+    done = f"The shards that are done are kept in {kept}"
+    if not isinstance(error, DataError | TooLargeError):
+        return f"{done}: go on with --resume, or remove it."
+    if mendable:
         return (
-            f"The shards that are done are kept in {kept}: mend or remove what is named, and go on with --resume; or "
-            "pass over it with --resume --on-error skip."
+            f"{done}: mend or remove what is named, and go on with --resume; or pass over it with --resume --on-error "
+            "skip."
         )
-    return f"The shards that are done are kept in {kept}: go on with --resume, or remove it."
+    return (
+        f"{done}: pass over what is named with --resume --on-error skip. Or mend it, remove {kept}, and begin anew: to "
+        "go on, such a source must be as it was."
+    )
 
 
 def _check_resumable(staged: Path) -> None:
@@ -140,6 +149,14 @@ def _check_resumable(staged: Path) -> None:
             "Move it away, or give another destination."
         )
     refuse_foreign(staged, _files(staged))
+
+
+def _holds_shards(staged: Path) -> bool:
+    """Whether a task is done that has shards, and not only samples that were passed over."""
+    try:
+        return any(json.loads(path.read_bytes())["files"] for path in (staged / STATE / "done").glob("*.json"))
+    except (OSError, ValueError, TypeError, KeyError):  # of a record that a power failure damaged
+        return True
 
 
 def _remove_ours(staged: Path) -> None:
@@ -188,6 +205,7 @@ class _Folder:
         self.done: list[Record] = []
         while (record := self._record(len(self.done))) is not None:
             self.done.append(record)
+        drop_empty(self.done)
         self._next = len(self.done)
         self._names = {name for record in self.done for name in record["files"]}
 
@@ -223,6 +241,12 @@ class _Folder:
         temporary = self.scratch / "text"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+
+
+def drop_empty(done: list[Record]) -> None:
+    """Take the last tasks for not done that have no shard: their samples, all passed over, may be mended by now."""
+    while done and not done[-1]["files"]:
+        done.pop()
 
 
 def check_recipe(where: object, known: bytes, recipe: Mapping[str, Any]) -> None:

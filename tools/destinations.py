@@ -25,13 +25,16 @@ def open_destination(
     recipe: Mapping[str, Any] | None = None,
     resume: bool = False,
     folders: Collection[str] = (),
+    mendable: bool = False,
 ) -> AbstractContextManager[Destination]:
     """The destination in a bucket or a folder, as `url_destination` and `local_destination` have it."""
     if is_url(dst):
         if overwrite:
             raise ConfigError(f"{dst} is in a bucket, where shards are not replaced; remove them, or give another url.")
-        return url_destination(str(dst), recipe=recipe, resume=resume, folders=folders)
-    return local_destination(Path(dst), overwrite=overwrite, recipe=recipe, resume=resume, folders=folders)
+        return url_destination(str(dst), recipe=recipe, resume=resume, folders=folders, mendable=mendable)
+    return local_destination(
+        Path(dst), overwrite=overwrite, recipe=recipe, resume=resume, folders=folders, mendable=mendable
+    )
 
 
 def place_of(dst: Path | str) -> Path | str:

@@ -82,7 +82,9 @@ class Ledger:
                 self._tell(part)
 
     def take(self, part: int, written: Written) -> None:
-        """Publish the shards of the next task, one of the set ``part``."""
+        """Publish the shards of the next task, one of the set ``part``. Raises as `finish`, of the set before."""
+        if part and not self._records[part]:
+            self._check_read(part - 1)
         folder = self._out.scratch / written.folder
         number = sum(len(record["shards"]) for record in self._records[part])
         files: dict[str, Path] = {}
@@ -135,8 +137,7 @@ class Ledger:
         """Write what names the shards. Raises DataError for a set of which no sample could be read."""
         for part, one in enumerate(self._sets):
             shards = self._shards(part)
-            if not shards:
-                raise DataError(f"no sample could be read; the first: {self._records[part][0]['problems'][0]}")
+            self._check_read(part)
             prefix = f"{one.name}/" if one.name else ""
             if one.classes is not None:
                 self._out.write(f"{prefix}classes.json", json.dumps(one.classes, ensure_ascii=False))
@@ -148,6 +149,12 @@ class Ledger:
             else:  # by which one sees that a tar is missing
                 listed = [(shard["file"].rpartition("/")[2], shard["samples"], shard["bytes"]) for shard in shards]
                 self._out.write(f"{prefix}{MANIFEST}", manifest_of(listed))
+
+    def _check_read(self, part: int) -> None:
+        if not self._shards(part):
+            name = self._sets[part].name
+            which = f"no sample of {name}" if name else "no sample"
+            raise DataError(f"{which} could be read; the first: {self._records[part][0]['problems'][0]}")
 
     def summary(self, dst: Path | str, skipped: int, seconds: float = 0.0) -> Conversion:
         """What was written, for the user."""
