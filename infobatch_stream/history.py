@@ -191,7 +191,7 @@ def mend(path: Path, epoch: int, scores: NDArray[np.float32]) -> None:
         chunk = (epoch - 1) // _EPOCHS
         if epoch and has_group(path):
             for row in _epochs_in(path, chunk):
-                if row.number == epoch - 1 and np.isnan(row.mean) and not row.histogram.any():
+                if row.number == epoch - 1 and np.isnan(row.mean):  # which is written last
                     _put_row(path, row.describing(scores), _LEFT)
 
 

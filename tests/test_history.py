@@ -1,7 +1,9 @@
 """The history of a store: what became of every epoch, kept beside the scores, and never in their way."""
 
+import gc
 import json
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,7 +14,16 @@ from hypothesis import strategies as st
 from shards_in_hand import run as command
 from torch.utils.data import TensorDataset
 
-from infobatch_stream import BudgetPruning, ConfigError, FullData, InfoBatchLoader, ScoreStore, SoftPruning, StoreError
+from infobatch_stream import (
+    BudgetPruning,
+    ConfigError,
+    FullData,
+    InfoBatchLoader,
+    ScoreStore,
+    SoftPruning,
+    StoreError,
+    history_array,
+)
 from infobatch_stream.history import EDGES, SHARES, Epoch, History, epochs, training
 from infobatch_stream.recorded import scores_at
 
@@ -139,6 +150,48 @@ def test_going_back_before_the_first_epoch_whose_losses_were_kept_leaves_none_of
         assert np.array_equal(store.at(epoch), wanted)
 
 
+class Killed(BaseException):
+    """Stands for a kill -9: nothing of the library sees it."""
+
+
+def test_a_process_killed_anywhere_in_the_row_after_a_commit_leaves_one_that_the_next_mends(tmp_path, monkeypatch):
+    train(loader(tmp_path / "whole.zarr", 2))
+    (*_, wanted) = epochs(tmp_path / "whole.zarr")
+    after, replace, killed = History.after, history_array.replace_inside, 0
+
+    def until(count):
+        """Writes nothing after ``count`` files of the row."""
+
+        def write(*args):
+            nonlocal count, killed
+            if not count:
+                killed += 1
+                raise Killed
+            count -= 1
+            replace(*args)
+
+        def last(self, scores):
+            if self._epoch.number == 1:
+                monkeypatch.setattr(history_array, "replace_inside", write)
+            after(self, scores)
+
+        return last
+
+    for count in range(7):
+        path = tmp_path / f"{count}.zarr"
+        monkeypatch.setattr(History, "after", until(count))
+        with suppress(Killed):
+            train(loader(path, 2))
+        monkeypatch.undo()
+        gc.collect()
+        loader(path, 2, existing="continue")
+        (*_, found) = epochs(path)
+        assert (found.number, found.mean) == (1, wanted.mean), count
+        assert np.array_equal(found.quantiles, wanted.quantiles)
+        assert np.array_equal(found.histogram, wanted.histogram)
+    assert killed >= 5  # of quantiles, histogram and mean: the values, and how many there are
+
+
 def test_an_earlier_checkpoint_takes_the_history_back_with_it(tmp_path):
     path = tmp_path / "s.zarr"
     state = train(loader(path), until=(2, 3))
@@ -193,10 +246,6 @@ def test_what_a_broken_off_commit_wrote_is_not_counted_twice(tmp_path, monkeypat
     assert ours.times.tolist() == wanted.times.tolist()
     assert ours.last.tolist() == wanted.last.tolist()
     assert [row.kept for row in epochs(path)] == [row.kept for row in epochs(whole)]
-
-
-class Killed(BaseException):
-    """Stands for a kill -9: nothing of the library sees it."""
 
 
 @pytest.mark.parametrize("go_on", ["continue", "checkpoint"])
