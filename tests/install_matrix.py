@@ -10,6 +10,7 @@ each Python shows what they take. "Looked at" are files that pip fetched and did
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,6 +133,8 @@ def main() -> None:
     )
     parser.add_argument("--all-tests", action="store_true", help="the whole of `pytest`, not some files")
     options = parser.parse_args()
+    if "uv" in options.installers and not shutil.which("uv"):
+        parser.error("there is no uv on the PATH: pip install uv, or name other --installers")
     print("| Python | by | command | seconds to install | packages | looked at | seconds to run | |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(prefix="install-") as folder:
