@@ -33,6 +33,7 @@ from infobatch_stream.tools.convert import convert
 from infobatch_stream.tools.duplicates import digest, find_duplicates
 from infobatch_stream.tools.encodings import fixed_size
 from infobatch_stream.tools.findings import Findings, Problem, Severity
+from infobatch_stream.tools.ours import STATE
 from infobatch_stream.tools.streams import BLOCK, Stream, decompressed
 from infobatch_stream.tools.values import mds_check, tar_check
 from infobatch_stream.tools.verify import Report, verify
@@ -353,6 +354,19 @@ def test_required_columns_unknown_encodings_and_hashes(mds):
     (_, one), (_, other) = the_one_of(verify([mds]), Severity.WARNING)
     assert "have different columns ('raw')" in one
     assert "encoding 'mine!', which is not streaming's" in other
+
+
+def test_good_data_is_not_called_left_over(tmp_path, tars):
+    write_tar(tmp_path / "parts/data.part-0000.tar", [{"__key__": "a", "cls": "1"}])
+    write_tar(tmp_path / "parts/data.part-0001.tar", [{"__key__": "b", "cls": "1"}])
+    assert lines(verify([tmp_path / "parts"])) == []
+    (tars / "out.partial" / STATE).mkdir(parents=True)
+    (tars / "x.partial").mkdir()
+    assert lines(verify([tars])) == [
+        f"warning: {tars}: x.partial was left by something that was broken off; remove it",
+        f"note: {tars}: out.partial holds a conversion that was broken off or is running, and can be resumed (convert "
+        "--resume)",
+    ]
 
 
 def test_files_that_nobody_reads_are_noted(mds, tars):

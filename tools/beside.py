@@ -10,6 +10,7 @@ from infobatch_stream.errors import DataError
 from .findings import Findings, Severity
 from .manifest import MANIFEST
 from .numbering import gaps
+from .ours import STATE
 from .readers.columns import read_columns
 from .tar_columns import TarColumns
 
@@ -18,6 +19,7 @@ __all__ = ["columns_of", "count_classes", "look_around", "look_for_gaps", "look_
 _BESIDE = ("index.json", "classes.json", "columns.json", MANIFEST)
 _SHARD = re.compile(r"\.mds(\.|$)")
 _HALF = re.compile(r"\.(tmp|part|partial|incomplete|crdownload)([.-]|$)")  # what a writer or download leaves that died
+_WHOLE = re.compile(r"\.(tar(\.index\.npz|\.gz|\.bz2|\.xz|\.zst)?|tgz|mds)$")
 
 
 def count_classes(folder: Path, findings: Findings) -> int | None:
@@ -48,18 +50,22 @@ def columns_of(folder: Path, findings: Findings) -> TarColumns:
 def look_around(folder: Path, known: set[str], findings: Findings) -> None:
     """Warn of the shards in an MDS folder that its index.json does not name, and note other files."""
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
-    half = look_for_halves(names, findings)
+    half = look_for_halves(folder, names, findings)
     for name in names:
         if name not in known | half and Path(name).name not in _BESIDE:
             severity = Severity.WARNING if _SHARD.search(name) else Severity.NOTE
             findings.add(severity, f"{name} is named by no index.json, so nothing reads it")
 
 
-def look_for_halves(names: Iterable[str], findings: Findings) -> set[str]:
-    """Warn of what a writer or a download left that was broken off."""
-    half = {name for name in names if _HALF.search(name)}
+def look_for_halves(folder: Path, names: Iterable[str], findings: Findings) -> set[str]:
+    """Warn of what a writer or a download left in ``folder`` that was broken off; a shard never is."""
+    half = {name for name in names if _HALF.search(name) and not _WHOLE.search(name)}
     for name in sorted(half):
-        findings.add(Severity.WARNING, f"{name} was left by something that was broken off; remove it")
+        if (folder / name / STATE).is_dir():
+            what = f"{name} holds a conversion that was broken off or is running, and can be resumed (convert --resume)"
+            findings.add(Severity.NOTE, what)
+        else:
+            findings.add(Severity.WARNING, f"{name} was left by something that was broken off; remove it")
     return half
 
 

@@ -64,7 +64,7 @@ def open_tars(folder: Path, names: Sequence[str], findings: Findings, *, whole: 
     inside = [Path(name).name for name in names]
     tars = {name for name in there if name.endswith(".tar")}
     look_for_gaps(inside, tars, findings, whole=whole)
-    look_for_halves(there, findings)
+    look_for_halves(folder, there, findings)
     try:
         listed = read_manifest(folder)
     except DataError as error:
