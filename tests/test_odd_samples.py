@@ -72,6 +72,30 @@ def test_one_odd_sample_changes_a_type_with_a_note_or_is_left_out(tmp_path, odd,
         assert (len(done.problems), done.notes) == (1, ())
 
 
+@pytest.mark.parametrize("others", [{}, {0: {"jpg": PICTURE, "cls": b"cat"}}])
+def test_numbers_that_are_written_in_another_way_are_stored_as_numbers_as_the_note_says(tmp_path, others):
+    lines = {number: {"jpg": PICTURE, "cls": f"{number % 7}\n".encode()} for number in range(60)}
+    write_tar(tmp_path / "src/x.tar", odd=lines | others)
+    (note,) = convert(tmp_path / "src", tmp_path / "out", "mds").notes
+    assert "--encoding cls=int stores them as numbers" in note
+    assert (
+        ("with --on-error skip leaves out those that are none" in note) == ("--on-error skip" in note) == bool(others)
+    )
+    mode = "skip" if others else "raise"
+    done = convert(tmp_path / "src", tmp_path / "again", "mds", encodings={"cls": "int"}, on_error=mode)
+    assert (done.parts[0].samples, len(done.problems), done.notes) == (COUNT - len(others), len(others), ())
+    (back,) = read_source(tmp_path / "again")
+    assert [back[k]["cls"] for k in range(len(back))] == [k % 7 for k in range(len(others), COUNT)]
+
+
+def test_what_is_no_json_is_left_out_as_the_note_says(tmp_path):
+    write_tar(tmp_path / "src/x.tar", odd={k: {"json": b"{" if k % 5 == 0 else b"{}"} for k in range(COUNT)})
+    (note,) = convert(tmp_path / "src", tmp_path / "out", "mds").notes
+    assert note.endswith("To leave such samples out instead: --encoding json=json --on-error skip")
+    done = convert(tmp_path / "src", tmp_path / "again", "mds", encodings={"json": "json"}, on_error="skip")
+    assert (done.parts[0].samples, len(done.problems), done.notes) == (COUNT * 4 // 5, COUNT // 5, ())
+
+
 def test_samples_that_are_left_out_do_not_add_a_field_of_members(tmp_path):
     write_tar(tmp_path / "src/x.tar", odd={77: {"jpg": PICTURE}, 78: {"other": b"x"}})
     (source,) = read_source(tmp_path / "src", skip=True, columns={"image": "jpg", "label": "cls"})

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.tar_index import TarIndex
 
-from ..encodings import strictly
+from ..encodings import fit, strictly
 from ..extensions import encoding_of, is_image, split_prefix
 from ..samples import Column
 
-__all__ = ["Odd", "Survey", "encoding_for", "give", "why_unfit"]
+__all__ = ["Odd", "Survey", "encoding_for", "fits", "give", "why_unfit"]
 
 _INT_LENGTH = 20  # characters of an int64, at most
 _FEW = 0.1  # the share of odd samples up to which those are left out (if that is allowed), and the type stays
@@ -21,10 +21,14 @@ _FEW = 0.1  # the share of odd samples up to which those are left out (if that i
 
 @dataclass
 class Odd:
-    """Samples of which a column is not as it should be: how many, and why and where the first is."""
+    """Samples of which a column is not as it should be: how many, and why and where the first is.
+
+    fitting: those of them whose value has the type of the column all the same, though in other bytes.
+    """
 
     count: int = 0
     first: str = ""
+    fitting: int = 0
 
     def add(self, count: int, first: str) -> None:
         """So many more."""
@@ -113,6 +117,15 @@ def why_unfit(data: bytes, encoding: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def fits(data: bytes, encoding: str) -> bool:
+    """Whether a member that is `why_unfit` would still be stored, where the user gives the encoding."""
+    try:
+        fit(data, encoding)
+    except ValueError:
+        return False
+    return encoding != "json"
 
 
 def give(extension: str, owned: dict[str, list[str]], told: dict[str, Column], where: str) -> None:

@@ -20,7 +20,7 @@ from ..encodings import Form, fit, form_of, strictly
 from ..extensions import is_extension, is_image
 from ..samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 from .columns import Options, misfit, read_classes, read_columns, unknown
-from .tar_survey import Odd, Survey, encoding_for, give, why_unfit
+from .tar_survey import Odd, Survey, encoding_for, fits, give, why_unfit
 from .temporary import temporary_folder
 
 __all__ = ["TarSet"]
@@ -84,7 +84,8 @@ class TarSet:
         if survey.order is None or (told is not None and MEMBERS in told):
             head[MEMBERS] = Column("str", "txt")
         self.columns = head | columns
-        self._strict = frozenset() if told else frozenset(columns) - options.given
+        checked = {name for name in options.given if columns[name].mds == "json"}  # of which any text could be stored
+        self._strict = checked if told else frozenset(columns) - options.given | checked
         self.fingerprint = fingerprint(
             "wds",
             [*map(base_name, names), *self._shards.sizes.tolist(), *self._shards.probes, survey.bytes],
@@ -250,6 +251,7 @@ class TarSet:
                 for extension in self._parts[name]:
                     if raw.get(extension) and (why := why_unfit(raw[extension], columns[name].mds)):
                         odd.add(1, f"{_name_of(raw)}: {why}")
+                        odd.fitting += fits(raw[extension], columns[name].mds)
         for name, odd in doubtful.items():
             if not odd.keeps_type(len(positions), skip=options.skip):
                 self._tell(name, columns[name].mds, odd, len(positions), " that were looked at")
@@ -258,10 +260,14 @@ class TarSet:
 
     def _tell(self, name: str, mds: str, odd: Odd, total: int, which: str) -> None:
         """Note that a column is stored as bytes."""
+        remedy = f"To leave such samples out instead: --encoding {name}={mds} --on-error skip"
+        if odd.fitting:  # and not as they are written
+            remedy = f"--encoding {name}={mds} stores them as {'numbers' if mds == 'int' else mds} instead"
+        if 0 < odd.fitting < odd.count:
+            remedy += ", and with --on-error skip leaves out those that are none"
         self._odd[name] = (
             f"{self._where}: the column {name!r} is stored as bytes and not as {mds}, because of {odd.count:,} of "
-            f"{total:,} samples{which} ({odd.first}). To leave such samples out instead: --encoding {name}={mds} "
-            "--on-error skip"
+            f"{total:,} samples{which} ({odd.first}). {remedy}"
         )
         self.notes = list(self._odd.values())
 
