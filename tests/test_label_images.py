@@ -137,6 +137,18 @@ def test_only_the_columns_that_are_named_are_made_smaller(tmp_path):
     assert len(values(images_in(tmp_path / "smooth")["seg.png"])) > 3
 
 
+def test_of_two_columns_that_become_one_kind_of_image_the_message_says_what_works(tmp_path):
+    write_tar(tmp_path / "src/x.tar", {"gif": encoded(GRAY, "GIF"), "jpg": encoded(PHOTO, "JPEG")})
+    arguments = ("convert", tmp_path / "src", tmp_path / "out", "--format", "wds", "--resize", 64)
+    code, _, err = run(*arguments)
+    assert code == 1
+    for number, option in enumerate((["--extension", "gif=other.jpg"], ["--resize-column", "jpg"])):
+        assert " ".join(option) in " ".join(err.split())
+        code, _, err2 = run("convert", tmp_path / "src", tmp_path / str(number), *arguments[3:], *option)
+        assert (code, err2) == (0, "")
+        assert set(images_in(tmp_path / str(number))) == {"jpg", "other.jpg" if number == 0 else "gif"}
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "text"),
     [

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from fuzz.run import memory_below
 from fuzz.seeds import HOSTILE
@@ -367,6 +368,14 @@ def test_good_data_is_not_called_left_over(tmp_path, tars):
         f"note: {tars}: out.partial holds a conversion that was broken off or is running, and can be resumed (convert "
         "--resume)",
     ]
+
+
+def test_images_of_one_column_may_be_of_different_kinds(tmp_path):
+    kinds = ["PNG", "PNG", "JPEG", "GIF", "WEBP"] * 4
+    rows = [{"img": jpeg(k, kind), "second": jpeg(k + 50, kind), "n": k} for k, kind in enumerate(kinds)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    convert(tmp_path / "t.parquet", tmp_path / "out", "wds")
+    assert lines(verify([tmp_path / "out"])) == []
 
 
 def test_files_that_nobody_reads_are_noted(mds, tars):

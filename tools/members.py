@@ -67,7 +67,8 @@ class Members:
             gaps = np.flatnonzero(having != np.arange(len(having)))
             held[kind] = Held(len(having), int(gaps[0]) if gaps.size else len(having), frozenset(names))
         common = dict(sorted(counts.items(), key=lambda one: -one[1])[:_MOST])
-        return cls(samples, held, common, _crowd(samples, found))
+        unowned = {name: rows for name, rows in found.items() if name not in owners}
+        return cls(samples, held, common, _crowd(samples, unowned))
 
 
 def compare(

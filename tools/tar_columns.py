@@ -56,6 +56,15 @@ class TarColumns:
         ]
         return fitting[0] if len(fitting) == 1 else None
 
+    def owned(self, there: Iterable[str]) -> dict[str, list[str]]:
+        """The extensions of each column, with those of the ones ``there`` that belong to it, too."""
+        columns = {name: list(extensions) for name, extensions in self.extensions.items()}
+        for extension in there:
+            name = self.owner(extension)
+            if name is not None and extension not in columns[name]:
+                columns[name].append(extension)
+        return columns
+
     def compare(self, there: Iterable[str], findings: Findings) -> None:
         """What columns.json says that the members of a set with the extensions ``there`` do not bear out."""
         if not self.told:

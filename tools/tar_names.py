@@ -1,6 +1,6 @@
 """Keys and extensions that can name the members of a tar, so that those who read or unpack it get them back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from infobatch_stream.errors import DataError
 from infobatch_stream.sources.tar_grouping import is_meta, split_name
 
 from .extensions import is_extension
-from .samples import KEY, Encoded, SampleSet
+from .samples import KEY, Column, Encoded, SampleSet
 
-__all__ = ["check_keys", "check_names"]
+__all__ = ["check_keys", "check_names", "why_twice"]
 
 _LOOKED_AT = 1000  # samples, evenly spaced
 _LOOKED_INTO = 1 << 27  # bytes of them together, about
@@ -67,3 +67,13 @@ def _checked(key: object) -> str:
             f"nor its first one be as __this__; {_REMEDY}"
         )
     return key
+
+
+def why_twice(one: str, other: str, extension: str, columns: Mapping[str, Column]) -> str:
+    """Why two columns cannot have one extension, and which gets another: that whose own it is not."""
+    if extension in columns[other].wds.split(";"):
+        one, other = other, one
+    return (
+        f"two columns have the extension {extension!r}; give one of them another (--extension {other}=other.{extension}"
+        f"), or, if its images only become so by --resize, let it be (--resize-column {one})"
+    )

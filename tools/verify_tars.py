@@ -60,7 +60,7 @@ class TarShard:
             return Checked(findings, readable=False)
         text, bounds = index.key_text.tobytes(), index.key_bounds.tolist()
         keys = b"".join(key_digest(text[begin:end]) for begin, end in pairwise(bounds))
-        members = Members.of(index, self.columns.extensions)
+        members = Members.of(index, self.columns.owned(index.extensions))
         return Checked(findings, len(index), index.stamp[0], contents, labels, keys, indexed, members=members)
 
     def key(self, row: int) -> str | None:

@@ -18,7 +18,7 @@ from infobatch_stream.errors import ConfigError, MissingExtraError
 
 from .encodings import save_npy
 from .samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
-from .tar_names import check_names
+from .tar_names import check_names, why_twice
 
 __all__ = [
     "MdsShards",
@@ -235,6 +235,7 @@ class WdsShards:
     def _members(self, sample: Sample) -> dict[str, bytes]:
         """Extension -> content, in the order of the members."""
         members: dict[str, bytes] = {}
+        owners: dict[str, str] = {}
         for name, value in sample.items():
             if name in (KEY, MEMBERS):
                 continue
@@ -244,8 +245,8 @@ class WdsShards:
             if extension in members:
                 if MEMBERS in sample and isinstance(value, Encoded) and not value.data:
                     continue
-                raise ValueError(f"two columns have the extension {extension!r}; give columns= with different ones")
-            members[extension] = _wds_bytes(value)
+                raise ValueError(why_twice(owners[extension], name, extension, self._columns))
+            members[extension], owners[extension] = _wds_bytes(value), name
         if MEMBERS in sample:
             members = {extension: members[extension] for extension in json.loads(sample[MEMBERS])}
         return members
