@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from infobatch_stream import layout
 from infobatch_stream.errors import StoreError
-from infobatch_stream.history import carry
+from infobatch_stream.history import carry, mend
 from infobatch_stream.litter import abandoned, hold, make_held, mark, remove_abandoned
 
 __all__ = ["Draft", "TakenError", "put_back", "tidy"]
@@ -81,8 +81,14 @@ class Draft:
         """Take over what is known of earlier epochs from the store at the path, if it is of the same data."""
         with suppress(StoreError):  # damaged: it is replaced for that
             old = layout.read_header(self._path)
-            if (old.num_samples, old.fingerprint) == (self._header.num_samples, self._header.fingerprint):
-                carry(self._path, self.folder, old.num_samples, self._header.epoch)
+            if (old.num_samples, old.fingerprint) != (self._header.num_samples, self._header.fingerprint):
+                return
+            with suppress(StoreError):
+                if old.state != "apply":  # then these are the scores that its last epoch left
+                    layout.check_files(self._path, old.num_samples)
+                    mend(self._path, old.epoch, layout.map_array(self._path, "scores", old.num_samples, "r"))
+            # Of an epoch that it did not commit there may be half a row.
+            carry(self._path, self.folder, old.num_samples, min(old.epoch, self._header.epoch))
 
     def place(self) -> None:
         """Make it the store at the path, by renaming; a store to be replaced is moved aside first, then removed."""

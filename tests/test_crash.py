@@ -56,4 +56,5 @@ def test_runs_killed_at_every_labelled_point_go_on_as_if_they_had_not_been(tmp_p
 @pytest.mark.parametrize("seed", [1, 2])
 def test_200_kills_lose_nothing(tmp_path, seed):
     reports = crash(tmp_path, "--kills", 200 // SHARES, "--seed", seed, seconds=1800)
-    assert [(report["kills"], report["losses"]) for report in reports] == [(200 // SHARES, 0)] * SHARES
+    assert sum(report["kills"] for report in reports) >= 200
+    assert sum(report["losses"] for report in reports) == 0

@@ -24,6 +24,8 @@ from infobatch_stream import (
     StoreError,
     history_array,
 )
+from infobatch_stream.draft import Draft
+from infobatch_stream.header import read_header
 from infobatch_stream.history import EDGES, SHARES, Epoch, History, epochs, training
 from infobatch_stream.recorded import scores_at
 
@@ -277,6 +279,36 @@ def test_the_row_of_an_epoch_whose_process_was_killed_in_the_commit_is_whole_aft
         assert (one.kept, one.threshold, one.mean) == pytest.approx(wanted, nan_ok=True)
         assert np.array_equal(one.histogram, other.histogram)
     assert np.array_equal(training(path, 6).times, training(tmp_path / "whole.zarr", 6).times)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_store_that_is_replaced_by_one_further_on_keeps_the_rows_that_it_committed_and_no_half_ones(
+    tmp_path, monkeypatch, moment
+):
+    train(loader(tmp_path / "whole.zarr"))
+    path, told = tmp_path / "s.zarr", getattr(History, moment)
+
+    def killed(self, *arrays):
+        if moment == "before":
+            told(self, *arrays)
+        if self._epoch.number == 2:
+            raise Killed
+        if moment == "after":
+            told(self, *arrays)
+
+    monkeypatch.setattr(History, moment, killed)
+    with pytest.raises(Killed):
+        train(loader(path))
+    monkeypatch.undo()
+    ahead = ScoreStore.open(tmp_path / "whole.zarr", "r")
+    header = read_header(tmp_path / "whole.zarr").replace(epoch=5)
+    draft = Draft(path, header, scores=ahead.scores, replace=True)
+    draft.keep_history()
+    draft.place()
+    wanted = epochs(tmp_path / "whole.zarr")[: 2 if moment == "before" else 3]
+    for one, other in zip(epochs(path), wanted, strict=True):
+        assert (one.number, one.kept, one.mean) == (other.number, other.kept, other.mean)
+        assert np.array_equal(one.histogram, other.histogram)
 
 
 def test_a_damaged_history_is_an_error_to_who_reads_it_and_a_warning_to_who_trains(tmp_path):
