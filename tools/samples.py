@@ -80,7 +80,7 @@ class SampleSet(Protocol):
     lost: shards that could not be read and are passed over, with the reasons.
     in_files: whether each sample is a file of its own, so that several are read at once to keep the disk busy.
     is_shards: whether the source are shards already, whose order is kept unless a shuffle is asked for.
-    fingerprint: changes when a position would mean another sample: of names and sizes, not of contents.
+    fingerprint: changes when a position would mean another sample: of names and sizes; of tables, of contents.
     """
 
     name: str
