@@ -28,12 +28,14 @@ _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of its mount.h
 _BIND = 0x1000  # MS_BIND
 
 LONG = {
-    "accelerate", "benchmarks", "cifar", "conversion_runs", "crash", "ddp", "demo", "destinations", "elastic", "faults",
-    "foreign_files", "hf_trainer", "imagenet", "leaks", "lightning", "lost_nodes", "nodes", "other_losses", "owner",
-    "packaging", "pages", "readers_real", "readme", "remote_mds", "remote_report", "report_browser", "resumed",
-    "roundtrip_tables", "seeing", "store_machine",
+    "accelerate", "ahead", "benchmarks", "cifar", "conversion_runs", "crash", "ddp", "demo", "destinations",
+    "download", "elastic", "faults", "foreign_files", "hf_trainer", "imagenet", "index_command", "leaks",
+    "lightning", "lossless", "lost_nodes", "lost_processes", "mds", "node_rules", "nodes", "other_losses", "owner",
+    "packaging", "pages", "pool", "readers", "readers_real", "readme", "remote_mds", "remote_report", "remote_wds",
+    "report_browser", "resume", "resumed", "roundtrip_tables", "scores_commands", "seeing", "signals",
+    "store_machine", "unlock", "verify",
 }  # fmt: skip
-"""What is tested in files that take longer than 10 seconds each; `long`, so that what a change broke is soon known."""
+"""What is tested in the files that take longest; `long`, so that what a change broke is soon known."""
 
 
 def pytest_configure(config):
