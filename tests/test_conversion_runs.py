@@ -519,7 +519,7 @@ def test_samples_of_one_key_stay_two_and_images_of_tars_get_the_extension_of_wha
     stream = io.BytesIO()
     Image.new("RGB", (50, 40)).save(stream, "WEBP")
     (tmp_path / "src").mkdir()
-    for number, names in enumerate((["a.mask.webp"], ["a.mask.webp", "a.cls"], ["b.mask.webp"])):
+    for number, names in enumerate((["a.view.webp"], ["a.view.webp", "a.cls"], ["b.view.webp"])):
         with tarfile.open(tmp_path / "src" / f"{number}.tar", "w") as tar:
             for name in names:
                 data = b"7" if name == "a.cls" else stream.getvalue()
@@ -527,8 +527,8 @@ def test_samples_of_one_key_stay_two_and_images_of_tars_get_the_extension_of_wha
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     convert(tmp_path / "src", tmp_path / "same", "wds")
-    convert(tmp_path / "src", tmp_path / "small", "wds", resize=20, columns={"m": "mask.webp", "l": "cls"})
-    for folder, extension in (("same", "mask.webp"), ("small", "mask.jpg")):
+    convert(tmp_path / "src", tmp_path / "small", "wds", resize=20, columns={"m": "view.webp", "l": "cls"})
+    for folder, extension in (("same", "view.webp"), ("small", "view.jpg")):
         dataset = IndexedWebDataset(str(tmp_path / folder))
         fields = [{name for name in dataset[k] if name[0] != "_"} for k in range(len(dataset))]
         assert fields == [{extension}, {extension, "cls"}, {extension}]
