@@ -178,10 +178,11 @@ def test_a_file_beside_it_that_has_a_name_like_one_in_the_making_stays(path, tmp
 @pytest.mark.parametrize(("command", "begin"), [("export", b'"index"'), ("report", b"<!")])
 def test_a_pipe_is_written_to_and_of_a_link_the_file_that_it_leads_to(path, tmp_path, command, begin):
     os.mkfifo(tmp_path / "pipe.csv")
-    with subprocess.Popen(["cat", tmp_path / "pipe.csv"], stdout=subprocess.PIPE) as reader:
+    with (tmp_path / "told").open("wb") as told:  # not a pipe again, which would be full when nobody reads it
+        reader = subprocess.Popen(["cat", tmp_path / "pipe.csv"], stdout=told)
         run(command, path, "-o", tmp_path / "pipe.csv")
-        told = reader.communicate(timeout=60)[0]
-    assert told.startswith(begin)
+        assert reader.wait(60) == 0
+    assert (tmp_path / "told").read_bytes().startswith(begin)
     assert (tmp_path / "pipe.csv").is_fifo()
     run(command, path, "-o", "/dev/null", *(["--format", "csv"] if command == "export" else []))
     assert not Path("/dev/null").is_file()
