@@ -1,6 +1,6 @@
 """Tries the README's commands on fresh environments of several Pythons, and prints a table. Not part of the suite.
 
-    python tests/install_matrix.py python3.11 python3.12 /opt/python3.13/bin/python > table.md
+    python tests/install_matrix.py python3.11 python3.12 /opt/python3.13/bin/python --installers bundled uv > table.md
 
 Each row is one command in an environment of its own, by the pip that the Python brings, by the newest pip, or by uv.
 An environment takes 7 GB, one at a time; downloads are kept in a cache that is empty at the start, so the first row of
