@@ -154,3 +154,11 @@ def shards(tmp_path_factory):
 def own(shards, tmp_path):
     """A copy of it that may be damaged."""
     return Path(shutil.copytree(shards, tmp_path / "own"))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A folder of 10 MDS shards of 12 samples; not to be changed."""
+    from ddp_scripts.data import write_mds
+
+    return Path(write_mds(tmp_path_factory.mktemp("mds") / "many", first=1000, samples=120))

@@ -29,7 +29,7 @@ from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.tools.cli import app
 from infobatch_stream.tools.convert import convert, write_shards
 from infobatch_stream.tools.cuts import cut
-from infobatch_stream.tools.destination import STATE
+from infobatch_stream.tools.ours import STATE
 from infobatch_stream.tools.samples import MEMBERS
 from infobatch_stream.tools.shard_plan import Plan
 

@@ -10,7 +10,7 @@ from servers import s3_server, use_s3
 from infobatch_stream import IndexedWebDataset
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.tools.convert import convert, write_shards
-from infobatch_stream.tools.destination import STATE
+from infobatch_stream.tools.ours import STATE
 
 OPTIONS = {"shard_bytes": 1 << 16}
 ODD = ["run?", "run*", "br[1]", "a{1,2}", "h#1 p%20"]

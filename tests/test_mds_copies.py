@@ -24,12 +24,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """A folder of 10 shards of 12 samples; not to be changed."""
-    return Path(write_mds(tmp_path_factory.mktemp("mds") / "many", first=1000, samples=120))
-
-
-@pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """The same, compressed."""
     folder = tmp_path_factory.mktemp("mds") / "packed"

@@ -17,12 +17,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """A folder of 10 shards of 12 samples; not to be changed."""
-    return Path(write_mds(tmp_path_factory.mktemp("mds") / "many", first=1000, samples=120))
-
-
 @pytest.mark.parametrize("moment", ["before the loader", "after it"])
 @pytest.mark.parametrize("split", [None, "train"])
 def test_relative_paths_mean_what_they_meant_when_the_dataset_was_made(many, tmp_path, monkeypatch, moment, split):
@@ -72,7 +66,7 @@ def test_a_relative_remote_is_refused_when_no_local_tells_of_what(two, tmp_path,
         open_source(dataset)
     monkeypatch.chdir(tmp_path / "one")
     remedy = str(error.value).split("remote=")[-1].removesuffix(".")
-    dataset = Augmented(remote=eval(remedy), local=str(tmp_path / "another cache"))
+    dataset = Augmented(remote=eval(remedy, {"Path": Path}), local=str(tmp_path / "another cache"))
     monkeypatch.chdir(tmp_path / "two")
     assert open_source(dataset).read(5)[0] == 5
 

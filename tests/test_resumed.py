@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.tools.cli import app
 from infobatch_stream.tools.convert import convert
-from infobatch_stream.tools.destination import PLAN
+from infobatch_stream.tools.ours import PLAN
 
 OPTIONS = {"shard_bytes": 1 << 16}
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -13,8 +13,8 @@ from typing import Any
 
 from infobatch_stream.errors import ConfigError, MissingExtraError
 
-from .destination import PLAN, STATE, Destination, Record, advise, broken_off, check_recipe, drop_empty
-from .ours import refuse_foreign, refuse_other_sets
+from .destination import Destination, Record, advise, broken_off, check_recipe, drop_empty
+from .ours import PLAN, STATE, refuse_foreign, refuse_other_sets
 
 __all__ = ["is_url", "url_destination"]
 

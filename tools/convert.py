@@ -15,12 +15,12 @@ from typing import Literal
 
 from infobatch_stream.errors import ConfigError
 
-from .destination import PLAN
 from .destinations import check_apart, open_destination, place_of
 from .fitted import fitted
 from .label_images import find_label_columns
 from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
 from .on_ray import write_on_ray
+from .ours import PLAN
 from .pool import await_server, ordered_map, start_server
 from .readers import TableSet, read_source
 from .reencode import Reencoder

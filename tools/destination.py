@@ -18,8 +18,6 @@ from .ours import PLAN, STATE, is_ours, refuse_foreign, refuse_other_sets
 from .writers import TooLargeError
 
 __all__ = [
-    "PLAN",
-    "STATE",
     "Destination",
     "Record",
     "advise",

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.errors import DataError
 from infobatch_stream.sources.tar_index import TarIndex
 
 from ..encodings import fit, strictly
-from ..extensions import encoding_of, is_image, split_prefix
-from ..samples import Column
+from ..extensions import encoding_of
 
-__all__ = ["Odd", "Survey", "encoding_for", "fits", "give", "why_unfit"]
+__all__ = ["Odd", "Survey", "encoding_for", "fits", "why_unfit"]
 
 _INT_LENGTH = 20  # characters of an int64, at most
 _FEW = 0.1  # the share of odd samples up to which those are left out (if that is allowed), and the type stays
@@ -126,25 +124,3 @@ def fits(data: bytes, encoding: str) -> bool:
     except ValueError:
         return False
     return encoding != "json"
-
-
-def give(extension: str, owned: dict[str, list[str]], told: dict[str, Column], where: str) -> None:
-    """Add ``extension`` to the column that it belongs to, by ``columns.json``.
-
-    The images of one column may have different extensions, of which only the first is written down.
-    """
-    if any(extension in extensions for extensions in owned.values()):
-        return
-    fitting = [
-        name
-        for name, extensions in owned.items()
-        if is_image(extension)
-        and told[name].mds in ("jpeg", "png")
-        and split_prefix(extensions[0])[0] == split_prefix(extension)[0]
-    ]
-    if len(fitting) != 1:
-        raise DataError(
-            f"{where}: the columns.json beside the shards has no column for the extension {extension!r}; it is of "
-            "other shards: remove it."
-        )
-    owned[fitting[0]].append(extension)

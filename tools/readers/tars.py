@@ -19,8 +19,9 @@ from infobatch_stream.sources.urls import base_name, expand_shards, is_remote, l
 from ..encodings import Form, fit, form_of, strictly
 from ..extensions import is_extension, is_image
 from ..samples import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
+from ..tar_columns import TarColumns
 from .columns import Options, misfit, read_classes, read_columns, unknown
-from .tar_survey import Odd, Survey, encoding_for, fits, give, why_unfit
+from .tar_survey import Odd, Survey, encoding_for, fits, why_unfit
 from .temporary import temporary_folder
 
 __all__ = ["TarSet"]
@@ -170,9 +171,14 @@ class TarSet:
     def _divide(self, options: Options, told: dict[str, Column]) -> dict[str, tuple[str, ...]]:
         """Column -> the extensions of its members, of which the first that a sample has is taken."""
         there = list(dict.fromkeys(extension for index in self._indexes() for extension in index.extensions))
-        owned = {name: column.wds.split(";") for name, column in told.items() if name not in (KEY, MEMBERS)}
+        columns = TarColumns(told)
+        owned = columns.owned(there)
         for extension in there if owned else ():
-            give(extension, owned, told, self._where)
+            if columns.owner(extension) is None:
+                raise DataError(
+                    f"{self._where}: the columns.json beside the shards has no column for the extension {extension!r}; "
+                    "it is of other shards: remove it."
+                )
         if options.columns is not None:
             owned = {
                 name: [extension for part in source.split(";") for extension in owned.get(part, [part])]
