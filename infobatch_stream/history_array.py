@@ -6,6 +6,7 @@ compared with what it has to be, and then a chunk is read and decoded into memor
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -21,7 +22,8 @@ __all__ = ["GROUP", "Form", "HistoryArray", "has_group", "make_group"]
 
 GROUP: Final = "history"
 _GROUP: Final = {"zarr_format": 3, "node_type": "group"}
-_BEGUN: Final = {".zarr.json.new"}  # of a process that was killed
+_METADATA: Final = "zarr.json"
+_BEGUN: Final = {f".{_METADATA}.new"}  # of a process that was killed
 _LEVEL: Final = 5  # of compression by lz4
 _ROOM: Final = 1 << 16  # bytes by which a chunk that cannot be compressed may grow
 
@@ -181,16 +183,19 @@ class HistoryArray:
 
 def _read_json(path: Path, name: str) -> dict[str, Any] | None:
     """What zarr.json of the folder ``name`` holds; None where there is nothing yet."""
-    try:
-        return parse_json(read_inside(path, f"{name}/zarr.json", METADATA_LIMIT))
-    except FileNotFoundError as error:
-        if others := set(names_in(path, name)) - _BEGUN:
-            raise ValueError(f"{name} is not of Zarr's format 3; there is {min(others)}") from error
-        return None
+    file = f"{name}/{_METADATA}"
+    with suppress(FileNotFoundError):
+        return parse_json(read_inside(path, file, METADATA_LIMIT))
+    others = set(names_in(path, name)) - _BEGUN
+    if _METADATA in others:  # a run has written it since
+        return parse_json(read_inside(path, file, METADATA_LIMIT))
+    if others:
+        raise ValueError(f"{name} is not of Zarr's format 3; there is {min(others)}")
+    return None
 
 
 def _write_json(path: Path, name: str, metadata: dict[str, Any]) -> None:
-    replace_inside(path, f"{name}/zarr.json", json.dumps(metadata, indent=2).encode())
+    replace_inside(path, f"{name}/{_METADATA}", json.dumps(metadata, indent=2).encode())
 
 
 def _check(found: dict[str, Any], wanted: dict[str, Any], name: str) -> None:

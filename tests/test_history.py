@@ -311,6 +311,21 @@ def test_a_store_that_is_replaced_by_one_further_on_keeps_the_rows_that_it_commi
         assert np.array_equal(one.histogram, other.histogram)
 
 
+def test_a_history_that_a_run_begins_while_it_is_looked_for_is_read_and_not_called_foreign(tmp_path, monkeypatch):
+    train(loader(tmp_path / "s.zarr", 1))
+    hidden, names_in = tmp_path / "zarr.json", history_array.names_in
+    there = tmp_path / "s.zarr/history/zarr.json"
+    there.rename(hidden)
+
+    def written_just_now(*folder):
+        if hidden.exists():
+            hidden.rename(there)
+        return names_in(*folder)
+
+    monkeypatch.setattr(history_array, "names_in", written_just_now)
+    assert [one.number for one in epochs(tmp_path / "s.zarr")] == [0]
+
+
 def test_a_damaged_history_is_an_error_to_who_reads_it_and_a_warning_to_who_trains(tmp_path):
     path = tmp_path / "s.zarr"
     train(loader(path, 3))
