@@ -237,6 +237,24 @@ def test_a_file_of_unknown_size_claims_more_as_it_grows_and_begins_again_rather_
     assert len(list(tmp_path.glob("*.shard"))) == 1
 
 
+def test_a_shard_that_is_finished_while_the_others_are_counted_is_counted(tmp_path, monkeypatch):
+    cache = ShardCache(tmp_path, 10_000)
+    shard, other = cache.place("x"), cache.place("y")
+    room = shard.with_name(f"{shard.name}.room")
+    room.write_text("6000")
+    listed = ShardCache._ours
+
+    def finished_since(self):
+        found = list(listed(self))
+        shard.write_bytes(bytes(6000))
+        room.unlink()
+        return found
+
+    monkeypatch.setattr(ShardCache, "_ours", finished_since)
+    assert cache.reserve(other, 6000)
+    assert not shard.exists()
+
+
 def test_files_of_others_in_the_folder_are_never_removed(tmp_path, web):
     theirs = [
         "mine.tar",

@@ -146,26 +146,27 @@ class ShardCache:
     def reserve(self, place: Path, size: int) -> bool:
         """Claim ``size`` bytes for the file at ``place``; whether there is room, once others were removed."""
         with self._accounts():
-            ready: list[tuple[int, int, Path]] = []
+            ready: dict[str, os.stat_result] = {}
             claims: dict[str, int] = {}
-            total = size
             for path, file, more in self._ours():
-                with suppress(FileNotFoundError):
-                    if not more and file.endswith(".shard"):
-                        stat = path.stat()
-                        ready.append((stat.st_atime_ns, stat.st_size, path))
-                        total += stat.st_size
-                    elif more == ".room" and file != place.name and not _remove_if_dead(path.parent / file):
-                        claims[file] = int(path.read_text() or 0)
-            total += sum(claims[file] for file in claims.keys() - {path.name for *_, path in ready})
+                if more == ".room" and file != place.name:
+                    with suppress(FileNotFoundError):
+                        if not _remove_if_dead(self.folder / file):
+                            claims[file] = int(path.read_text() or 0)
+                            continue
+                if more in ("", ".room") and file.endswith(".shard"):  # it may be finished since they were listed
+                    with suppress(FileNotFoundError):
+                        ready[file] = (self.folder / file).stat()
+            claimed_bytes = size + sum(claims[file] for file in claims.keys() - ready.keys())
             assert self.limit is not None
-            if total - sum(size for _, size, _ in ready) > self.limit:
+            if claimed_bytes > self.limit:
                 return False
-            for _, freed, path in sorted(ready):
+            total = claimed_bytes + sum(stat.st_size for stat in ready.values())
+            for file in sorted(ready, key=lambda file: ready[file].st_atime_ns):
                 if total <= self.limit:
                     break
-                path.unlink(missing_ok=True)
-                total -= freed
+                (self.folder / file).unlink(missing_ok=True)
+                total -= ready[file].st_size
             place.with_name(f"{place.name}.room").write_text(str(size))
             return True
 
