@@ -18,6 +18,9 @@ _SOMEBODY = "AWS4-HMAC-SHA256 Credential=test/20200101/us-east-1/s3/aws4_request
 _NOT_PASSED_ON = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 
+_RUNNING = []
+
+
 @dataclass
 class S3:
     """An S3 at ``url`` (http://127.0.0.1:port) with one bucket."""
@@ -72,12 +75,16 @@ def s3_server(bucket="shards"):
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
+    _RUNNING.append(server)
     try:
         host, port = server.get_host_and_port()
         s3 = S3(f"http://{host}:{port}", bucket)
         assert _ask(s3.url, "PUT", f"/{bucket}")[0] == 200
         yield s3
     finally:
+        _RUNNING.remove(server)
+        if not _RUNNING:  # all servers of a process have the same buckets, and the next test wants empty ones
+            assert _ask(s3.url, "POST", "/moto-api/reset")[0] == 200
         server.stop()
 
 
