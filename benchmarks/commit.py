@@ -21,9 +21,9 @@ import torch.distributed as dist
 
 from benchmarks.measure import Spread
 from benchmarks.report import Figure
-from infobatch_stream.shared_store import SharedStore
-from infobatch_stream.store import ScoreStore
-from infobatch_stream.sync import Ranks
+from infobatch_stream.distributed import Ranks
+from infobatch_stream.store.replicated import SharedStore
+from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = ["TITLE", "exchanged", "run"]
 

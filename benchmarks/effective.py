@@ -22,9 +22,9 @@ from benchmarks import lossless_page
 from benchmarks.lossless import PAGE, Variant, train_epoch
 from benchmarks.lossless_tasks import TASKS, Task
 from infobatch_stream import BudgetPruning, InfoBatchLoader, ScoreStore, SoftPruning
-from infobatch_stream.budget import ProportionalPruning
-from infobatch_stream.policies import Policy, annealing_epoch
-from infobatch_stream.summary import Summary
+from infobatch_stream.policies.base import Policy, annealing_epoch
+from infobatch_stream.policies.budget import ProportionalPruning
+from infobatch_stream.score_stats import Summary
 
 POWERS, FLOORS, SHARES = (0.25, 0.5, 0.75, 1.0, 1.5), (0.02, 0.05, 0.1, 0.15, 0.2, 0.3), (0.5, 0.625)
 SAMPLES, EVERY = 4000, 3  # whose gradients are computed; epochs from one time to the next

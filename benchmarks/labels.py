@@ -17,9 +17,9 @@ from benchmarks import lossless_page
 from benchmarks.lossless import schedule
 from benchmarks.lossless_tasks import TASKS
 from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, SoftPruning
-from infobatch_stream.tools.convert import write_shards
-from infobatch_stream.tools.export import staying_hard
-from infobatch_stream.tools.snapshot import Snapshot
+from infobatch_stream.convert import write_shards
+from infobatch_stream.report.export import staying_hard
+from infobatch_stream.report.snapshot import Snapshot
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "seeing.md"
 TASK = TASKS["fashion-mnist"]

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from infobatch_stream.tools.convert import write_shards
-from infobatch_stream.tools.readers import read_source
+from infobatch_stream.convert import write_shards
+from infobatch_stream.convert.readers import read_source
 
 __all__ = ["TASKS", "Task"]
 

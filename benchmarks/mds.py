@@ -10,7 +10,7 @@ from benchmarks.contender import Epochs, infobatch, named, others, plot_rates, r
 from benchmarks.measure import ratio
 from benchmarks.report import Figure
 from benchmarks.shards import LARGE, SMALL, TINY, Files, Load, has_litdata, workspace, write
-from infobatch_stream.workers import widen
+from infobatch_stream.workers.health import widen
 
 TITLE = "Loading MDS shards, warm cache"
 BOUNDS = {(SMALL, 0): 8.0, (SMALL, 2): 4.0, (LARGE, 0): 4.0, (LARGE, 2): 1.3}

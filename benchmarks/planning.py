@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from benchmarks.measure import Spread, in_child, in_turn, ratio, seconds
 from benchmarks.published import first_batch
 from benchmarks.report import Figure
-from infobatch_stream.budget import ProportionalPruning
-from infobatch_stream.plan import EpochPlan
-from infobatch_stream.policies import Policy, SoftPruning
+from infobatch_stream.planning.epoch_plan import EpochPlan
+from infobatch_stream.policies.base import Policy
+from infobatch_stream.policies.budget import ProportionalPruning
+from infobatch_stream.policies.pruning import SoftPruning
 
 __all__ = ["TITLE", "growth", "plan", "plot", "run", "scores_file"]
 

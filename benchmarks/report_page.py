@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from infobatch_stream import ScoreStore
-from infobatch_stream.history import Epoch, History
+from infobatch_stream.store.history import Epoch, History
 
 __all__ = ["make_store"]
 
@@ -43,7 +43,7 @@ def make_store(
 
 def build(path: Path, out: Path) -> tuple[float, int]:
     """Seconds, and the peak of the memory of this process, in bytes."""
-    from infobatch_stream.tools.report import write
+    from infobatch_stream.report.page import write
 
     start = time.perf_counter()
     write(path, out)
@@ -52,7 +52,7 @@ def build(path: Path, out: Path) -> tuple[float, int]:
 
 def memory(path: Path) -> int:
     """The peak of a process that imports what `build` does, and opens the store, in bytes."""
-    import infobatch_stream.tools.report  # noqa: F401
+    import infobatch_stream.report.page  # noqa: F401
 
     ScoreStore.open(path, mode="r")
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

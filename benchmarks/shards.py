@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from benchmarks.measure import in_child
-from tools.convert import write_shards
+from infobatch_stream.convert import write_shards
 
 __all__ = [
     "LARGE",

@@ -23,10 +23,10 @@ from benchmarks.measure import Spread, in_turn, ratio
 from benchmarks.pictures import Crop, jpegs, source
 from benchmarks.report import Figure
 from infobatch_stream import FullData, IndexedWebDataset, InfoBatchLoader, SoftPruning
+from infobatch_stream.convert import write_shards
+from infobatch_stream.formats.schema import EncodedImage
 from infobatch_stream.picks import Picks
-from infobatch_stream.policies import Policy
-from tools.convert import write_shards
-from tools.samples import EncodedImage
+from infobatch_stream.policies.base import Policy
 
 __all__ = ["TITLE", "run"]
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from infobatch_stream import IndexedWebDataset, InfoBatchLoader
-from infobatch_stream.tools.convert import write_shards
+from infobatch_stream.convert import write_shards
 
 NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,tools,wds]'"
 

@@ -29,8 +29,8 @@ from recipe import add_policy_options, cosine, one_cycle, policy_of, set_rates
 from torch import nn
 
 from infobatch_stream import IndexedWebDataset, InfoBatchLoader
-from infobatch_stream.tools.convert import convert, write_shards
-from infobatch_stream.tools.readers import read_source
+from infobatch_stream.convert import convert, write_shards
+from infobatch_stream.convert.readers import read_source
 
 NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,mds,wds]'"
 

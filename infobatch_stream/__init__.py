@@ -1,6 +1,5 @@
 """InfoBatch (ICLR 2024) for datasets too large for one file: MDS and WebDataset shards, and map-style data."""
 
-from infobatch_stream.budget import BudgetPruning
 from infobatch_stream.errors import (
     ConfigError,
     DataError,
@@ -12,9 +11,10 @@ from infobatch_stream.errors import (
 )
 from infobatch_stream.loader import InfoBatchLoader
 from infobatch_stream.picks import Picks
-from infobatch_stream.policies import FullData, QuantilePruning, SoftPruning
+from infobatch_stream.policies.budget import BudgetPruning
+from infobatch_stream.policies.pruning import FullData, QuantilePruning, SoftPruning
 from infobatch_stream.sources import IndexedWebDataset, StreamedWebDataset
-from infobatch_stream.store import ScoreStore
+from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = [
     "InfoBatchLoader",

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
@@ -11,52 +11,40 @@ import torch
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.header import MAX_EPOCH
-from infobatch_stream.store import ScoreStore
+from infobatch_stream.planning.position import RunPosition
+from infobatch_stream.store.score_store import ScoreStore
 
-__all__ = ["Progress", "pack", "unpack"]
+__all__ = ["Saved", "pack", "unpack"]
 
 _FORMAT = 2
 _BLOCK = 1 << 18  # scores whose checksum is taken at once: they stay in the cache
-_MOST = 1 << 63  # entries that can be counted
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands.
+class Saved:
+    """What a state holds.
 
-    epoch, step: updated so far. done: whether that epoch is spent to its end. begun: how many epochs the run had when
-    that one was begun (raising ``epochs`` on resume must not change it then), else None. lanes: of every plan.
-    offered, kept: entries of the epochs before, and those of them that were kept. knows_all: whether these two count
-    all epochs before, or only those since the run was continued without a checkpoint.
+    Attributes:
+        position: Where the run stands.
+        done: Whether the epoch there is over.
+        lanes: Of every plan.
+        scores: float32[N], or None where they were not asked for.
+        pending: float32[N], losses of the epoch that was going on, or None.
     """
 
-    epoch: int
-    step: int
+    position: RunPosition
     done: bool
-    begun: int | None
     lanes: int
-    offered: int
-    kept: int
-    knows_all: bool
-
-    def check(self) -> None:
-        """Raise ValueError for what no run can have reached."""
-        counts = (self.epoch, self.step, self.lanes - 1, self.kept, self.offered - self.kept)
-        whole = all(type(count) is int and 0 <= count < _MOST for count in counts) and self.epoch <= MAX_EPOCH
-        begun = self.step == 0
-        if self.begun is not None:
-            begun = type(self.begun) is int and self.epoch < self.begun <= MAX_EPOCH
-        if not whole or not begun or type(self.done) is not bool or type(self.knows_all) is not bool:
-            raise ValueError(f"{self} is no place in a run")
+    scores: NDArray[np.float32] | None
+    pending: NDArray[np.float32] | None
 
 
-def pack(settings: dict[str, Any], progress: Progress, store: ScoreStore | None) -> dict[str, Any]:
+def pack(settings: dict[str, Any], progress: dict[str, Any], store: ScoreStore | None) -> dict[str, Any]:
     """A state of plain values and tensors, for torch.save; with the scores of ``store`` unless that is None.
 
-    settings: what must be equal for the picks to repeat, as plain values by name.
+    settings: what must be equal for the picks to repeat, as plain values by name. progress: of `RunPosition.to_state`.
     """
-    state: dict[str, Any] = {"format": _FORMAT, "settings": settings, "progress": asdict(progress)}
+    state: dict[str, Any] = {"format": _FORMAT, "settings": settings, "progress": progress}
     if store is not None:
         state["scores"], state["pending"] = (_finite(torch.tensor(losses)) for losses in (store.scores, store.pending))
     state["checksum"] = _checksum(state)
@@ -87,10 +75,8 @@ def _checksum(state: dict[str, Any]) -> int:
     return found
 
 
-def unpack(
-    state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
-) -> tuple[Progress, NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """(progress, scores, pending) of a state; the scores only if ``with_scores``.
+def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool) -> Saved:
+    """What a state holds; its scores only if ``with_scores``.
 
     Raises ConfigError, naming the difference, when the state is of another dataset, global batch or order, of
     another format, damaged, or lacks the scores.
@@ -117,14 +103,13 @@ def unpack(
                 "was, or begin anew."
             )
     try:
-        progress = Progress(**state["progress"])
-        progress.check()
-        if settings["global_batch"] % progress.lanes:
-            raise ValueError(f"{progress.lanes} lanes do not divide the global batch of {settings['global_batch']}")
+        position, done, lanes = RunPosition.of_state(state["progress"])
+        if settings["global_batch"] % lanes:
+            raise ValueError(f"{lanes} lanes do not divide the global batch of {settings['global_batch']}")
         if not with_scores:
-            return progress, None, None
+            return Saved(position, done, lanes, None, None)
         scores, pending = (_losses(state[name]) for name in ("scores", "pending"))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that "
             "one there."
@@ -137,7 +122,7 @@ def unpack(
     # A state of an earlier version has none.
     if state.get("checksum", (now := _checksum(state))) != now:
         raise ConfigError("the state is damaged: it does not have the checksum it says; load another one.")
-    return progress, scores, pending
+    return Saved(position, done, lanes, scores, pending)
 
 
 def _losses(saved: Any) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ def progress(loader: "InfoBatchLoader", **options: Any) -> "Iterable[tuple[Any, 
         "initial": loader.step,
         "unit": "step",
         "postfix": facts,
-        "disable": loader._ranks.process != 0,
+        "disable": loader.process != 0,
     }
     bar: Iterable[tuple[Any, Picks]] = tqdm(batches, **(defaults | options))
     return bar

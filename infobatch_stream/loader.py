@@ -5,7 +5,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
@@ -15,26 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from infobatch_stream.arguments import check_choice, whole_number
-from infobatch_stream.batches import Batches
-from infobatch_stream.checkpoint import Progress, pack, unpack
-from infobatch_stream.collation import Collation
+from infobatch_stream._validation import check_choice, whole_number
+from infobatch_stream.checkpoint import Saved, pack, unpack
+from infobatch_stream.distributed import Ranks, collective
 from infobatch_stream.errors import ConfigError, OutOfStepError
-from infobatch_stream.fetch import OnError, Request
-from infobatch_stream.history import Epoch
-from infobatch_stream.location import location_on_node
-from infobatch_stream.losses import check_losses, weighted_mean
-from infobatch_stream.opening import Contents, Existing, check_owner
-from infobatch_stream.outlook import Outlook, shards_in_window
+from infobatch_stream.losses import check_losses, check_picks, weighted_mean
 from infobatch_stream.picks import Picks
-from infobatch_stream.plan import EpochPlan
-from infobatch_stream.policies import Policy, Schedule, SoftPruning
-from infobatch_stream.recipe import Recipe
-from infobatch_stream.recorder import Recorder
-from infobatch_stream.shared_store import SharedStore
+from infobatch_stream.planning.config import RunConfig
+from infobatch_stream.planning.epoch_plan import EpochPlan
+from infobatch_stream.planning.lookahead import Outlook, shards_in_window
+from infobatch_stream.planning.position import RunPosition
+from infobatch_stream.policies.base import Policy, Schedule
+from infobatch_stream.policies.pruning import SoftPruning
+from infobatch_stream.run_store import RunStore
 from infobatch_stream.sources import open_source
-from infobatch_stream.store import ScoreStore
-from infobatch_stream.sync import Ranks, collective
+from infobatch_stream.store.bootstrap import Contents, Existing
+from infobatch_stream.store.history import Epoch
+from infobatch_stream.store.location import location_on_node
+from infobatch_stream.store.score_store import ScoreStore
+from infobatch_stream.workers.batches import Batches
+from infobatch_stream.workers.collation import Collation
+from infobatch_stream.workers.fetch import OnError, Request
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -57,33 +57,38 @@ class InfoBatchLoader:
                 loss = loader.update(losses, picks)
 
     Args:
-        dataset: a streaming.StreamingDataset, an IndexedWebDataset, or any map-style dataset.
-        store: path of the score store (made at the first iteration), or a ScoreStore. On several machines a path
-            that is local on each; "{node}" in it becomes the number of the node (or the name of the host).
-        batch_size: samples per batch of a rank. epochs: of the whole run.
-        policy: which scores are kept, how often. delta: from epoch floor(delta * epochs) on all samples are kept.
-        seed: 0 <= seed < 2^64, of choice, order and workers. shuffle: False keeps the order of the indices.
-        shuffle_window: entries among which samples of shards are shuffled; a larger one mixes better, over more shards.
-        canonical_nodes: lanes of the plan; default the number of nodes at the first start. Travels with the state.
-        drop_last: drop the last, incomplete step instead of filling it up with entries of weight 0.
+        dataset: A streaming.StreamingDataset, an IndexedWebDataset, or any map-style dataset.
+        store: Path of the score store (made at the first iteration), or a ScoreStore. On several machines a path that
+            is local on each; "{node}" in it becomes the number of the node (or the name of the host).
+        batch_size: Samples per batch of a rank.
+        epochs: Of the whole run.
+        policy: Which scores are kept, how often.
+        delta: From epoch floor(delta * epochs) on all samples are kept.
+        seed: Of choice, order and workers, 0 <= seed < 2^64.
+        shuffle: False keeps the order of the indices.
+        shuffle_window: Entries among which samples of shards are shuffled; a larger one mixes better, over more shards.
+        canonical_nodes: Lanes of the plan; default the number of nodes at the first start. Travels with the state.
+        drop_last: Drop the last, incomplete step instead of filling it up with entries of weight 0.
         on_error: "raise", or "replace" to put a readable sample with weight 0 for one that cannot be read.
-        existing: what to do with a store that holds epochs: "error", "overwrite" or "continue".
-        history: keep the losses of every epoch in the store (`ScoreStore.at`), not only what became of it.
-        predownload: how many steps ahead the shards that this rank needs are downloaded (StreamingDataset's: samples).
-        process_group: the group over which data is split, when that is not all processes.
-        collate_fn: as of DataLoader: takes the list of the samples, and returns the data, row by row in the order of
+        existing: What to do with a store that holds epochs: "error", "overwrite" or "continue".
+        predownload: How many steps ahead the shards that this rank needs are downloaded (StreamingDataset's: samples).
+        history: Keep the losses of every epoch in the store (`ScoreStore.at`), not only what became of it.
+        process_group: The group over which data is split, when that is not all processes.
+        collate_fn: As of DataLoader: takes the list of the samples, and returns the data, row by row in the order of
             the list. It may sort the list itself, which is followed; a sorted copy is not, and is refused where a trial
-            on a few samples shows it. collate_with_picks: instead of it for what sorts or filters: takes
-            (samples, picks), and returns the data with the picks of its rows, as ``(data, picks[order])``.
-        dataloader: further options of the inner DataLoader, as num_workers.
+            on a few samples shows it.
+        collate_with_picks: Instead of collate_fn, for what sorts or filters: takes (samples, picks), and returns the
+            data with the picks of its rows, as ``(data, picks[order])``.
+        dataloader: Further options of the inner DataLoader, as num_workers.
 
     Raises ConfigError or StoreError for what cannot work. Making a loader communicates and writes nothing, except
     with existing="continue", when the ranks open the store together to learn the epoch. The methods marked
     "Collective" must be called by all ranks.
 
     Attributes:
-        dataloader: the inner DataLoader. epochs: may be raised on resume. epoch: the epoch that is trained, or
-        comes next. step: how many of its steps were updated.
+        dataloader: The inner DataLoader.
+        epochs: Of the whole run; may be raised on resume.
+        batch_size: Samples per batch of a rank.
     """
 
     def __init__(
@@ -109,70 +114,91 @@ class InfoBatchLoader:
         collate_with_picks: Callable[[list[Any], Picks], tuple[Any, Picks]] | None = None,
         **dataloader: Any,
     ) -> None:
-        batch_size = whole_number("batch_size", batch_size, 1)
+        self.batch_size = whole_number("batch_size", batch_size, 1)
         if canonical_nodes is not None:
             canonical_nodes = whole_number("canonical_nodes", canonical_nodes, 1)
+        self._canonical_nodes = canonical_nodes
         self._predownload = whole_number("predownload", predownload, 0)
-        self._history = bool(history)
         check_choice("on_error", on_error, ("raise", "replace"))
         check_choice("existing", existing, ("error", "overwrite", "continue"))
-        self._recipe = Recipe(policy, delta, seed, shuffle, shuffle_window, drop_last)
-        self._source = open_source(dataset, batch_size=batch_size, shuffle=shuffle)
+        self._config = RunConfig(policy, delta, seed, shuffle, shuffle_window, drop_last)
+        self._source = open_source(dataset, batch_size=self.batch_size, shuffle=shuffle)
         self._made = Batches(self._source, Collation(collate_fn, collate_with_picks), on_error, dataloader)
         self.dataloader: DataLoader[Any] = self._made.dataloader
         self.epochs = whole_number("epochs", epochs, 1)
-        self._batch_size = batch_size
-        self._existing: Existing = existing
-        self._canonical_nodes = canonical_nodes
-        self._process_group = process_group
         self._path = location_on_node(store.path if isinstance(store, ScoreStore) else store)
-        self._shared: SharedStore | None = None
-        self._recorder = Recorder()
+        self._scores = RunStore(self._path, self._source, existing, bool(history))
+        self._process_group = process_group
         self._known_ranks: Ranks | None = None
         self._unreadable = 0
         self._warned: set[str] = set()
         self._run = next(_RUNS)
-        self._begin(epoch=0)
-        self._offered = self._kept = 0
-        self._knows_all = True  # of the epochs before
-        self._recipe.check(0, self._source.num_samples, epochs=self.epochs, so_far=(0, 0))
+        self._stand_at(RunPosition())
+        self._config.check(self._position, self._source.num_samples, epochs=self.epochs)
         if Ranks.known():
             self._lanes()
             # Early, where nobody else waits for this process; else all hear of it when they open the store.
-            if self._ranks.processes == 1 and self._path.exists() and existing != "overwrite":
-                check_owner(self._path, self._source.num_samples, self._source.fingerprint)
-
+            if self._ranks.processes == 1:
+                self._scores.check_dataset()
         if existing == "continue":
             with collective("InfoBatchLoader(existing='continue')"):
                 self._open()
-            self._begin(epoch=self._shared_store.store.epoch)
-            self._knows_all = self.epoch == 0
+            epoch = self._opened_store.epoch
+            self._stand_at(RunPosition(epoch, knows_all=epoch == 0))
 
-    def _begin(self, epoch: int, step: int = 0, begun: int | None = None) -> None:
-        """Stand before ``step`` of ``epoch``, of which nothing is planned, updated or exhausted.
-
-        begun: how many epochs the run had when this one was begun, if it was.
-        """
-        self.epoch = epoch
-        self.step = step
-        self._begun = begun
-        self._updated = self._exhausted = False
-        self._planned: EpochPlan | None = None
-        self._planned_for = 0
+    def _stand_at(self, position: RunPosition) -> None:
+        """Stand there; nothing is planned or iterated yet."""
+        self._position = position
+        self._planned: tuple[int, EpochPlan] | None = None
         self._started = 0.0
         self._iterating: object = None
 
     # Who and how many --------------------------------------------------------------------------------------------
 
     @property
+    def epoch(self) -> int:
+        """The epoch that is trained, or comes next."""
+        return self._position.epoch
+
+    @property
+    def step(self) -> int:
+        """How many steps of it were updated."""
+        return self._position.step
+
+    @property
+    def spent(self) -> bool:
+        """Whether something of this epoch was used, so that the next iteration is of the next one."""
+        return self._position.spent
+
+    @property
+    def num_samples(self) -> int:
+        """N: samples of the dataset, with the indices 0..N-1."""
+        return self._source.num_samples
+
+    @property
+    def process(self) -> int:
+        """The number of this process among all, 0 in a run of one."""
+        return self._ranks.process
+
+    @property
+    def processes(self) -> int:
+        """How many processes there are."""
+        return self._ranks.processes
+
+    @property
+    def unpruned_steps(self) -> int:
+        """Steps of an epoch that prunes nothing."""
+        return self._config.steps_unpruned(self._source, 0, self._global_batch)
+
+    @property
     def _ranks(self) -> Ranks:
-        if self._known_ranks is None or self._shared is None:  # a process group may be made after the loader
+        if self._known_ranks is None or self._store is None:  # a process group may be made after the loader
             self._known_ranks = Ranks(self._process_group)
         return self._known_ranks
 
     @property
     def _global_batch(self) -> int:
-        return self._batch_size * self._ranks.world_size
+        return self.batch_size * self._ranks.world_size
 
     def _lanes(self) -> int:
         """Lanes of the plans: as given, else one per node where that divides the global batch."""
@@ -182,7 +208,7 @@ class InfoBatchLoader:
         if self._global_batch % lanes:
             raise ConfigError(
                 f"canonical_nodes={lanes} does not divide the global batch of {self._global_batch} "
-                f"(batch_size {self._batch_size} x {self._ranks.world_size} ranks); choose a divisor."
+                f"(batch_size {self.batch_size} x {self._ranks.world_size} ranks); choose a divisor."
             )
         return lanes
 
@@ -195,46 +221,30 @@ class InfoBatchLoader:
             "fingerprint": source.fingerprint,
             "global_batch": self._global_batch,
             "mixing": repr(source.mixing),
-            **self._recipe.facts(),
+            **self._config.facts(),
         }
 
     # The epoch and its plan --------------------------------------------------------------------------------------
 
     @property
     def _store(self) -> ScoreStore | None:
-        return self._shared.store if self._shared is not None else None
+        return self._scores.store
 
     @property
-    def _shared_store(self) -> SharedStore:
-        assert self._shared is not None
-        return self._shared
+    def _opened_store(self) -> ScoreStore:
+        assert self._store is not None
+        return self._store
 
     def _plan(self) -> EpochPlan:
         """The plan of this epoch, from the scores as they are known to this process."""
-        epochs = self._begun or self.epochs  # an epoch that was begun stays what it is when epochs are raised
-        if self._planned is None or self._planned_for != epochs:
-            unseen = np.broadcast_to(np.float32(np.nan), self._source.num_samples)
-            self._planned = self._recipe.plan(
-                unseen if self._store is None else self._store.scores,
-                self._source,
-                self.epoch,
-                epochs=epochs,
-                so_far=self._so_far,
-                lanes=self._lanes(),
-                global_batch=self._global_batch,
-            )
-            self._planned_for = epochs
-        return self._planned
+        epochs = self._position.begun or self.epochs  # an epoch that was begun stays what it is when epochs are raised
+        if self._planned is None or self._planned[0] != epochs:
+            self._planned = epochs, self._plan_at(self._position, self._scores.scores, self._lanes())
+        return self._planned[1]
 
-    @property
-    def _spent(self) -> bool:
-        """Whether something of this epoch was used, so that the next iteration is of the next one."""
-        return self._updated or self._exhausted
-
-    @property
-    def _so_far(self) -> tuple[int, int] | None:
-        """Entries of the epochs before, and how many of them were trained on, if that is known."""
-        return (self._offered, self._kept) if self._knows_all else None
+    def _plan_at(self, position: RunPosition, scores: NDArray[np.float32], lanes: int) -> EpochPlan:
+        epochs, batch = position.begun or self.epochs, self._global_batch
+        return self._config.plan(scores, self._source, position, epochs=epochs, lanes=lanes, global_batch=batch)
 
     # Iterating ---------------------------------------------------------------------------------------------------
 
@@ -242,7 +252,7 @@ class InfoBatchLoader:
         """Steps of the current epoch; before the first is begun, of one that prunes nothing."""
         if self._store is not None:
             return self._plan().steps
-        return self._recipe.steps_unpruned(self._source, self.epoch, self._global_batch)
+        return self._config.steps_unpruned(self._source, self.epoch, self._global_batch)
 
     @collective("iter(loader)")
     def __iter__(self) -> Iterator[tuple[Any, Picks]]:
@@ -252,18 +262,18 @@ class InfoBatchLoader:
         """
         self._open()
         self._meet("iter(loader)")
-        if self._spent:
+        if self.spent:
             self._advance()
         if self.epoch >= self.epochs:
             raise ConfigError(
                 f"all {self.epochs} epochs are done. Loop with 'for epoch in range(loader.epoch, loader.epochs)'; to "
                 "train on, call loader.commit() and raise loader.epochs before it."
             )
-        self._begun = self._begun or self.epochs
+        begun = self._position.begun = self._position.begun or self.epochs
         plan, ranks = self._plan(), self._ranks
         if plan.infinite:
             self._warn_once("infinite", f"{plan.infinite} scores of {self._path} are infinite {_FLIPPED}")
-        if said := self._recipe.check(self.epoch, plan.entries, epochs=self._begun, so_far=self._so_far):
+        if said := self._config.check(self._position, plan.entries, epochs=begun):
             self._warn_once("policy" if self.epoch else "nothing to prune", said)
         self._iterating = mine = object()
         self._started = self._started or time.monotonic()
@@ -271,13 +281,13 @@ class InfoBatchLoader:
             plan,
             self.step,
             run=self._run,
-            seed=self._recipe.seed,
+            seed=self._config.seed,
             rank=ranks.rank,
             world_size=ranks.world_size,
             outlook=self._outlook(plan),
         )
         found = self._batches(batches, mine)
-        self._shared_store.iterated_by(found)
+        self._scores.iterated_by(found)
         return found
 
     def _outlook(self, plan: EpochPlan) -> Outlook | None:
@@ -285,8 +295,8 @@ class InfoBatchLoader:
         source = self._source
         if not source.is_remote or source.shard_sizes is None:
             return None
-        if source.capacity is not None and self._recipe.shuffle:
-            window = self._recipe.shuffle_window
+        if source.capacity is not None and self._config.shuffle:
+            window = self._config.shuffle_window
             touched = shards_in_window(source.shard_sizes, plan, window, -(-self._lanes() // self._ranks.nodes))
             if source.capacity < touched:
                 self._warn_once(
@@ -304,8 +314,7 @@ class InfoBatchLoader:
                     "this iterator belongs to an epoch that was left: iter(), commit() or load_state_dict() was "
                     "called since. Take a new one with iter(loader)."
                 )
-            if self._store is not None:
-                self._store.check_scores()  # the plan reads them as it goes
+            self._scores.check_scores()  # the plan reads them as it goes
             batch = next(batches, None)
             if batch is None:
                 break
@@ -313,7 +322,7 @@ class InfoBatchLoader:
                 self._unreadable += len(replaced)
                 self._warn_once("unreadable", f"a sample could not be read and was replaced: {replaced[0]}")
             yield batch
-        self._exhausted = True
+        self._position.exhausted = True
 
     def peek(self) -> tuple[Any, Picks]:
         """The batch that comes next, as ``(data, picks)``, in this process; nothing is spent by it.
@@ -321,13 +330,10 @@ class InfoBatchLoader:
         Any rank may call it alone. It touches no random state. `update` with its picks records nothing.
         """
         plan, ranks = self._plan(), self._ranks
-        if self._store is not None:
-            self._store.check_scores()
+        self._scores.check_scores()
         step = min(self.step, plan.steps - 1)
-        entries, seeds = (
-            plan.step(step, ranks.rank, ranks.world_size),
-            (self._recipe.seed, plan.epoch, step, ranks.rank),
-        )
+        entries = plan.step(step, ranks.rank, ranks.world_size)
+        seeds = (self._config.seed, plan.epoch, step, ranks.rank)
         return self._made.one(Request(entries, self._run, plan.epoch, None, seeds))
 
     def update(self, losses: Tensor, picks: Picks, *, score: Tensor | None = None) -> Tensor:
@@ -339,32 +345,21 @@ class InfoBatchLoader:
 
         Raises ConfigError for losses that are not one number per sample, OutOfStepError for picks of another epoch.
         """
-        if not isinstance(picks, Picks):
-            raise ConfigError(f"update takes the picks that came with the batch, not {type(picks).__name__}.")
+        check_picks(picks, self._run, self.epoch)
         check_losses("losses", losses, len(picks))
         if score is not None:
             check_losses("score", score, len(picks))
-        origin = picks._origin
-        if origin.run != self._run:
-            raise OutOfStepError(
-                "these picks are another loader's, or of before load_state_dict(): update each batch by the loader "
-                "that gave it."
-            )
-        if origin.step is not None:
-            if origin.epoch != self.epoch:
-                raise OutOfStepError(
-                    f"these picks are of epoch {origin.epoch}, the loader is in epoch {self.epoch}: update each "
-                    "batch before the next epoch begins."
-                )
+        if (step := picks._origin.step) is not None:
             if self._ranks.records:
-                self._recorder.add(picks.index.numpy(), picks._record.numpy(), losses if score is None else score)
+                recorder = self._scores.recorder
+                recorder.add(picks.index.numpy(), picks._record.numpy(), losses if score is None else score)
                 self._warn_of_losses()
-            self.step = max(self.step, origin.step + 1)
-            self._updated = True
+            self._position.step = max(self.step, step + 1)
+            self._position.updated = True
         return weighted_mean(losses, picks.weight)
 
     def _warn_of_losses(self) -> None:
-        if self._recorder.not_finite:
+        if self._scores.recorder.not_finite:
             self._warn_once("finite", "a loss was NaN or infinite; such losses are not recorded (see stats)")
 
     def _warn_once(self, kind: str, text: str) -> None:
@@ -376,38 +371,19 @@ class InfoBatchLoader:
 
     def _open(self, contents: Contents | None = None) -> None:
         """Have the store open on all ranks. Collective when it is not yet, or when there are ``contents``."""
-        if self._shared is not None and contents is None:
-            return
-        self._ranks.agree(
-            "open",
-            **self._settings,
-            lanes=self._lanes(),
-            epochs=self.epochs,
-            epoch=self.epoch,
-            existing=self._existing,
-        )
-        source = self._source
-        if self._shared is not None:
-            self._shared.iterated_by(None)  # what is loaded now ends this loader's own epoch
-        self._shared = SharedStore.open(
-            self._ranks, self._path, source.num_samples, source.fingerprint, self._existing, contents
-        )
-        self._recorder.attach(self._shared_store.store)
-        self._planned = None
+        facts = {"lanes": self._lanes(), "epochs": self.epochs, "epoch": self.epoch}
+        if self._scores.open(self._ranks, contents, **self._settings, **facts):
+            self._planned = None
 
     def _meet(self, moment: str) -> None:
         """Have all losses in the store, and all ranks at the same place. Collective."""
-        self._ranks.together(moment, self._settle)
+        self._ranks.together(moment, self._scores.settle)
         self._warn_of_losses()
-        self._ranks.agree(moment, epoch=self.epoch, step=self.step, spent=self._spent, epochs=self.epochs)
-
-    def _settle(self) -> None:
-        self._recorder.flush()
-        self._shared_store.check()
+        self._ranks.agree(moment, epoch=self.epoch, step=self.step, spent=self.spent, epochs=self.epochs)
 
     def _advance(self) -> None:
         """Commit this epoch and stand before the next. Collective; the ranks have met."""
-        if not self._updated and self.step < self._plan().steps:
+        if not self._position.updated and self.step < self._plan().steps:
             self._warn_once(
                 "update",
                 f"epoch {self.epoch} went by without update(): its losses are not known, and "
@@ -416,11 +392,9 @@ class InfoBatchLoader:
         plan = self._plan()  # of the scores before the commit
         seconds = time.monotonic() - self._started if self._started else math.nan
         row = Epoch(self.epoch, plan.entries, plan.kept, plan.trained, plan.threshold, seconds)
-        self._shared_store.commit(row, recorded=self._history)
-        self._shared_store.iterated_by(None)
-        self._offered += plan.entries
-        self._kept += plan.trained
-        self._begin(epoch=self.epoch + 1)
+        self._scores.commit(row)
+        self._position.advance(plan.entries, plan.trained)
+        self._stand_at(self._position)
 
     @collective("commit()")
     def commit(self) -> None:
@@ -430,7 +404,7 @@ class InfoBatchLoader:
         """
         self._open()
         self._meet("commit()")
-        if self._spent:
+        if self.spent:
             self._advance()
 
     def __enter__(self) -> Self:
@@ -444,11 +418,7 @@ class InfoBatchLoader:
             return
         if error is not None:
             self._made.look_after_workers(error)  # torch raises it from a signal, wherever the main process stands
-        if self._store is not None:
-            with suppress(Exception):  # after a fault of the device nothing more comes from it; the cause passes on
-                self._recorder.flush()
-            with suppress(Exception):
-                self._store.flush()
+        self._scores.save_what_can_be()
 
     @collective("state_dict()")
     def state_dict(self) -> dict[str, Any]:
@@ -460,18 +430,9 @@ class InfoBatchLoader:
         """
         self._open()
         self._meet("state_dict()")
-        progress = Progress(
-            epoch=self.epoch,
-            step=self.step,
-            done=self._exhausted or self.step >= self._plan().steps,
-            begun=self._begun if self.step else None,
-            lanes=self._lanes(),
-            offered=self._offered,
-            kept=self._kept,
-            knows_all=self._knows_all,
-        )
-        self._shared_store.merge()
-        store = self._shared_store.store if self._ranks.process == 0 else None
+        progress = self._position.to_state(self._plan().steps, self._lanes())
+        merged = self._scores.merge()
+        store = merged if self._ranks.process == 0 else None
         return self._ranks.together("state_dict()", lambda: pack(self._settings, progress, store))
 
     @collective("load_state_dict()")
@@ -482,40 +443,30 @@ class InfoBatchLoader:
         dataset, global batch or order.
         """
         leads = self._ranks.process == 0
-        progress, scores, pending = self._ranks.together("load_state_dict()", lambda: self._unpack(state, leads))
-        self._ranks.agree("load_state_dict()", **asdict(progress), chosen=self._canonical_nodes)
-        self._open(Contents(scores, pending, progress.epoch))
-        self._canonical_nodes = progress.lanes
+        saved = self._ranks.together("load_state_dict()", lambda: self._unpack(state, with_scores=leads))
+        where = asdict(saved.position)
+        self._ranks.agree("load_state_dict()", **where, lanes=saved.lanes, chosen=self._canonical_nodes)
+        self._open(Contents(saved.scores, saved.pending, saved.position.epoch))
+        self._canonical_nodes = saved.lanes
         self._run = next(_RUNS)  # picks of before are of another place
-        self._begin(epoch=progress.epoch, step=progress.step, begun=progress.begun)
-        self._offered, self._kept, self._knows_all = progress.offered, progress.kept, progress.knows_all
-        if progress.done:
-            self._updated = True
+        self._stand_at(saved.position)
+        if saved.done:
+            self._position.updated = True
             self._advance()
 
-    def _unpack(
-        self, state: dict[str, Any], with_scores: bool
-    ) -> tuple[Progress, NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    def _unpack(self, state: dict[str, Any], *, with_scores: bool) -> Saved:
         """What ``state`` holds. Raises ConfigError before anything is replaced when this run has no such place."""
-        progress, scores, pending = unpack(state, self._settings, with_scores=with_scores)
-        epoch, step = progress.epoch, progress.step
+        saved = unpack(state, self._settings, with_scores=with_scores)
+        epoch, step = saved.position.epoch, saved.position.step
         if (epoch, step) > (self.epochs, 0):
             raise ConfigError(
                 f"the state was saved in epoch {epoch}, and this run has {self.epochs} epochs: raise epochs."
             )
-        if step and scores is not None:
-            steps = self._recipe.plan(
-                scores,
-                self._source,
-                epoch,
-                epochs=progress.begun or self.epochs,
-                so_far=(progress.offered, progress.kept) if progress.knows_all else None,
-                lanes=progress.lanes,
-                global_batch=self._global_batch,
-            ).steps
+        if step and saved.scores is not None:
+            steps = self._plan_at(saved.position, saved.scores, saved.lanes).steps
             if step > steps:
                 raise ConfigError(f"the state is damaged: it is of step {step} of epoch {epoch}, which has {steps}.")
-        return progress, scores, pending
+        return saved
 
     # What can be told of the run ---------------------------------------------------------------------------------
 
@@ -546,7 +497,7 @@ class InfoBatchLoader:
         trained on, this epoch's included (since the run was continued, if that was without a checkpoint). not_finite,
         unreadable: losses and samples of this process so far.
         """
-        plan = self._plan()
+        plan, before = self._plan(), self._position
         going = self.epoch < self.epochs
         kept, trained, entries = (plan.kept, plan.trained, plan.entries) if going else (0, 0, 0)
         return {
@@ -557,7 +508,7 @@ class InfoBatchLoader:
             "pruned": entries - kept,
             "threshold": plan.threshold,
             "mean_score": plan.mean_score,
-            "saved": 1 - (self._kept + trained) / (self._offered + entries) if self._offered + entries else 0.0,
-            "not_finite": self._recorder.not_finite,
+            "saved": 1 - (before.trained + trained) / (before.entries + entries) if before.entries + entries else 0.0,
+            "not_finite": self._scores.recorder.not_finite,
             "unreadable": self._unreadable,
         }

@@ -2,9 +2,27 @@
 
 from torch import Tensor
 
-from infobatch_stream.errors import ConfigError
+from infobatch_stream.errors import ConfigError, OutOfStepError
+from infobatch_stream.picks import Picks
 
-__all__ = ["check_losses", "weighted_mean"]
+__all__ = ["check_losses", "check_picks", "weighted_mean"]
+
+
+def check_picks(picks: Picks, run: int, epoch: int) -> None:
+    """Raise ConfigError for what are no picks, OutOfStepError for those of another loader than ``run``, or epoch."""
+    if not isinstance(picks, Picks):
+        raise ConfigError(f"update takes the picks that came with the batch, not {type(picks).__name__}.")
+    origin = picks._origin
+    if origin.run != run:
+        raise OutOfStepError(
+            "these picks are another loader's, or of before load_state_dict(): update each batch by the loader that "
+            "gave it."
+        )
+    if origin.step is not None and origin.epoch != epoch:
+        raise OutOfStepError(
+            f"these picks are of epoch {origin.epoch}, the loader is in epoch {epoch}: update each batch before the "
+            "next epoch begins."
+        )
 
 
 def check_losses(name: str, losses: Tensor, samples: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infobatch_stream.store import ScoreStore
+from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = ["Recorder"]
 

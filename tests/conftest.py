@@ -28,12 +28,12 @@ _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of its mount.h
 _BIND = 0x1000  # MS_BIND
 
 LONG = {
-    "accelerate", "ahead", "benchmarks", "cifar", "conversion_runs", "crash", "ddp", "demo", "destinations",
-    "download", "elastic", "faults", "foreign_files", "hf_trainer", "imagenet", "index_command", "leaks",
-    "lightning", "lossless", "lost_nodes", "lost_processes", "mds", "node_rules", "nodes", "other_losses", "owner",
-    "packaging", "pages", "pool", "readers", "readers_real", "readme", "remote_mds", "remote_report", "remote_wds",
-    "report_browser", "resume", "resumed", "roundtrip_tables", "scores_commands", "seeing", "signals",
-    "store_machine", "unlock", "verify",
+    "accelerate", "benchmarks", "cifar", "conversion_runs", "crash", "ddp", "demo", "destinations", "download",
+    "elastic", "faults", "foreign_files", "imagenet", "index_command", "leaks", "lightning", "lossless", "lost_nodes",
+    "lost_processes", "mds", "node_rules", "nodes", "other_losses", "packaging", "pages", "pool", "prefetch",
+    "readers", "readers_real", "readme", "remote_mds", "remote_report", "remote_webdataset", "report_browser",
+    "resume", "resumed", "roundtrip_tables", "run_lock", "scores_commands", "seeing", "signals", "store_machine",
+    "transformers", "unlock", "verify",
 }  # fmt: skip
 """What is tested in the files that take longest; `long`, so that what a change broke is soon known."""
 
@@ -145,7 +145,7 @@ def few_open_files(no_old_objects, monkeypatch):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """A folder of 4 MDS shards of 12 samples; not to be changed."""
-    from ddp_scripts.data import write_mds
+    from support.ddp.data import write_mds
 
     return write_mds(tmp_path_factory.mktemp("mds") / "shards")
 
@@ -159,6 +159,6 @@ def own(shards, tmp_path):
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """A folder of 10 MDS shards of 12 samples; not to be changed."""
-    from ddp_scripts.data import write_mds
+    from support.ddp.data import write_mds
 
     return Path(write_mds(tmp_path_factory.mktemp("mds") / "many", first=1000, samples=120))

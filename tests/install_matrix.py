@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("demo", "tests")
 _FETCHED = re.compile(r"^\s+(?:Downloading|Using cached) ([^\s/]+?)(?:\.metadata)? \(", re.M)
-_QUICK = "tests/test_policies.py tests/test_store.py tests/test_mds.py tests/test_wds.py"
+_QUICK = "tests/policies tests/store/test_score_store.py tests/sources/test_mds.py tests/sources/test_webdataset.py"
 """What is run of the tests, if not all: it takes the store, MDS and tars."""
 
 

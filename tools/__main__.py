@@ -12,7 +12,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; exits with a message where typer or rich are not installed."""
     try:
-        from .cli import app
+        from .app import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"click", "rich", "typer"}:
             raise
@@ -30,7 +30,7 @@ def _as_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """A warning without the line of ours that gave it, and with no name of a file that could move the cursor."""
-    from .written import visible
+    from infobatch_stream._formatting import visible
 
     return f"warning: {visible(str(message))}\n"
 

@@ -9,9 +9,8 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from infobatch_stream._formatting import visible
 from infobatch_stream.errors import InfoBatchError
-
-from .written import visible
 
 __all__ = ["progress", "reported", "say"]
 

@@ -1,266 +1,190 @@
-"""A conversion: samples are read, shuffled and written as shards; the result appears whole or not at all."""
+"""The command ``infobatch-stream convert``."""
 
+import dataclasses
 import json
-import os
-import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import replace
-from functools import partial
-from importlib import import_module
-from importlib.metadata import version
-from itertools import chain
-from pathlib import Path
-from typing import Literal
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated
 
+import typer
+from rich.filesize import decimal
+from rich.progress import TaskID
+
+from infobatch_stream._formatting import visible
+from infobatch_stream._validation import bytes_of
+from infobatch_stream.convert.label_images import AUTO
+from infobatch_stream.convert.manifest import Conversion, Progress
+from infobatch_stream.convert.writers import ShardFormat
 from infobatch_stream.errors import ConfigError
 
-from .destinations import check_apart, open_destination, place_of
-from .fitted import fitted
-from .label_images import find_label_columns
-from .ledger import Conversion, Layout, Ledger, ShardSummary, Watch
-from .on_ray import write_on_ray
-from .ours import PLAN
-from .pool import await_server, ordered_map, start_server
-from .readers import TableSet, read_source
-from .reencode import Reencoder
-from .samples import KEY, MEMBERS, Column, FileSet, Sample, SampleSet, column_of
-from .shard_plan import Plan
-from .shard_sizes import check_largest, sizes_in_shards
-from .tar_names import check_keys
-from .task import Job, Target, Written, add, write_task
-from .writers import ShardFormat, room_for_samples
+from .console import progress, reported, say
 
-__all__ = ["SHARD_BYTES", "Conversion", "ShardSummary", "convert", "write_shards"]
+__all__ = ["convert_command", "parse_size"]
 
-SHARD_BYTES = 1 << 26
-_LEAST_SHARD = 1 << 14  # a tar is never smaller than 10 KiB
-_MOST_SHARD = (1 << 32) - 1  # offsets within an MDS shard are uint32
+_SHOWN = 10  # problems; --json has all
+_SHOWN_CLASSES = 8
+_LOST = 3  # the exit code where whole shards were passed over
 
 
-def convert(
-    src: Path | str,
-    dst: Path | str,
-    format: ShardFormat | str,
-    *,
-    columns: Mapping[str, str] | None = None,
-    encodings: Mapping[str, str] | None = None,
-    extensions: Mapping[str, str] | None = None,
-    keys: bool = True,
-    fill: Mapping[str, str] | None = None,
-    seed: int = 0,
-    shuffle: bool | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    shard_samples: int | None = None,
-    compression: str | None = None,
-    hashes: Sequence[str] = ("xxh64",),
-    resize: int | None = None,
-    quality: int | None = None,
-    resize_columns: Mapping[str, str] | None = None,
-    check: bool = False,
-    on_error: Literal["raise", "skip"] = "raise",
-    allow_empty: bool = False,
-    overwrite: bool = False,
-    resume: bool = False,
-    workers: int = 1,
-    ray: str | None = None,
-    watch: Watch | None = None,
-) -> Conversion:
-    """Convert ``src`` (images, idx, CIFAR, shards, tables; see `read_source`) into shards in ``dst``, a folder or URL.
-
-    A source of several splits gets a subfolder for each. The same arguments give the same bytes, whatever the number
-    of processes.
-
-    columns, encodings, extensions, keys: which fields are taken, and how they are stored; see `read_source`.
-    fill: of tables: column -> the text of what stands where it is empty (null), which is an error otherwise.
-    shuffle: the samples of a folder in the order of ``numpy.random.default_rng(seed).permutation``; by default
-        unless ``src`` holds shards, which keep their order, as images without a shuffle are sorted by class and path.
-    shard_bytes, shard_samples: no shard holds more; 16 KiB to 4 GiB - 1 (before compression).
-    compression, hashes: of MDS shards, as MDSWriter takes them ("zstd:3"; "sha1", "xxh64").
-    resize, quality, check: see `Reencoder`; ``check`` decodes images without changing them. Else bytes are copied.
-    resize_columns: the columns that ``resize`` and ``quality`` are for, and how they are made smaller: "nearest" (label
-        images), "smooth" (photographs) or "auto" (by their looks). By default all with images, "auto".
-    on_error: "skip" passes over samples that cannot be read, and lists them in the result; also whole shards.
-    allow_empty: class folders without images keep their numbers, instead of being refused.
-    overwrite: replace shards in ``dst``. resume: go on with a conversion that was broken off; the shards that were
-        in the making are made again. ``on_error`` may be another then, and image files that are in no shard yet may
-        have been mended or removed; what goes into which shard stays as it was decided at the beginning.
-    workers: processes. ray: address of a Ray cluster that does the work instead. watch: is told of the progress.
-
-    Raises ConfigError, DataError, MissingExtraError or OSError. ``dst`` is then as it was before; beside it, shards
-    that are done may be kept for `resume`, which a note at the error tells.
-    """
-    target = _target(format, shard_bytes, compression, hashes)
-    reencoder = Reencoder(resize, quality, check=check) if check or (resize, quality) != (None, None) else None
-    if resize_columns and (resize, quality) == (None, None):
-        raise ConfigError("resize_columns are the columns that resize and quality are for; give one of these.")
-    dst = place_of(dst)
-    check_apart(src, dst)
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; give 0 or more.")
-    if shard_samples is not None and shard_samples < 1:
-        raise ConfigError(f"shard_samples is {shard_samples}; give 1 or more.")
-    library = {ShardFormat.MDS: "streaming", ShardFormat.WDS: "webdataset"}[target.format]
-    parallel = workers > 1 and ray is None
-    if parallel:
-        start_server(write_task, [library])  # which takes seconds, while the source is looked through
-    start = time.monotonic()
-    sets = read_source(
-        src, columns=columns, encodings=encodings, extensions=extensions, keys=keys, fill=fill,
-        skip=on_error == "skip", allow_empty=allow_empty,
-    )  # fmt: skip
-    start += _await_library(library, parallel=parallel)
-    _check_source(src, sets, target, fill, skip=on_error == "skip")
-    guessed: tuple[str, ...] = ()
-    if reencoder is not None:
-        reencoder, guessed = _fitted(reencoder, os.fspath(src), sets, resize_columns or {})
-    job = Job(os.fspath(src), sets, target, reencoder, on_error == "skip")
-    shuffled = not sets[0].is_shards if shuffle is None else shuffle
-    order = seed if shuffled else None
-    recipe = {
-        "format": target.format.value, "shard_bytes": shard_bytes, "shard_samples": shard_samples,
-        "compression": compression, "hashes": sorted(hashes), "seed": order,
-        "resize": resize, "resize_column": sorted((resize_columns or {}).items()), "quality": quality,
-        "check": check,
-        "column": list((columns or {}).items()),
-        "encoding": sorted((encodings or {}).items()), "extension": sorted((extensions or {}).items()),
-        "fill": sorted((fill or {}).items()), "keys": keys,
-        "version": version("infobatch-stream"),
-    }  # fmt: skip
-    recipe = json.loads(json.dumps(recipe))  # as it will be read
-    room = room_for_samples(target.format, shard_bytes)
-    sizes = [sizes_in_shards(job, one) for one in sets]
-    check_largest(job, sizes, room)
-    with open_destination(
-        dst, overwrite=overwrite, recipe=recipe, resume=resume, folders=[one.name for one in sets],
-        mendable=all(isinstance(one, FileSet) for one in sets),
-    ) as out:  # fmt: skip
-        if out.done:
-            plan = Plan.resume(out.plan or b"", out.where, sets, order, len(out.done))
-        else:
-            plan = Plan.begin(sets, sizes, order, room, shard_samples)
-        out.write(PLAN, plan.to_json())
-        tasks = plan.tasks(order)
-        layouts = [
-            Layout(one.columns, one.classes, one.name, part.samples) for one, part in zip(sets, plan.parts, strict=True)
-        ]
-        ledger = Ledger(layouts, out, target, watch)
-        todo = tasks[len(out.done) :]
-        done: Generator[Written, None, None]
-        if ray is not None:
-            done = write_on_ray(job, out.scratch, todo, ray)
-        else:
-            work = partial(write_task, job, out.scratch)
-            done = ordered_map(work, todo, min(workers, len(todo)), preload=[library])
-        with closing(done):  # an error here ends the workers before what they have written is removed
-            for task, written in zip(todo, done, strict=True):
-                ledger.take(task.part, written)
-        ledger.finish()
-    return replace(
-        ledger.summary(dst, sum(one.skipped for one in sets), time.monotonic() - start),
-        lost=tuple(text for one in sets for text in one.lost),
-        notes=(*(text for one in sets for text in one.notes), *guessed),
-    )
-
-
-def write_shards(
-    samples: Iterable[Sample],
-    dst: Path | str,
-    format: ShardFormat | str,
-    *,
-    columns: Mapping[str, Column] | None = None,
-    classes: Sequence[str] | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    compression: str | None = None,
-    hashes: Sequence[str] = ("xxh64",),
-    overwrite: bool = False,
-) -> ShardSummary:
-    """Write ``samples``, in their order, as shards into ``dst``, a folder (which appears only when complete) or URL.
-
-    samples: dicts with the same keys, e.g. ``{"image": uint8[28, 28], "label": int}``; read once, one by one.
-    format: "mds" writes ``shard.00000.mds`` ... and ``index.json``. "wds" writes ``shard-000000.tar`` ... with
-        the index of each (``.index.npz``); member names are ``<9-digit number>.<extension>``.
-    columns: how each field is stored; by default `column_of` the first sample, so that an array must have the
-        same shape and dtype in all samples ("mds").
-    classes: written to ``classes.json`` where given: names of label 0, 1, ...
-    shard_bytes: no shard file is larger; 16 KiB to 4 GiB - 1. compression, hashes: as of `convert`.
-    overwrite: replace a ``dst`` that holds shards, and nothing but shards, once the new one is complete.
-
-    The same samples give the same bytes. Raises ConfigError (arguments, no samples, a sample larger than a
-    shard), DataError (a sample unlike its columns), MissingExtraError, OSError, and what ``samples`` raises;
-    ``dst`` is then as it was before.
-    """
-    target = _target(format, shard_bytes, compression, hashes)
-    dst = place_of(dst)
-    rest = iter(samples)
-    with open_destination(dst, overwrite=overwrite) as out:
-        first = next(rest, None)
-        if first is None:
-            raise ConfigError(f"there are no samples to write to {dst}.")
-        if columns is None:
-            columns = {name: column_of(name, value) for name, value in first.items()}
-        if not columns.keys() - {KEY, MEMBERS}:
-            raise ConfigError(f"the samples have no fields but their keys, {list(columns)}; there is nothing to write.")
-        source = Layout(dict(columns), None if classes is None else list(classes))
-        ledger = Ledger([source], out, target)
-        folder = out.scratch / "all"
-        folder.mkdir()
-        writer = target.open(folder, columns)
-        taken = 0
-        try:
-            for number, sample in enumerate(chain([first], rest)):
-                add(writer, columns, fitted(sample, columns, f"sample {number}"), f"sample {number}")
-                if len(writer.finished) > taken:
-                    taken = ledger.take_finished(writer.finished, taken, folder)
-            writer.close()
-        except BaseException:
-            writer.abort()
-            raise
-        ledger.take_finished(writer.finished, taken, folder)
-        ledger.finish()
-    return ledger.summary(dst, 0).parts[0]
-
-
-def _check_source(
-    src: Path | str, sets: Sequence[SampleSet], target: Target, fill: Mapping[str, str] | None, *, skip: bool
-) -> None:
-    """Raise ConfigError where options are not for such a source, DataError for keys that tars cannot hold."""
-    if fill and not all(isinstance(one, TableSet) for one in sets):
-        raise ConfigError(f"fill is for the empty values of tables, and {src} is none; leave it out.")
-    if target.format is ShardFormat.WDS and not skip:
-        for one in sets:
-            check_keys(os.fspath(src), one)
-
-
-def _fitted(
-    reencoder: Reencoder, src: str, sets: Sequence[SampleSet], columns: Mapping[str, str]
-) -> tuple[Reencoder, tuple[str, ...]]:
-    """``reencoder`` for the images of ``sets``, and notes on what was guessed. columns: resize_columns of `convert`."""
-    reencoder.check_columns([one.columns for one in sets], src)
-    if (reencoder.resize, reencoder.quality) == (None, None):
-        return reencoder, ()
-    labels, guessed = find_label_columns(sets, columns, src)
-    return replace(reencoder, chosen=frozenset(columns) or None, labels=labels), guessed
-
-
-def _target(format: ShardFormat | str, shard_bytes: int, compression: str | None, hashes: Sequence[str]) -> Target:
+def parse_size(text: str) -> int:
+    """``64MB`` -> bytes; see `bytes_of`."""
     try:
-        format = ShardFormat(format)
-    except ValueError:
-        raise ConfigError(f"format is {format!r}; 'mds' and 'wds' can be written.") from None
-    if not _LEAST_SHARD <= shard_bytes <= _MOST_SHARD:
-        raise ConfigError(f"shards of {shard_bytes:,} bytes; {_LEAST_SHARD:,} to {_MOST_SHARD:,} are possible.")
-    if compression and format is ShardFormat.WDS:
-        raise ConfigError(f"compression is {compression!r}: only MDS shards are compressed, tars are read by index.")
-    return Target(format, shard_bytes, compression, tuple(hashes))
+        return bytes_of("SIZE", text)
+    except ConfigError:
+        raise typer.BadParameter(f"{text!r} is no size; write it as 64MB, 512KB, 1GB or a number of bytes.") from None
 
 
-def _await_library(name: str, *, parallel: bool) -> float:
-    """Return when ``name`` is imported, here or where workers come from: the seconds that it took, of nobody's data."""
-    start = time.monotonic()
-    if parallel:
-        await_server()
+class OnError(StrEnum):
+    """What to do with a sample that cannot be read."""
+
+    RAISE = "raise"
+    SKIP = "skip"
+
+
+def parse_pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
+    """``["image=jpg;png", "label"]`` -> a dict; a name alone stands for itself."""
+    # A name may begin or end with a space.
+    pairs = {text.partition("=")[0]: text.partition("=")[2] or text for text in texts or ()}
+    if any(not name or value.startswith("=") for name, value in pairs.items()):
+        raise typer.BadParameter(f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint=option)
+    return pairs or None
+
+
+def parse_columns(texts: list[str] | None) -> dict[str, str] | None:
+    """``["image", "mask=nearest"]`` -> how each column is made smaller."""
+    return {text.partition("=")[0]: text.partition("=")[2] or AUTO for text in texts or ()} or None
+
+
+def parse_fill(texts: list[str] | None) -> dict[str, str] | None:
+    """``["text=", "label=-1"]`` -> a dict; a value may be empty."""
+    if any(not text.partition("=")[0] or "=" not in text for text in texts or ()):
+        raise typer.BadParameter(
+            f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint="--fill"
+        )
+    return {text.partition("=")[0]: text.partition("=")[2] for text in texts or ()} or None
+
+
+def convert_command(
+    src: Annotated[
+        str,
+        typer.Argument(
+            help="Images, SRC/<class>/**/<image>; idx files (MNIST); CIFAR's Python files; tars; MDS; Parquet or CSV; "
+            "a Hugging Face dataset saved on disk: a folder, a file, or a pattern as 'data/*.parquet'."
+        ),
+    ],
+    dst: Annotated[str, typer.Argument(help="Folder for the shards, which appears when complete; or s3://, gs:// ...")],
+    *,
+    format: Annotated[ShardFormat, typer.Option(help="mds: mosaicml-streaming. wds: WebDataset tars.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SOURCE", help="A field to take, e.g. 'image=jpg;png'; repeat it.  [default: all]"),
+    ] = None,
+    encoding: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=ENCODING", help="MDS encoding, where not as inferred; repeat it.")
+    ] = None,
+    extension: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=EXTENSION", help="Extension in tars, likewise; repeat it.")
+    ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys/--no-keys", help="Keep the keys of samples that have some, or number them anew.")
+    ] = True,
+    fill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What stands where a column of a table is empty; repeat it."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle; the same seed gives the same bytes.")] = 0,
+    shuffle: Annotated[
+        bool | None,
+        typer.Option("--shuffle/--no-shuffle", help="One global shuffle.  [default: unless SRC are shards]"),
+    ] = None,
+    shard_size: Annotated[
+        int,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="The largest size of a shard: KB, MB, GB are powers of 1024.",
+        ),
+    ] = "64MB",  # type: ignore[assignment]  # typer parses a default as it does an argument
+    shard_samples: Annotated[int | None, typer.Option(min=1, help="The most samples of a shard.")] = None,
+    compression: Annotated[str | None, typer.Option(help="Of MDS shards, e.g. zstd:3.")] = None,
+    hashes: Annotated[str, typer.Option(help="Of MDS shards, e.g. sha1,xxh64; '' for none.")] = "xxh64",
+    resize: Annotated[int | None, typer.Option(min=1, help="Pixels of an image's shorter side, at most.")] = None,
+    resize_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=nearest|smooth]",
+            help="A column to make smaller, and how: nearest for label images; repeat it.  [default: all, by looks]",
+        ),
+    ] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=95, help="JPEG quality of images encoded again.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Decode each image, to find those that are damaged.")] = False,
+    on_error: Annotated[OnError, typer.Option(help="What to do with a sample that cannot be read.")] = OnError.RAISE,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Let class folders without images keep their numbers.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the shards in DST, once the new ones are complete.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a conversion that was broken off; images may be mended before.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on this Ray cluster: auto, local, or host:port.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Convert data into shards. Bytes are copied, not encoded again; the same arguments give the same shards.
+
+    Exit code 0: done; 1: an error; 2: a wrong option; 3: done, but for whole shards that could not be read.
+    """
+    with reported(), progress("samples") as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def watch(now: Progress) -> None:
+            if now.title not in tasks:
+                tasks[now.title] = bar.add_task(visible(now.title) or "converting", total=now.total, bytes=0)
+            bar.update(tasks[now.title], completed=now.samples, bytes=now.bytes)
+
+        from infobatch_stream.convert import convert
+
+        done = convert(
+            src, dst, format,
+            columns=parse_pairs("--column", column), encodings=parse_pairs("--encoding", encoding),
+            extensions=parse_pairs("--extension", extension), keys=keys, fill=parse_fill(fill), seed=seed,
+            shuffle=shuffle,
+            shard_bytes=shard_size, shard_samples=shard_samples, compression=compression,
+            hashes=[name.strip() for name in hashes.split(",") if name.strip()],
+            resize=resize, resize_columns=parse_columns(resize_column), quality=quality, check=check,
+            on_error=on_error.value, allow_empty=allow_empty,
+            overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=watch,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(done), "seconds": round(done.seconds, 3)}, default=str))
     else:
-        with suppress(Exception):  # told of where it is needed
-            import_module(name)
-    return time.monotonic() - start
+        _print(done)
+    if done.lost:
+        raise typer.Exit(_LOST)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, by which one sees whether it was the right folder."""
+    return ", ".join(names[:_SHOWN_CLASSES]) + (", ..." if len(names) > _SHOWN_CLASSES else "")
+
+
+def _print(done: Conversion) -> None:
+    for part in done.parts:
+        shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
+        classes = f" of {len(done.classes):,} classes ({_some(done.classes)})" if done.classes else ""
+        say(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
+    total, size = sum(part.samples for part in done.parts), sum(part.bytes for part in done.parts)
+    seconds = done.seconds
+    say(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s")
+    for note in done.notes:
+        say(f"note: {note}.")
+    for shard in done.lost:
+        say(f"skipped: {shard}", err=True)
+    for problem in done.problems[:_SHOWN]:
+        say(f"skipped: {problem}", err=True)
+    if len(done.problems) > _SHOWN:
+        say(f"skipped: {len(done.problems) - _SHOWN:,} more; --json lists all", err=True)

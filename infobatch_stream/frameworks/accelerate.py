@@ -9,7 +9,7 @@ from accelerate.state import GradientState
 from accelerate.utils import send_to_device
 
 from infobatch_stream import ConfigError, InfoBatchLoader, Picks
-from infobatch_stream.frameworks.processes import check_processes
+from infobatch_stream.frameworks._processes import check_processes
 
 __all__ = ["AcceleratedLoader"]
 

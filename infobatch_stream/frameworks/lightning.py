@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from infobatch_stream import ConfigError, InfoBatchLoader
-from infobatch_stream.frameworks.processes import check_processes
+from infobatch_stream.frameworks._processes import check_processes
 
 __all__ = ["InfoBatchCallback"]
 
@@ -38,7 +38,7 @@ class InfoBatchCallback(Callback):
         _check_tuner(trainer)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _check(trainer, self._loader.epochs)
-            if self._loader._spent:  # of a fit that was broken off: the iterator would begin the next epoch
+            if self._loader.spent:  # of a fit that was broken off: the iterator would begin the next epoch
                 self._loader.commit()
             _count_from(trainer, self._loader.epoch)  # a checkpoint, which is loaded later, says otherwise
 

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import get_last_checkpoint
 
 from infobatch_stream import ConfigError, InfoBatchLoader
-from infobatch_stream.frameworks.processes import check_processes
+from infobatch_stream.frameworks._processes import check_processes
 
 __all__ = ["InfoBatchTrainer"]
 
@@ -65,7 +65,7 @@ class InfoBatchTrainer(Trainer):
             )
         for name, found, wanted in (
             ("num_train_epochs", args.num_train_epochs, loader.epochs),
-            ("per_device_train_batch_size", args.per_device_train_batch_size, loader._batch_size),
+            ("per_device_train_batch_size", args.per_device_train_batch_size, loader.batch_size),
         ):
             if found != wanted:
                 raise ConfigError(f"TrainingArguments({name}={found}), the loader has {wanted}: give both the same.")
@@ -138,8 +138,8 @@ class InfoBatchTrainer(Trainer):
     ) -> tuple[Any, ...]:
         """What the Trainer takes for the size of the run: that of one that prunes nothing, which no run exceeds."""
         loader = self._loader
-        samples = loader._source.num_samples
-        steps = loader._recipe.steps_unpruned(loader._source, 0, loader._global_batch)
+        samples = loader.num_samples
+        steps = loader.unpruned_steps
         updates = math.ceil(steps / args.gradient_accumulation_steps)
         # By this the Trainer divides the steps of the resumed part to learn in which epoch it is.
         per_epoch = self._steps_before / (loader.epoch + 0.5) if self._steps_before else updates
@@ -173,7 +173,7 @@ class InfoBatchTrainer(Trainer):
         if folder:  # if there is none, the Trainer says so
             self._go_on(Path(folder))
             return super().train(folder, *args, **kwargs)
-        if self._loader._spent:  # of a training that was broken off: the iterator would begin the next epoch
+        if self._loader.spent:  # of a training that was broken off: the iterator would begin the next epoch
             self._loader.commit()
         if not resume_from_checkpoint and self._loader.epoch >= self._loader.epochs:
             raise ConfigError(

@@ -6,11 +6,12 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.sources.base import Pool, Source
+from infobatch_stream.planning.shape import Pool
+from infobatch_stream.sources.base import Source
 from infobatch_stream.sources.map_style import MapStyleSource
-from infobatch_stream.sources.mds import MdsSource
-from infobatch_stream.sources.streamed import StreamedWebDataset
-from infobatch_stream.sources.wds import IndexedWebDataset, WdsSource
+from infobatch_stream.sources.mds.source import MdsSource
+from infobatch_stream.sources.webdataset.dataset import IndexedWebDataset, WdsSource
+from infobatch_stream.sources.webdataset.streamed import StreamedWebDataset
 
 __all__ = ["IndexedWebDataset", "Pool", "Source", "StreamedWebDataset", "open_source"]
 

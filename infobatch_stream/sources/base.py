@@ -1,42 +1,18 @@
 """What the loader asks of a dataset: how many samples, in which shards, and the samples themselves."""
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from infobatch_stream.planning.shape import Shape
 
-__all__ = ["Pool", "Source", "fingerprint", "name_sample"]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The entries that one epoch may draw from, when they are not simply 0..N-1 (stream mixing).
-
-    index: int64[P], sample indices, with repeats, unit by unit.
-    units: int64[U], how many entries each unit (a visit to a shard) has; they sum to P.
-    """
-
-    index: NDArray[np.int64]
-    units: NDArray[np.int64]
+__all__ = ["Source", "name_sample"]
 
 
-class Source(Protocol):
+class Source(Shape, Protocol):
     """A dataset of N samples, read by index.
 
     A source is built in the main process of a rank and travels to the workers (by fork or by pickle), so it
     holds no open file that does not survive both.
     """
-
-    @property
-    def num_samples(self) -> int:
-        """N: samples have the indices 0..N-1, in the order (shard, row)."""
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64] | None:
-        """int64[S], samples per shard, summing to N; None where samples lie in no shards (map-style)."""
 
     @property
     def fingerprint(self) -> str:
@@ -68,9 +44,6 @@ class Source(Protocol):
         what it does: a call that failed, or was never made, changes nothing but the time at which the shard comes.
         """
 
-    def pool(self, epoch: int) -> Pool | None:
-        """The entries of ``epoch``; None for each sample once. The same on every rank."""
-
     def read(self, index: int) -> Any:
         """Sample ``index``.
 
@@ -92,12 +65,3 @@ def name_sample(error: Exception, indices: list[int], dataset: object) -> None:
         f"infobatch-stream: {which} of the {type(dataset).__name__} could not be read. (InfoBatchLoader("
         'on_error="replace") would put another sample in its place, with weight 0.)'
     )
-
-
-def fingerprint(kind: str, parts: Iterable[object]) -> str:
-    """``kind`` and a digest of ``parts`` (by their str), for `Source.fingerprint`."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(str(part).encode())
-        digest.update(b"\0")
-    return f"{kind}:{digest.hexdigest()[:32]}"

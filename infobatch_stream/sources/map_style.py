@@ -5,7 +5,9 @@ from typing import Any, Protocol
 
 from torch.utils.data import TensorDataset
 
-from infobatch_stream.sources.base import Pool, fingerprint, name_sample
+from infobatch_stream.formats.fingerprint import fingerprint
+from infobatch_stream.planning.shape import Pool
+from infobatch_stream.sources.base import name_sample
 
 __all__ = ["MapStyle", "MapStyleSource"]
 

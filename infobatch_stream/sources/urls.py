@@ -1,21 +1,18 @@
 """Which tars a user means: paths and urls, braces, globs and folders."""
 
 import os
-import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from infobatch_stream._urls import AnyPath, base_name, check_server, is_compressed, is_pipe, is_remote, local_path
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
-from infobatch_stream.sources.download import ForbiddenError, list_files, list_folder
 from infobatch_stream.sources.patterns import expand_braces, expand_files, is_wild, merged
-from infobatch_stream.sources.tar_index import AnyPath
+from infobatch_stream.sources.remote.download import ForbiddenError, list_files, list_folder
 
-__all__ = ["base_name", "expand_shards", "is_compressed", "is_pipe", "is_remote", "local_path"]
+__all__ = ["expand_shards"]
 
-_COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tzst|gz|bz2|xz|zst|lz4|lzma|z)$", re.IGNORECASE)
 _STREAMED = ("*.tar", "*.tgz", "*.tar.gz", "*.tar.bz2", "*.tar.xz", "*.tar.zst")  # of a folder
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def expand_shards(urls: AnyPath | Iterable[AnyPath], *, streamed: bool = False) -> list[str]:
@@ -120,43 +117,9 @@ def _remote_tars(folder: str, kinds: tuple[str, ...]) -> list[str]:
     return [url for url in list_folder(folder) if any(fnmatchcase(base_name(url), kind) for kind in kinds)]
 
 
-def is_pipe(url: str) -> bool:
-    """Whether ``url`` is a command whose output is meant, as webdataset takes it."""
-    return url.startswith("pipe:")
-
-
-def is_remote(url: str) -> bool:
-    """Whether ``url`` is no file of this machine."""
-    return _SCHEME.match(url) is not None and not url.startswith(("file:", "pipe:"))
-
-
-def is_compressed(url: str) -> bool:
-    """Whether ``url`` is called like a compressed file."""
-    return _COMPRESSED.search(base_name(url)) is not None
-
-
-def local_path(url: str) -> str:
-    """The path that ``url``, which is not remote, names. Raises ConfigError for a file of another machine."""
-    if not url.startswith("file:"):
-        return url
-    path = url.removeprefix("file:")  # all of it: a ? or # is a part of a file's name
-    if not path.startswith("//"):
-        return path
-    host, slash, rest = path[2:].partition("/")
-    if host not in ("", "localhost"):
-        raise ConfigError(f"{url} names a file of the machine {host!r}; write file:///{host}{slash}{rest}, or a path.")
-    return f"{slash}{rest}"
-
-
-def base_name(url: str) -> str:
-    """The last part of a path or url, without what a web server takes for a query."""
-    return Path(url.partition("?")[0] if url.lower().startswith("http") else url).name
-
-
 def _refuse(url: str, streamed: bool) -> None:
     """Raise DataError for what cannot be read by index."""
-    if is_remote(url) and "://" not in url:
-        raise DataError(f"{url!r} names no server; write a url as s3://bucket/name, a path with a colon as ./name.")
+    check_server(url, DataError)
     if streamed:
         return
     if is_pipe(url):

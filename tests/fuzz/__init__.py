@@ -1,1 +1,1 @@
-"""Fuzzing of what reads files: ``python -m tests.fuzz`` for long, tests/test_fuzz.py for seconds."""
+"""Fuzzing of what reads files: ``python -m tests.fuzz`` for long, tests/project/test_fuzz.py for seconds."""

@@ -50,8 +50,8 @@ def guided(target: str, seconds: int, seed: int, crashes: Path) -> None:
 
     modules = ("npz", "tar_headers", "tar_index")
     for name in [f"infobatch_stream.sources.{module}" for module in modules] + [
-        "infobatch_stream.header",
-        "infobatch_stream.layout",
+        "infobatch_stream.store.header",
+        "infobatch_stream.store.layout",
     ]:
         for value in vars(sys.modules[name]).values():
             if callable(value) and getattr(value, "__module__", None) == name and hasattr(value, "__code__"):

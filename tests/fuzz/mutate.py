@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
-from infobatch_stream.header import checksum
+from infobatch_stream.store.header import checksum
 
 from .seeds import END, extended, header, record, signed
 

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from numcodecs import zstd
 
-from infobatch_stream.sources.tar_index import TarIndex
+from infobatch_stream.formats.tar_index import TarIndex
 
 from .targets import HISTORY_FILES, INSTEAD, SHARD, STORE_FILES, folder, good_history, good_store
 

@@ -19,13 +19,13 @@ import numpy as np
 from webdataset.tariterators import base_plus_ext
 
 from infobatch_stream.errors import DataError, StoreError
-from infobatch_stream.header import checksum
-from infobatch_stream.history import Epoch, History, carry, epochs, mend, training
-from infobatch_stream.recorded import replay
-from infobatch_stream.sources.npz import read_npz
-from infobatch_stream.sources.tar_headers import TarError, read_members
-from infobatch_stream.sources.tar_index import _DTYPES, TarIndex, split_name
-from infobatch_stream.store import ScoreStore
+from infobatch_stream.formats.npz import read_npz
+from infobatch_stream.formats.tar_headers import TarError, read_members
+from infobatch_stream.formats.tar_index import _DTYPES, TarIndex, split_name
+from infobatch_stream.store.header import checksum
+from infobatch_stream.store.history import Epoch, History, carry, epochs, mend, training
+from infobatch_stream.store.recorded_losses import replay
+from infobatch_stream.store.score_store import ScoreStore
 
 SHARD = (8192, 1_000_000_007)  # size and mtime of the shard whose index `npz` reads
 STORE_FILES = ("zarr.json", "scores/zarr.json", "pending/zarr.json", "scores/c/0")

@@ -1,0 +1,221 @@
+"""Values by MDS encoding: which type each has, and how one is read from the bytes of a shard, a member or a table."""
+
+import io
+import json
+import math
+import re
+import warnings
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.formats.schema import Encoded
+
+__all__ = [
+    "Form", "check_encoding", "fit", "fixed_size", "form_of", "from_mds", "is_known", "npy_header", "parse_npy",
+    "save_npy", "strictly",
+]  # fmt: skip
+
+_INTEGERS = {"int": "int64"} | {
+    f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+_FLOATS = ("float16", "float32", "float64")
+_NUMBERS = {*_INTEGERS.values(), *_FLOATS}  # of which an array may be
+_RAW: tuple[str, ...] = (
+    "bytes",
+    "str",
+    "json",
+    "jpeg",
+    "png",
+    "str_int",
+    "str_float",
+    "str_decimal",
+    "pkl",
+    "pil",
+    "jpeg_array",
+)
+_RAW += ("jpegarray", "list[pil]", "list[jpeg]", "list[png]")
+_ARRAY = re.compile(r"ndarray(:(?P<dtype>\w+)(:(?P<shape>[1-9]\d{0,9}(,[1-9]\d{0,9}){0,62}))?)?")
+_INT_BYTES = re.compile(rb"0|-?[1-9]\d{0,19}", re.ASCII)
+# NDArray of streaming: the byte of an array's dtype, where the encoding leaves it open.
+_CODES = {
+    8: "uint8", 9: "int8", 16: "uint16", 17: "int16", 18: "float16", 32: "uint32", 33: "int32", 34: "float32",
+    64: "uint64", 65: "int64", 66: "float64",
+}  # fmt: skip
+
+
+class Form(Enum):
+    """The four forms that values have: bytes that both formats store alike, int, float, and array."""
+
+    RAW, INT, FLOAT, ARRAY = range(4)
+
+
+def form_of(encoding: str) -> Form:
+    """The form of a value with the MDS encoding ``encoding``; one that is unknown here is stored as it is."""
+    if encoding in _INTEGERS:
+        return Form.INT
+    if encoding in _FLOATS:
+        return Form.FLOAT
+    return Form.ARRAY if encoding.partition(":")[0] == "ndarray" else Form.RAW
+
+
+def is_known(encoding: str) -> bool:
+    """Whether mosaicml-streaming itself has such an encoding, or arrays at least."""
+    return encoding in (*_RAW, *_INTEGERS, *_FLOATS) or encoding.partition(":")[0] == "ndarray"
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise ConfigError for an encoding that MDS does not have."""
+    match = _ARRAY.fullmatch(encoding)
+    if encoding not in (*_RAW, *_INTEGERS, *_FLOATS) and not (match and (match["dtype"] or "int8") in _NUMBERS):
+        raise ConfigError(
+            f"{encoding!r} is no MDS encoding; choose among {', '.join((*_RAW[:8], *_INTEGERS, *_FLOATS))}, ndarray, "
+            "ndarray:<dtype> and ndarray:<dtype>:<shape> (e.g. ndarray:uint8:28,28)."
+        )
+
+
+def fixed_size(encoding: str) -> int | None:
+    """Bytes of each value with ``encoding``; None where they differ. Raises ConfigError for arrays that MDS has not."""
+    if encoding in _INTEGERS or encoding in _FLOATS:
+        return np.dtype(_INTEGERS.get(encoding, encoding)).itemsize
+    match = _ARRAY.fullmatch(encoding)
+    if form_of(encoding) is Form.ARRAY:
+        check_encoding(encoding)
+    if match and match["shape"]:
+        return math.prod(map(int, match["shape"].split(","))) * np.dtype(match["dtype"]).itemsize
+    return None
+
+
+def from_mds(data: bytes, encoding: str) -> Any:
+    """The value that MDS stores as ``data``; raw ones as they are. Raises ValueError for what MDS does not write."""
+    form = form_of(encoding)
+    if form is Form.RAW:
+        return Encoded(data)
+    if form is Form.ARRAY:
+        return _array_from_mds(data, encoding)
+    (value,) = np.frombuffer(data, _INTEGERS.get(encoding, encoding)).tolist()  # ValueError unless it is one
+    return value
+
+
+def _array_from_mds(data: bytes, encoding: str) -> NDArray[Any]:
+    match = _ARRAY.fullmatch(encoding)
+    if match is None or (match["dtype"] or "int8") not in _NUMBERS:
+        raise ValueError(f"{encoding!r} is no encoding of arrays")
+    dtype, at = match["dtype"], 0
+    if dtype is None:
+        dtype, at = _CODES.get(data[0] if data else 0), 1
+        if dtype is None:
+            raise ValueError("an array of an unknown dtype")
+    if match["shape"]:
+        shape = tuple(map(int, match["shape"].split(",")))
+    else:
+        code = data[at] if at < len(data) else 0
+        bounds = np.frombuffer(data, f"u{1 << code % 4}", code >> 2, at + 1)
+        shape, at = tuple(bounds.tolist()), at + 1 + bounds.nbytes
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if not shape or not size or size != len(data) - at:
+        raise ValueError(f"an array of {dtype} and shape {shape} in {len(data):,} bytes")
+    return np.frombuffer(data, dtype, offset=at).reshape(shape)
+
+
+def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran's order, and dtype of an .npy file, and where its values begin; else ValueError."""
+    stream = io.BytesIO(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream)  # type: ignore[no-untyped-call]
+    except Exception as error:  # the parser of Python raises nearly anything
+        raise ValueError(f"no array ({error})") from error
+    return shape, fortran, dtype, stream.tell()
+
+
+def parse_npy(data: bytes) -> NDArray[Any]:
+    """The array in an .npy file, in C order, native and of a type and shape that MDS can store; else ValueError.
+
+    Unlike numpy.load it allocates nothing that the header claims and the file does not have.
+    """
+    shape, fortran, dtype, at = npy_header(data)
+    if dtype.name not in _NUMBERS or not 1 <= len(shape) <= 63 or math.prod(shape) < 1:
+        raise ValueError(f"an array of {dtype.name} and shape {shape}, which MDS has not")
+    if math.prod(shape) * dtype.itemsize != len(data) - at:
+        raise ValueError(f"an array of {dtype.name} and shape {shape} in {len(data) - at:,} bytes")
+    array = np.frombuffer(data, dtype, offset=at)
+    array = array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+    return np.ascontiguousarray(array, dtype.newbyteorder("="))
+
+
+def save_npy(array: NDArray[Any]) -> bytes:
+    """``array`` as numpy.save writes it."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def strictly(data: bytes, encoding: str) -> Any:
+    """As `fit`, but raises ValueError where the value would not give the very bytes ``data`` again."""
+    if encoding == "json":
+        try:
+            json.loads(data.decode())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"no JSON ({error})") from error
+    if encoding == "int" and not _INT_BYTES.fullmatch(data):
+        raise ValueError(f"{data[:24]!r} is no whole number as Python writes it")
+    value = fit(data, encoding)
+    if isinstance(value, np.ndarray) and save_npy(value) != data:
+        raise ValueError("an array that numpy.save would write in another way")
+    return value
+
+
+def fit(value: Any, encoding: str) -> Any:
+    """``value`` in the form that ``encoding`` stores: numbers from text, text of numbers, arrays from .npy.
+
+    Raises ValueError for what has no such form, or is out of its range.
+    """
+    form = form_of(encoding)
+    if form is Form.RAW:
+        return _raw(value, encoding)
+    data = value.data if isinstance(value, Encoded) else value
+    if form is Form.ARRAY:
+        array = parse_npy(data) if isinstance(data, bytes) else data
+        match = _ARRAY.fullmatch(encoding)
+        if not isinstance(array, np.ndarray) or match is None:
+            raise ValueError(f"a {type(array).__name__} is no array")
+        if match["dtype"] not in (None, array.dtype.name):
+            raise ValueError(f"an array of {array.dtype.name}, and not of {match['dtype']}")
+        if match["shape"] and match["shape"] != ",".join(map(str, array.shape)):
+            raise ValueError(f"an array of shape {array.shape}, and not of {match['shape']}")
+        return array
+    if isinstance(data, np.ndarray | dict | list):
+        raise ValueError(f"a {type(data).__name__} is no number")  # noqa: TRY004  # callers name the sample
+    text = data.decode().strip() if isinstance(data, bytes) else data
+    if isinstance(text, str) and (len(text) > 1000 or "_" in text):  # Python's reading of 1_000 is nobody else's
+        raise ValueError(f"{text[:24]!r} is no number")
+    if form is Form.FLOAT:
+        return float(text)
+    if isinstance(text, float) and not text.is_integer():
+        raise ValueError(f"{text} is no whole number")
+    number, limits = int(text), np.iinfo(_INTEGERS[encoding])
+    if not limits.min <= number <= limits.max:
+        raise ValueError(f"{number} is out of the range of {encoding}, {limits.min} to {limits.max}")
+    return number
+
+
+def _raw(value: Any, encoding: str) -> Any:
+    """``value`` for an encoding whose bytes both formats store alike: an Encoded, or str for "str"."""
+    if isinstance(value, bytes):
+        value = Encoded(value)
+    if isinstance(value, Encoded):
+        if encoding == "str":
+            value.data.decode()  # UnicodeDecodeError is a ValueError
+        return value
+    if encoding == "json":
+        return Encoded(json.dumps(value.tolist() if isinstance(value, np.ndarray) else value).encode())
+    if encoding in ("str", "bytes", "str_int", "str_float", "str_decimal") and isinstance(value, str | int | float):
+        return str(value) if encoding == "str" else Encoded(str(value).encode())
+    raise ValueError(f"a {type(value).__name__} has no form in {encoding!r}")

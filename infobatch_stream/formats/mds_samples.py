@@ -1,0 +1,68 @@
+"""Where an MDS shard has its samples, and a sample its values.
+
+A shard is the number n of its samples, n + 1 offsets (all uint32), a description of its columns as JSON, and the
+samples. A sample begins with the sizes (uint32) of the values whose encoding gives them none; the values follow.
+"""
+
+from collections.abc import Sequence
+from mmap import mmap
+from struct import Struct, unpack_from
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BOUNDS", "Frame", "bounds_at"]
+
+BOUNDS: Final = Struct("<II")
+"""Where a sample begins and ends in its shard: such pairs overlap, behind the number of samples."""
+
+
+def bounds_at(row: int) -> int:
+    """Where the `BOUNDS` of a sample lie in its shard."""
+    return 4 + 4 * row
+
+
+class Frame:
+    """Where the values of a sample lie.
+
+    sizes: of the values of each column in bytes; None (or 0) where they differ. head: bytes before the values.
+    """
+
+    def __init__(self, sizes: Sequence[int | None]) -> None:
+        self._sizes = [size or 0 for size in sizes]
+        variable = sum(not size for size in self._sizes)
+        self._format, self.head = f"<{variable}I", 4 * variable
+
+    def ends(self, source: bytes | mmap, at: int, length: int) -> list[int]:
+        """Where the values end of the sample in the ``length`` bytes of ``source`` from ``at``.
+
+        ends[0] is where the first begins, so value k are the bytes ends[k]..ends[k+1]-1. Raises ValueError for a
+        sample that is damaged.
+        """
+        if length < self.head:
+            raise ValueError(f"a sample of {self.head // 4} columns has {length:,} bytes")
+        found = iter(unpack_from(self._format, source, at))
+        ends = [at + self.head]
+        for size in self._sizes:
+            ends.append(ends[-1] + (size or next(found)))  # each needs the one before
+        if ends[-1] != at + length:
+            raise ValueError(f"a sample of {length:,} bytes has values of {ends[-1] - at - self.head:,}")
+        return ends
+
+    def rows(
+        self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Starts and sizes, int64[n, columns], of the values of many samples; and how many bytes each has by them.
+
+        bounds: int64[n + 1], of the samples in ``data``. A sample is damaged where the bytes, int64[n], are not as many
+        as it has; then its starts mean nothing.
+        """
+        fixed = np.array(self._sizes, np.int64)
+        lengths, head = np.diff(bounds), self.head
+        sizes = np.tile(fixed, (len(lengths), 1))
+        fits = lengths >= head
+        heads = data[bounds[:-1][fits, None] + np.arange(head)]
+        sizes[np.ix_(fits, fixed == 0)] = heads.view("<u4") if head else 0
+        starts = bounds[:-1, None] + head + sizes.cumsum(1) - sizes
+        return starts, sizes, head + sizes.sum(1)

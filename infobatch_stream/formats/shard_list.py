@@ -1,0 +1,89 @@
+"""The list of the shards of a set of tars: ``shards.json``, which convert writes, or an ``index.json`` of wids.
+
+Both are ``{"__kind__": "wids-shard-index-v1", "shardlist": [{"url": name, "nsamples": n, "filesize": bytes}, ...]}``.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from infobatch_stream._urls import base_name
+from infobatch_stream.errors import DataError
+
+__all__ = ["MANIFEST", "Listed", "holds_mds", "lists_tars", "manifest_of", "read_manifest"]
+
+MANIFEST: Final = "shards.json"
+_NAMES: Final = (MANIFEST, "index.json")
+_LARGEST: Final = 1 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What the list ``place`` says of a shard: its samples and its bytes, where it does."""
+
+    place: str
+    samples: int | None
+    size: int | None
+
+
+def manifest_of(shards: Iterable[tuple[str, int, int]]) -> str:
+    """The text of a list of shards: name, samples and bytes of each."""
+    listed = [{"url": name, "nsamples": samples, "filesize": size} for name, samples, size in shards]
+    return json.dumps({"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": listed})
+
+
+def read_manifest(folder: Path) -> dict[str, Listed]:
+    """What the lists in ``folder`` say of its tars, by name; nothing where there is none. Raises DataError."""
+    found: dict[str, Listed] = {}
+    for place in (folder / name for name in reversed(_NAMES)):
+        if not place.is_file():
+            continue
+        try:
+            told = _read(place)
+            if place.name != MANIFEST and not _is_list(told):
+                raise ValueError("it lists neither MDS shards nor tars")
+            for entry in told["shardlist"]:
+                name, samples, size = entry["url"], entry.get("nsamples"), entry.get("filesize")
+                if not isinstance(name, str) or not all(type(n) is int or n is None for n in (samples, size)):
+                    raise TypeError(f"the shard {entry!r:.200}")
+                found[base_name(name)] = Listed(place.name, samples, size)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"{place} is no list of tars ({type(error).__name__}: {error}); write it again, or remove it."
+            ) from error
+    return found
+
+
+def holds_mds(folder: Path) -> bool:
+    """Whether the shards in ``folder`` are MDS; an ``index.json`` alone does not say so where tars lie beside it."""
+    if any(folder.glob("*.mds*")):
+        return True
+    if not (folder / "index.json").exists():
+        return False
+    if not any(folder.glob("*.tar")):
+        return True
+    try:
+        told = _read(folder / "index.json")
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and "shards" in told
+
+
+def lists_tars(place: Path) -> bool:
+    """Whether the ``index.json`` at ``place`` is a list of tars, by wids."""
+    try:
+        return _is_list(_read(place))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _read(place: Path) -> Any:
+    if place.stat().st_size > _LARGEST:
+        raise ValueError(f"it has {place.stat().st_size:,} bytes")
+    return json.loads(place.read_bytes())
+
+
+def _is_list(told: Any) -> bool:
+    return isinstance(told, dict) and "shardlist" in told

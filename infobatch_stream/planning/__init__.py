@@ -1,0 +1,1 @@
+"""Which samples each step holds: pure functions, NumPy only."""

@@ -1,0 +1,116 @@
+"""How the epochs of a run are planned: the options that make the picks, validated once."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream._validation import whole_number
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.planning.epoch_plan import EpochPlan, count_steps
+from infobatch_stream.planning.position import RunPosition
+from infobatch_stream.planning.shape import Shape
+from infobatch_stream.policies.base import Policy, Schedule, annealing_epoch, try_policy
+from infobatch_stream.policies.pruning import FullData
+
+__all__ = ["RunConfig"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything but data, scores and world that decides what an epoch holds; see `InfoBatchLoader` for each.
+
+    Raises ConfigError for values that cannot work.
+    """
+
+    policy: Policy | Schedule
+    delta: float
+    seed: int
+    shuffle: bool
+    shuffle_window: int
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if isinstance(self.policy, type) or not isinstance(self.policy, Policy | Schedule):
+            raise ConfigError(
+                f"policy={self.policy!r} has no rule(summary) (nor check(moment) and at(moment)); use e.g. "
+                "SoftPruning(ratio=0.5) or FullData()."
+            )
+        if type(self.policy).__repr__ is object.__repr__:
+            raise ConfigError(
+                f"the policy {type(self.policy).__name__} has no repr of its own, by which ranks and checkpoints are "
+                "compared: make it a frozen dataclass."
+            )
+        if not isinstance(self.delta, int | float | np.floating) or not 0 <= self.delta <= 1:
+            raise ConfigError(
+                f"delta={self.delta!r}: it is the share of epochs before annealing, in [0, 1]; the paper uses 0.875."
+            )
+        object.__setattr__(self, "delta", float(self.delta))
+        object.__setattr__(self, "seed", whole_number("seed", self.seed, 0, 2**64 - 1))
+        object.__setattr__(self, "shuffle_window", whole_number("shuffle_window", self.shuffle_window, 1, 2**29))
+
+    def facts(self) -> dict[str, Any]:
+        """Its values as plain ones, the policy as its repr: to compare, and to save."""
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "policy": repr(self.policy)}
+
+    def check(self, position: RunPosition, entries: int, *, epochs: int) -> str:
+        """What the user should hear of a run of ``epochs`` as it stands; "" if nothing. entries: of the epoch.
+
+        Raises ConfigError at epoch 0 when no such run can be what the policy asks for, or its rule is none.
+        """
+        policy, annealing = self.policy, annealing_epoch(self.delta, epochs)
+        said = "" if isinstance(policy, Policy) else policy.check(position.moment(epochs, self.delta, entries))
+        if position.epoch or isinstance(policy, FullData):
+            return said
+        if annealing > 1:
+            second = RunPosition(1, entries=entries, trained=entries).moment(epochs, self.delta, entries)
+            try_policy(policy if isinstance(policy, Policy) else policy.at(second))
+            return said
+        return said or (
+            f"nothing can be pruned in this run of {epochs} epoch(s): the first one has no scores to go by, and from "
+            f"epoch floor(delta * epochs) = {annealing} on all samples are kept. Raise epochs or delta (here "
+            f"{self.delta:g}) until that is at least 2, or give policy=FullData()"
+        )
+
+    def anneals(self, epoch: int, epochs: int) -> bool:
+        """Whether ``epoch`` of a run of ``epochs`` trains on all samples, with weight 1."""
+        return epoch >= annealing_epoch(self.delta, epochs)
+
+    def plan(
+        self,
+        scores: NDArray[np.float32],
+        source: Shape,
+        position: RunPosition,
+        *,
+        epochs: int,
+        lanes: int,
+        global_batch: int,
+    ) -> EpochPlan:
+        """The plan of the epoch at ``position`` in a run of ``epochs``. scores: float32[N], committed."""
+        epoch = position.epoch
+        pool = source.pool(epoch)
+        entries = source.num_samples if pool is None else int(pool.index.size)
+        policy: Policy = FullData()
+        if not self.anneals(epoch, epochs):
+            chosen = self.policy
+            policy = chosen if isinstance(chosen, Policy) else chosen.at(position.moment(epochs, self.delta, entries))
+        return EpochPlan(
+            scores,
+            policy,
+            seed=self.seed,
+            epoch=epoch,
+            global_batch=global_batch,
+            lanes=lanes,
+            shard_sizes=source.shard_sizes,
+            pool=None if pool is None else (pool.index, pool.units),
+            shuffle=self.shuffle,
+            window=self.shuffle_window,
+            drop_last=self.drop_last,
+        )
+
+    def steps_unpruned(self, source: Shape, epoch: int, global_batch: int) -> int:
+        """Steps of ``epoch`` if nothing were pruned."""
+        pool = source.pool(epoch)
+        return count_steps(source.num_samples if pool is None else int(pool.index.size), global_batch, self.drop_last)

@@ -1,0 +1,185 @@
+"""Skipping a share that the user chose: keep probabilities that grow with the score, scaled to meet a budget.
+
+Among unbiased estimates of a sum that cost the same, the variance is least when each term is kept with a probability
+proportional to its size (Neyman, "On the two different aspects of the representative method", 1934). For a gradient
+the terms are the samples' gradients, and a power of the loss stands in for their norms.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.policies.base import Moment, Policy, annealing_epoch, check_keep
+from infobatch_stream.score_stats import Summary, upper_halves
+
+__all__ = ["BudgetPruning", "ProportionalPruning", "TableRule"]
+
+_ONE: Final = 1 << 16
+_INFINITE: Final = 0x7F80  # the upper half of infinity; those above it are of what is not a number
+_SIGN: Final = 0x8000
+
+
+@dataclass(frozen=True, eq=False)
+class TableRule:
+    """A keep probability for each upper half of a float32's bits, in units of 2^-16: uint32[2^16], each at least 1.
+
+    So any function of the score is one lookup, with steps of less than 1 % of the score.
+    """
+
+    units: NDArray[np.uint32]
+
+    @property
+    def threshold(self) -> float:
+        """The lowest score from which everything is kept; NaN when there is none."""
+        pruned = np.flatnonzero(self.units[:_INFINITE] < _ONE)
+        lowest = int(pruned[-1]) + 1 if pruned.size else 0
+        return math.nan if lowest == _INFINITE else float(_scores_of(np.array([lowest]), 0)[0])
+
+    def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Keep probabilities float64[n] of ``scores``, float32[n]."""
+        chance: NDArray[np.float64] = self.units[upper_halves(scores)] / _ONE
+        return chance
+
+
+@dataclass(frozen=True)
+class ProportionalPruning:
+    """Skip ``share`` of the entries of an epoch: keep with probability ``clip(c * score**power, floor, 1)``.
+
+    c is such that the expected number of kept entries is what was asked for, to 2^-16 of them. What has no score is
+    kept, and the others make up for it as far as ``floor`` allows. Scores of 0 and below count as the smallest one
+    above. power: in [0, 2], rounded to 2^-16; 0 draws all alike.
+    """
+
+    share: float
+    power: float
+    floor: float
+
+    def rule(self, summary: Summary) -> TableRule:
+        """The table. The same bits on every machine: all it takes are operations that IEEE 754 rounds correctly."""
+        counts, unseen = summary.tally()
+        present = np.flatnonzero(counts)
+        counts = counts[present]
+        wanted = round(((1 - self.share) * (int(counts.sum()) + unseen) - unseen) * _ONE)
+        sizes = _sizes(self.power)
+        least = math.ceil(self.floor * _ONE)
+
+        def excess(scale: float) -> int:
+            return int(counts @ _units(scale * sizes[present], least)) - wanted
+
+        low, high = least / _ONE / float(sizes.max()), 1 / float(sizes.min())  # all at the floor; all kept
+        while low < (middle := math.sqrt(low) * math.sqrt(high)) < high:
+            low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+        units = _units(min((low, high), key=lambda scale: abs(excess(scale))) * sizes, least)
+        units[_INFINITE:_SIGN] = units[_SIGN + _INFINITE :] = _ONE  # not a number: never seen
+        return TableRule(units.astype(np.uint32))
+
+
+@dataclass(frozen=True)
+class BudgetPruning:
+    """Skip ``fraction`` of the samples of the whole run: its first epoch and annealing, which skip nothing, included.
+
+    Every epoch between them keeps with probability ``clip(c * score**power, floor, 1)``, and weighs by its inverse; c
+    is solved for the share that is still to be skipped, divided evenly among the epochs that may. So the run meets
+    its budget although every draw is by chance and samples without a score are always kept, as far as the epochs that
+    are left allow; the loader warns when they do not.
+
+    fraction: in [0, 1); see `largest` for what can be met. power: of the score, in [0, 2]: 0 skips at random, 1 keeps
+    in proportion to the loss. floor: the least keep probability, in [2^-10, 1]; no sample weighs more than 1 / floor.
+    """
+
+    fraction: float
+    power: float = 0.5
+    floor: float = 0.15
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        name = f"BudgetPruning(fraction={self.fraction!r}, power={self.power!r}, floor={self.floor!r})"
+        if not all(isinstance(value, int | float | np.floating) for value in (self.fraction, self.power, self.floor)):
+            raise ConfigError(f"{name}: all three are numbers.")
+        if not 0 <= self.fraction < 1:
+            raise ConfigError(
+                f"{name}: fraction is the share of the whole run's samples to skip, in [0, 1); 0.4 skips 40 %."
+            )
+        if not 0 <= self.power <= 2:
+            raise ConfigError(f"{name}: power is that of the score, in [0, 2]; 0 skips at random, 0.5 is the default.")
+        if self.floor == 0:
+            raise ConfigError(f"{name}: a floor of 0 would never look again at what it skips; choose 2^-10 or more.")
+        check_keep(name, (self.floor,))
+        for field in ("fraction", "power", "floor"):
+            object.__setattr__(self, field, float(getattr(self, field)))
+
+    def largest(self, epochs: int, delta: float = 0.875) -> float:
+        """The largest fraction that can be met in a run of ``epochs``, of which floor(delta * epochs) may prune."""
+        return self._most(epochs, annealing_epoch(delta, epochs))
+
+    def _most(self, epochs: int, annealing: int) -> float:
+        return max(0, annealing - 1) / epochs * (1 - self.floor)  # the first epoch has no scores to go by
+
+    def check(self, moment: Moment) -> str:
+        """At epoch 0 raise ConfigError for a fraction above the largest; later say when it cannot be met any more."""
+        most = self._most(moment.epochs, moment.annealing)
+        if moment.epoch == 0 and self.fraction > most:
+            raise ConfigError(
+                f"{self} asks for more than can be skipped: of {moment.epochs} epochs {max(0, moment.annealing - 1)} "
+                f"may prune (all but the first, and those of annealing from {moment.annealing} on), and each keeps at "
+                f"least {self.floor:g}, so the largest fraction is {math.floor(most * 10000) / 10000:g}. Ask for less, "
+                "raise epochs or delta, or lower the floor."
+            )
+        if moment.offered is None or moment.skipped is None:
+            return ""
+        run = moment.offered + moment.entries * (moment.epochs - moment.epoch)
+        reached = (moment.skipped + moment.entries * self._left(moment) * (1 - self.floor)) / run
+        if reached > self.fraction - 0.01 - 3 * math.sqrt(moment.entries) / run:  # chance stays well within
+            return ""
+        return (
+            f"{self} cannot be met any more: {max(reached, 0):.3f} of the run's samples can be skipped at most. Epochs "
+            "that prune went by without (samples that were not seen, losses that are not finite, epochs that were "
+            "raised)."
+        )
+
+    @staticmethod
+    def _left(moment: Moment) -> int:
+        """Epochs that may prune, this one included."""
+        return max(0, moment.annealing - max(1, moment.epoch))
+
+    def at(self, moment: Moment) -> Policy:
+        """What is left to skip, divided by the epochs that are left for it."""
+        if moment.offered is None or moment.skipped is None:
+            share = self.fraction * moment.epochs / max(1, moment.annealing - 1)
+        else:
+            run = moment.offered + moment.entries * (moment.epochs - moment.epoch)
+            share = (self.fraction * run - moment.skipped) / (moment.entries * max(1, self._left(moment)))
+        return ProportionalPruning(min(max(share, 0.0), 1 - self.floor), self.power, self.floor)
+
+
+def _units(chance: NDArray[np.float64], least: int) -> NDArray[np.int64]:
+    """Keep probabilities in units of 2^-16, int64[n] in least..2^16."""
+    return np.rint(np.clip(chance * _ONE, least, _ONE)).astype(np.int64)
+
+
+def _scores_of(halves: NDArray[np.int64], lower: int) -> NDArray[np.float32]:
+    """float32[n] of these upper halves and the lower half ``lower``."""
+    return (halves << 16 | lower).astype(np.uint32).view(np.float32)
+
+
+def _sizes(power: float) -> NDArray[np.float64]:
+    """float64[2^16]: for each upper half of a score's bits, the score in its middle to ``power``, in [0, 2].
+
+    By square roots and products, which are the same bits on every processor, as pow is not: ranks that differ in one
+    keep probability would differ in their steps.
+    """
+    scores = np.full(_ONE, float(np.finfo(np.float32).tiny))  # of negative ones, and of what is not a number
+    scores[:_INFINITE] = np.maximum(_scores_of(np.arange(_INFINITE), 0x8000), scores[0])
+    whole, rest = divmod(round(power * _ONE), _ONE)
+    result = np.ones(_ONE)
+    for _ in range(whole):
+        result *= scores
+    for bit in range(15, -1, -1):
+        scores = np.sqrt(scores)
+        if rest >> bit & 1:
+            result *= scores
+    return result

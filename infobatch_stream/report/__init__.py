@@ -1,0 +1,1 @@
+"""What a score store and its samples tell: pages, tables, lines."""

@@ -1,0 +1,125 @@
+"""The scores as a table, for pandas, polars, DuckDB: a row for each sample."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from infobatch_stream._files import whole_file
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.report.dataset import Shards, check_same, open_shards
+from infobatch_stream.report.galleries import Highest
+from infobatch_stream.report.previews import exhibits
+from infobatch_stream.report.snapshot import Snapshot
+
+__all__ = ["export", "staying_hard"]
+
+_BLOCK: Final = 1 << 18  # rows that are made at once
+_NEVER: Final = -1
+
+
+def export(
+    store: Path,
+    out: Path,
+    *,
+    form: Literal["parquet", "csv"],
+    dataset: str | None = None,
+    cache: Path | None = None,
+    hardest: int | None = None,
+    track: Callable[[int, int], None] = lambda total, done: None,
+) -> int:
+    """Write what the store at ``store`` holds to ``out``; how many rows. ``out`` appears when it is whole.
+
+    index, score (empty: never seen), trained (times), last (epoch, empty: never), mean_loss (of all epochs, where
+    losses were kept); with ``dataset`` also shard, row and key. hardest: only so many, by `staying_hard`, the hardest
+    first, with ``dataset`` also with label and name, as a report shows them. cache: as for `open_shards`.
+
+    Raises StoreError for a store that is missing or of another dataset, ConfigError, DataError.
+    """
+    with whole_file(out) as new, new.open("wb") as file:
+        snapshot = Snapshot.take(store)
+        shards = None if dataset is None else open_shards(dataset, cache)
+        if shards is not None and dataset is not None:
+            check_same(snapshot.store, shards, dataset)
+        hardness = staying_hard(snapshot)
+        order = None if hardest is None else _highest(hardness, hardest)
+        total = snapshot.scores.size if order is None else order.size
+        done = 0
+        writer: Any = None
+        for start in range(0, max(total, 1), _BLOCK):
+            places = np.arange(start, min(start + _BLOCK, total))
+            chosen = places if order is None else order[places]
+            table = _table(snapshot, shards, hardness, chosen)
+            if shards is not None and order is not None:
+                table = _with_names(table, shards, chosen)
+            if writer is None:
+                writer = _writer(form, file, table.schema)
+            writer.write_table(table)
+            done += table.num_rows
+            track(total, table.num_rows)
+        writer.close()
+    return done
+
+
+def staying_hard(snapshot: Snapshot) -> NDArray[np.float64]:
+    """float64[N]: the mean of the losses of all epochs in which a sample was trained on, where they were kept.
+
+    Else its score, the last of them. NaN for a sample that was never seen. A wrong label is learned late, if at all, so
+    it is the mean that tells it from a sample that was only unlucky in the last epoch.
+    """
+    if snapshot.losses is None:
+        return snapshot.scores.astype(np.float64)
+    return np.concatenate([part.mean for part in snapshot.losses.moments()])
+
+
+def _highest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    if count < 1:
+        raise ConfigError(f"the hardest {count} samples: give a number of at least 1.")
+    found = Highest(count)
+    found.add(0, values)
+    return found.index
+
+
+def _table(
+    snapshot: Snapshot, shards: Shards | None, hardness: NDArray[np.float64], index: NDArray[np.int64]
+) -> pa.Table:
+    columns: dict[str, Any] = {"index": index, "score": _nullable(snapshot.scores[index])}
+    if snapshot.training is not None:
+        last = snapshot.training.last[index]
+        columns["trained"] = snapshot.training.times[index]
+        columns["last"] = pa.array(last, mask=last == _NEVER)
+    if snapshot.losses is not None:
+        columns["mean_loss"] = _nullable(hardness[index])
+    if shards is not None:
+        ends = np.array(shards.ends)
+        shard = np.searchsorted(ends, index, "right")
+        columns["shard"] = pa.DictionaryArray.from_arrays(pa.array(shard.astype(np.int32)), pa.array(shards.names))
+        columns["row"] = index - np.concatenate([[0], ends])[shard]
+        keys = shards.keys(index)
+        if keys is not None:
+            columns["key"] = keys
+    return pa.table(columns)
+
+
+def _with_names(table: pa.Table, shards: Shards, index: NDArray[np.int64]) -> pa.Table:
+    """``table`` with label and name, empty where there is none or the sample cannot be read."""
+    seen = exhibits(shards, index, pictures=False)
+    for column in ("label", "name"):
+        texts = [getattr(seen[number], column) or None for number in index.tolist()]
+        table = table.append_column(column, pa.array(texts, pa.string()))
+    return table
+
+
+def _nullable(values: NDArray[np.floating[Any]]) -> pa.Array:
+    return pa.array(values, mask=np.isnan(values))
+
+
+def _writer(form: str, file: Any, schema: pa.Schema) -> Any:
+    if form == "parquet":
+        return pyarrow.parquet.ParquetWriter(file, schema, compression="zstd")
+    return pyarrow.csv.CSVWriter(file, schema)

@@ -1,0 +1,176 @@
+"""What a policy would have kept, with the scores that a run left in its store."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from infobatch_stream import BudgetPruning, FullData, QuantilePruning, ScoreStore, SoftPruning
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.planning.selection import Selection
+from infobatch_stream.policies.base import Moment, Policy, Schedule, annealing_epoch
+from infobatch_stream.score_stats import Summary
+from infobatch_stream.store.recorded_losses import replay
+
+__all__ = ["Outcome", "recommend", "scores_of", "simulate", "table", "usual_policies"]
+
+_BLOCK = 1 << 20
+_CAPTION = (
+    "skipped: of the samples of the whole run. effective: what is kept estimates an epoch's gradient as well as so "
+    "large a share chosen at random would, in the worst epoch."
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy makes of a run.
+
+    kept: samples of each epoch. effective: share of the samples that, chosen at random, would give as good an estimate
+    of the epoch's gradient as what is kept, if a score is the square of the norm of the sample's gradient. (So it is,
+    roughly, of a loss: docs/lossless.md has measurements.)
+    """
+
+    policy: Policy | Schedule
+    num_samples: int
+    kept: list[int]
+    effective: list[float]
+
+    @property
+    def saved(self) -> float:
+        """Share of the samples of all epochs that is not trained on."""
+        return 1 - sum(self.kept) / (self.num_samples * len(self.kept))
+
+    @property
+    def worst(self) -> float:
+        """The least effective share of an epoch."""
+        return min(self.effective)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"policy": repr(self.policy), "saved": self.saved, "kept": self.kept, "effective": self.effective}
+
+
+class _Run:
+    """A run of ``epochs`` with a policy, epoch by epoch."""
+
+    def __init__(self, policy: Policy | Schedule, epochs: int, delta: float, seed: int) -> None:
+        self._policy, self._epochs, self._seed = policy, epochs, seed
+        self._annealing = annealing_epoch(delta, epochs)
+        self._kept: list[int] = []
+        self._effective: list[float] = []
+
+    def plan(self, scores: NDArray[np.float32]) -> None:
+        """The next epoch, with ``scores``, float32[N]."""
+        epoch, size = len(self._kept), scores.size
+        moment = Moment(epoch, self._epochs, self._annealing, size, epoch * size, epoch * size - sum(self._kept))
+        chosen: Policy | Schedule = self._policy if epoch < self._annealing else FullData()
+        if not isinstance(chosen, Policy):
+            chosen.check(moment)
+            chosen = chosen.at(moment)
+        kept, effective = _plan(chosen, scores, self._seed, epoch)
+        self._kept.append(kept)
+        self._effective.append(effective)
+
+    def outcome(self, num_samples: int) -> Outcome:
+        return Outcome(self._policy, num_samples, self._kept, self._effective)
+
+
+def simulate(
+    policies: Iterable[Policy | Schedule],
+    scores: Iterable[NDArray[np.float32]],
+    *,
+    epochs: int,
+    delta: float = 0.875,
+    seed: int = 0,
+) -> list[Outcome]:
+    """What each of ``policies`` makes of a run of ``epochs``.
+
+    scores: what each epoch is planned with, float32[N], NaN = never seen. With those of a run, and its policy and seed,
+    what is kept is what that run kept. Raises ConfigError for a budget that no such run meets.
+    """
+    runs = [_Run(policy, epochs, delta, seed) for policy in policies]
+    size = 0
+    for known, _ in zip(scores, range(epochs), strict=False):
+        size = known.size
+        for run in runs:
+            run.plan(known)
+    return [run.outcome(size) for run in runs]
+
+
+def scores_of(store: ScoreStore) -> Iterator[NDArray[np.float32]]:
+    """What each epoch of a run is planned with, without end: of those of the run where they were kept, then the last.
+
+    Where they were not, all epochs but the first are planned with what the store has now.
+    """
+    yield np.full(store.num_samples, np.nan, np.float32)
+    yield from replay(store.path, store.num_samples)
+    while True:
+        yield store.scores
+
+
+def _plan(policy: Policy, scores: NDArray[np.float32], seed: int, epoch: int) -> tuple[int, float]:
+    """How many samples are kept, and the effective share.
+
+    With keep probabilities p and squared norms s of the gradients, the estimate of their sum has the variance
+    sum(s (1/p - 1)), as if all were kept with the probability sum(s) / sum(s / p).
+    """
+    summary = Summary(scores)
+    scores = summary.scores
+    rule = policy.rule(summary) if summary.count and not isinstance(policy, FullData) else None
+    selection = Selection(scores, rule, seed, epoch)
+    kept, squares, weighted = 0, 0.0, 0.0
+    for start in range(0, scores.size, _BLOCK):
+        part = scores[start : start + _BLOCK]
+        stop = start + part.size
+        square = np.maximum(np.nan_to_num(part.astype(np.float64)), 0)
+        kept += int(np.count_nonzero(selection.keep(start, stop)))
+        squares += float(square.sum())
+        weighted += float(square @ selection.weight(np.arange(start, stop)))
+    return kept, squares / weighted if weighted else 1.0
+
+
+def usual_policies(epochs: int, delta: float = 0.875) -> list[Policy | Schedule]:
+    """What one might choose from; of budgets, those that a run of ``epochs`` can meet."""
+    budgets = [BudgetPruning(fraction / 100) for fraction in (10, 20, 25, 30, 40, 50, 60, 70)]
+    return [
+        *(SoftPruning(ratio) for ratio in (0.3, 0.5, 0.7, 0.9)),
+        QuantilePruning(),
+        *(budget for budget in budgets if budget.fraction <= budget.largest(epochs, delta)),
+    ]
+
+
+def recommend(outcomes: Iterable[Outcome], wish: float, tolerance: float = 0.01) -> Outcome:
+    """Of those that skip the share ``wish``, or little more than is needed for it, the one whose estimate is best.
+
+    Raises ConfigError when none skips so much.
+    """
+    found = [one for one in outcomes if one.saved >= wish - tolerance]
+    if not found:
+        raise ConfigError(f"none of these policies skips {wish:.0%}; train for more epochs, or ask for less.")
+    least = min(one.saved for one in found)
+    return max((one for one in found if one.saved <= max(least, wish) + 5 * tolerance), key=lambda one: one.worst)
+
+
+def table(outcomes: Iterable[Outcome], best: Outcome | None = None) -> Table:
+    """A row for each outcome; of a single one, a row for each of its epochs. ``best`` is marked."""
+    outcomes = list(outcomes)
+    shown = Table(box=None, pad_edge=False, header_style="dim", caption=_CAPTION, caption_justify="left")
+    if len(outcomes) == 1 and best is None:
+        (one,) = outcomes
+        for name in ("epoch", "kept", "share", "effective"):
+            shown.add_column(name, justify="right")
+        for epoch, (kept, effective) in enumerate(zip(one.kept, one.effective, strict=True)):
+            shown.add_row(f"{epoch}", f"{kept:,}", f"{kept / one.num_samples:.1%}", f"{effective:.1%}")
+        shown.add_section()
+        shown.add_row("all", f"{sum(one.kept):,}", f"{1 - one.saved:.1%}")
+        return shown
+    shown.add_column("policy", overflow="fold")
+    for name in ("skipped", "effective", ""):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for one in outcomes:
+        mark = "recommended" if one is best else ""
+        shown.add_row(repr(one.policy), f"{one.saved:.1%}", f"{one.worst:.1%}", mark)
+    return shown

@@ -1,0 +1,108 @@
+"""The scores of a run as its loader has them: opened late, fed with losses, committed at the end of an epoch."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream.distributed import Ranks
+from infobatch_stream.recorder import Recorder
+from infobatch_stream.sources import Source
+from infobatch_stream.store.bootstrap import Contents, Existing, check_owner
+from infobatch_stream.store.history import Epoch
+from infobatch_stream.store.replicated import SharedStore
+from infobatch_stream.store.score_store import ScoreStore
+
+__all__ = ["RunStore"]
+
+
+class RunStore:
+    """The store at ``path`` of the scores of ``source``. Methods marked "Collective" are called by all ranks.
+
+    Args:
+        path: Where it is, or will be.
+        source: Whose samples the scores are of.
+        existing: What to do with a store that holds epochs.
+        history: Whether the losses of every epoch are kept.
+
+    Attributes:
+        recorder: Takes the losses of this rank.
+    """
+
+    def __init__(self, path: Path, source: Source, existing: Existing, history: bool) -> None:
+        self.path, self.existing = path, existing
+        self.recorder = Recorder()
+        self._source, self._history = source, history
+        self._shared: SharedStore | None = None
+
+    @property
+    def store(self) -> ScoreStore | None:
+        """That of this node; None before it is open."""
+        return None if self._shared is None else self._shared.store
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """float32[N]: as they are known to this process; before the store is open none is."""
+        unseen = np.broadcast_to(np.float32(np.nan), self._source.num_samples)
+        return unseen if self.store is None else self.store.scores
+
+    def check_dataset(self) -> None:
+        """Raise StoreError where a store of another dataset stands, if it would be gone on with."""
+        if self.existing != "overwrite" and self.path.exists():
+            check_owner(self.path, self._source.num_samples, self._source.fingerprint)
+
+    def check_scores(self) -> None:
+        """Raise StoreError if the scores are no longer those that a plan reads as it goes."""
+        if self.store is not None:
+            self.store.check_scores()
+
+    def open(self, ranks: Ranks, contents: Contents | None, **settings: Any) -> bool:
+        """Have it open on all ranks, with ``contents`` if given; whether it was not before. Collective then.
+
+        Raises OutOfStepError where the ranks differ in ``settings``.
+        """
+        if self._shared is not None and contents is None:
+            return False
+        ranks.agree("open", **settings, existing=self.existing)
+        self.iterated_by(None)  # what is loaded now ends this loader's own epoch
+        source = self._source
+        self._shared = SharedStore.open(
+            ranks, self.path, source.num_samples, source.fingerprint, self.existing, contents
+        )
+        self.recorder.attach(self._shared.store)
+        return True
+
+    def settle(self) -> None:
+        """Have all losses of this rank in the store. Raises StoreError if it was changed from outside."""
+        self.recorder.flush()
+        self._opened.check()
+
+    def iterated_by(self, iterator: object) -> None:
+        """No other loader of this process may take the store as long as this iterator is in use; None: it may."""
+        if self._shared is not None:
+            self._shared.iterated_by(iterator)
+
+    def commit(self, row: Epoch) -> None:
+        """Make what was recorded the scores of the next epoch. Collective. row: what became of this one."""
+        self._opened.commit(row, recorded=self._history)
+        self.iterated_by(None)
+
+    def merge(self) -> ScoreStore:
+        """The store, with what all nodes recorded. Collective."""
+        self._opened.merge()
+        return self._opened.store
+
+    def save_what_can_be(self) -> None:
+        """Bring this rank's losses to the disk, as far as that still goes: another error is passing."""
+        if self._shared is not None:
+            with suppress(Exception):  # after a fault of the device nothing more comes from it
+                self.recorder.flush()
+            with suppress(Exception):
+                self._shared.store.flush()
+
+    @property
+    def _opened(self) -> SharedStore:
+        assert self._shared is not None
+        return self._shared

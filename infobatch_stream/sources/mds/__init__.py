@@ -1,0 +1,1 @@
+"""Samples of MDS shards, through the user's StreamingDataset."""

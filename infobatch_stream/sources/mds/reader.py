@@ -1,0 +1,171 @@
+"""Samples of MDS shards from files that stay open: streaming itself opens a shard's file for each sample."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import pairwise
+from time import time_ns
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from infobatch_stream.errors import DataError
+from infobatch_stream.formats.mds_samples import BOUNDS, Frame, bounds_at
+from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
+
+if TYPE_CHECKING:
+    from streaming import StreamingDataset
+
+__all__ = ["MdsFiles", "MdsReading"]
+
+
+_Turned = tuple[int, int, ShardFile, Any, Frame]  # first sample and end of a shard, and what reads it
+
+
+class MdsFiles:
+    """Which shards of ``dataset`` can be read from open files, and those that are open in this process.
+
+    A shard whose reader is not streaming's own MDSReader in all that finds the bytes of a sample goes the old way;
+    and so does the whole of a dataset that has a ``get_item`` of its own. If it decodes in its own way, it does so.
+
+    direct: whether ``dataset[index]`` is nothing but its ``get_item``. only_streamings: whether it runs no code but
+    streaming's.
+    """
+
+    def __init__(self, dataset: "StreamingDataset") -> None:
+        from streaming import StreamingDataset
+        from streaming.base.array import Array
+        from streaming.base.format.mds.encodings import mds_decode
+        from streaming.base.format.mds.reader import MDSReader
+
+        ours = type(dataset).get_item is StreamingDataset.get_item and "get_item" not in vars(dataset)
+        self.shards = [ours and _is(reader, MDSReader) for reader in dataset.shards]
+        self.frames = [_frame(tuple(getattr(reader, "column_sizes", ()))) for reader in dataset.shards]
+        self._usual = MDSReader.decode_sample
+        self._decode_value = mds_decode
+        self.direct = ours and type(dataset).__getitem__ is Array.__getitem__
+        self.only_streamings = self.direct and all(
+            type(reader) is MDSReader and "pkl" not in reader.column_encodings for reader in dataset.shards
+        )
+        # An evicted shard takes room on the disk as long as it is open. So under a limit none is open between batches.
+        self.keep = not dataset.cache_limit
+        self._open_none()
+
+    def decode(self, reader: Any, frame: Frame, file: ShardFile, begin: int, end: int) -> Any:
+        """The sample in the bytes begin..end-1 of ``file``, which ``reader`` reads; ``frame``: that of its samples."""
+        source, at = file.view(begin, end - begin)
+        if type(reader).decode_sample is not self._usual:
+            return reader.decode_sample(source[at : at + end - begin])
+        # As MDSReader.decode_sample, which would need a copy of the sample to copy its values from.
+        try:
+            ends = frame.ends(source, at, end - begin)
+        except ValueError as error:
+            raise _damaged(file, str(error)) from error
+        columns = zip(reader.column_names, reader.column_encodings, pairwise(ends), strict=True)
+        return {name: self._decode_value(encoding, source[start:stop]) for name, encoding, (start, stop) in columns}
+
+    def _open_none(self) -> None:
+        self.open = lru_cache(MOST_OPEN)(ShardFile)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without open files: each process has its own."""
+        return {name: value for name, value in vars(self).items() if name != "open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The state, with nothing open yet."""
+        vars(self).update(state)
+        self._open_none()
+
+
+@lru_cache(64)
+def _frame(sizes: tuple[int | None, ...]) -> Frame:
+    """One for all shards of equal columns."""
+    return Frame(sizes)
+
+
+def _is(reader: Any, kind: Any) -> bool:
+    """Whether ``reader`` finds the bytes of a sample as ``kind`` does."""
+    names = ("__getitem__", "get_item", "get_sample_data")
+    return all(getattr(type(reader), name, None) is getattr(kind, name) for name in names)
+
+
+class MdsReading:
+    """A batch being read, shard by shard; a context manager.
+
+    `get` gives a sample as ``dataset[index]``. If the user has a ``__getitem__`` of his own, the dataset has, until
+    the context ends, the `get_item` below as an attribute, which is what ``super().__getitem__`` calls. It gives the
+    same samples. It does not stay, so that a dataset that is pickled, copied or read elsewhere is the user's own.
+    """
+
+    get: Callable[[int], Any]
+
+    def __init__(self, dataset: "StreamingDataset", files: MdsFiles) -> None:
+        self._dataset = dataset
+        self._files = files
+        self._turned: _Turned | None = None
+
+    def __enter__(self) -> Self:
+        """Nothing is open yet."""
+        self.get = self.get_item if self._files.direct else self._dataset.__getitem__
+        if not self._files.direct and any(self._files.shards):
+            vars(self._dataset).setdefault("get_item", self.get_item)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The dataset is as it was."""
+        lent = vars(self._dataset)
+        if getattr(lent.get("get_item"), "__self__", None) is self:
+            del lent["get_item"]
+        del self.get  # else a cycle of references would keep the files open
+        self._turned = None
+        if not self._files.keep:
+            self._files.open.cache_clear()
+
+    def turn_to(self, shard: int, path: str, stamp: tuple[int, int]) -> None:
+        """From now on samples of ``shard`` are wanted, whose file at ``path`` has ``stamp`` (see `ShardFile`)."""
+        self._turned = None
+        if not self._files.shards[shard]:
+            return
+        try:
+            file = self._files.open(path, stamp)
+        except DataError:  # evicted, or replaced, just now: the dataset's own get_item brings it again
+            return
+        dataset = self._dataset
+        dataset._shard_access_times[shard] = time_ns()  # or it would be the first to be evicted
+        low = int(dataset.sample_offset_per_shard[shard])
+        reader = dataset.shards[shard]
+        self._turned = low, low + reader.samples, file, reader, self._files.frames[shard]
+
+    def get_item(self, sample_id: int, retry: int = 7) -> Any:
+        """What ``StreamingDataset.get_item`` gives. Raises DataError if the shard is cut short or damaged."""
+        turned = self._turned  # once, for a thread may come here while another turns
+        if turned is None or not turned[0] <= sample_id < turned[1]:
+            return type(self._dataset).get_item(self._dataset, sample_id, retry)
+        begin, end = self._bounds(sample_id, turned)
+        return self._files.decode(turned[3], turned[4], turned[2], begin, end)
+
+    def announce(self, sample_id: int) -> bool:
+        """Have the system begin to fetch a sample of the shard that was turned to; False when it has it already."""
+        turned = self._turned
+        if turned is None:
+            return False
+        try:
+            begin, end = self._bounds(sample_id, turned)
+        except DataError:  # raised again where it is read
+            return False
+        return turned[2].announce(begin, end - begin)
+
+    @staticmethod
+    def _bounds(sample_id: int, turned: _Turned) -> tuple[int, int]:
+        low, _, file, *_ = turned
+        begin, end = BOUNDS.unpack(file.read(bounds_at(sample_id - low), BOUNDS.size))
+        if not begin < end <= file.size:
+            raise _damaged(file, f"sample {sample_id - low} has the bytes {begin:,} to {end:,}")
+        return begin, end
+
+
+def _damaged(file: ShardFile, what: str) -> DataError:
+    return DataError(
+        f"Shard {file.path} is damaged: it says that {what}. If a remote has it, delete the file to have it "
+        "downloaded again; else bring it back from a copy, or convert the data anew."
+    )

@@ -1,0 +1,122 @@
+"""MDS shards, through the user's own StreamingDataset: downloads, decoding and ``__getitem__`` stay his."""
+
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infobatch_stream.formats.mds_index import check_shard, mds_fingerprint
+from infobatch_stream.planning.shape import Pool
+from infobatch_stream.sources.base import name_sample
+from infobatch_stream.sources.mds.cache import MdsCache
+from infobatch_stream.sources.mds.folders import fix_folders
+from infobatch_stream.sources.mds.options import check_options
+from infobatch_stream.sources.mds.reader import MdsFiles, MdsReading
+from infobatch_stream.sources.mds.remote_index import folder_of
+
+if TYPE_CHECKING:
+    from streaming import StreamingDataset
+
+__all__ = ["MdsSource"]
+
+_MIXING = ("shuffle_seed", "sampling_method", "sampling_granularity", "epoch_seed_change")  # of resample_streams
+
+
+class MdsSource:
+    """A StreamingDataset (or subclass) of any number of streams, read by index.
+
+    Before samples are read their shards are brought here (see `MdsCache`). batch_size, shuffle: of the loader, for
+    `check_options`.
+    """
+
+    def __init__(self, dataset: "StreamingDataset", batch_size: int | None = None, shuffle: bool = True) -> None:
+        check_options(dataset, batch_size, shuffle)
+        fix_folders(dataset)
+        for stream, shard in zip(dataset.stream_per_shard, dataset.shards, strict=True):
+            files = ((file.basename, file.bytes, file.hashes) for file in chain(*shard.file_pairs) if file is not None)
+            check_shard(files, shard.samples, folder_of(dataset.streams[stream]) / "index.json")
+        self._dataset = dataset
+        self._open = MdsFiles(dataset)
+        self.draws = not self._open.only_streamings
+        self.num_samples = int(dataset.num_samples)
+        self.shard_sizes = np.asarray(dataset.samples_per_shard, dtype=np.int64)
+        self._ends = np.cumsum(self.shard_sizes)
+        self._cache = MdsCache(dataset)
+        streams = np.asarray(dataset.stream_per_shard).tolist()
+        files = ((raw.basename, raw.bytes, raw.hashes) for shard in dataset.shards for raw, _ in shard.file_pairs)
+        self.fingerprint = mds_fingerprint(self.shard_sizes.tolist(), streams, files)
+        self._cache.check_local()
+        samples = np.asarray(dataset.samples_per_stream).tolist()
+        self.mixing: dict[str, Any] = {}
+        if any(stream.choose != n for stream, n in zip(dataset.streams, samples, strict=True)):
+            self.mixing = {
+                "choose": [int(stream.choose) for stream in dataset.streams],
+                **{name: getattr(dataset, name) for name in _MIXING},
+            }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a worker, without the file lock of this process: the dataset makes one where there is none."""
+        self._dataset.__dict__.pop("_cache_filelock", None)
+        return self.__dict__
+
+    def pool(self, epoch: int) -> Pool | None:
+        """What StreamingDataset would draw in ``epoch``; None when that is each sample once."""
+        if not self.mixing:
+            return None
+        units, index = self._dataset.resample_streams(epoch)
+        return Pool(np.asarray(index, dtype=np.int64), np.asarray(units, dtype=np.int64))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether some shard may have to be downloaded."""
+        return self._cache.is_remote
+
+    @property
+    def capacity(self) -> int | None:
+        """How many shards fit under the dataset's cache_limit at least; None without a limit."""
+        return self._cache.capacity
+
+    def bring(self, shard: int) -> None:
+        """Have ``shard`` on this machine. Raises DataError, with the url, when it cannot be had."""
+        self._cache.bring(shard)
+
+    def read(self, index: int) -> Any:
+        """``dataset[index]``, once its shard is here. Raises DataError when the shard cannot be had."""
+        return self.read_many([index])[0]
+
+    def read_many(self, indices: list[int]) -> list[Any]:
+        """The samples, in the order of ``indices``, read shard by shard, once what is not local was brought here."""
+        numbers = np.array(indices)
+        shards = np.searchsorted(self._ends, numbers, side="right").tolist()
+        for shard in sorted(set(shards)):
+            if not self._cache.is_local(shard):
+                self._cache.bring(shard)
+        samples: list[Any] = [None] * len(indices)
+        with MdsReading(self._dataset, self._open) as reading:
+            groups = [
+                (shard, list(places))
+                for shard, places in groupby(np.argsort(numbers, kind="stable").tolist(), key=shards.__getitem__)
+            ]
+            self._announce(reading, [(shard, [indices[place] for place in places]) for shard, places in groups])
+            for shard, places in groups:
+                reading.turn_to(shard, self._cache.path(shard), self._cache.bring(shard))
+                try:
+                    for place in places:
+                        samples[place] = reading.get(indices[place])
+                except Exception as error:  # the user's, or StreamingDataset's, if it cannot get the shard again
+                    failure = self._cache.look_after(shard, error)
+                    if failure is None:
+                        name_sample(error, [indices[place]], self._dataset)
+                        raise
+                    raise failure from error
+        return samples
+
+    def _announce(self, reading: MdsReading, wanted: list[tuple[int, list[int]]]) -> None:
+        """Have the system fetch samples (indices by shard) at once, unless it has the first of them in memory."""
+        missing = False
+        for shard, indices in wanted:
+            reading.turn_to(shard, self._cache.path(shard), self._cache.bring(shard))
+            for index in indices:
+                missing = reading.announce(index) or missing
+                if not missing:
+                    return

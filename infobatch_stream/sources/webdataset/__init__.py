@@ -1,0 +1,1 @@
+"""Samples of WebDataset tars, read by index."""

@@ -1,0 +1,135 @@
+"""Which members the samples of tars have: what some lack that the others have, and what dots in names put together."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream.formats.extensions import is_image, split_prefix
+from infobatch_stream.formats.tar_index import TarIndex
+
+__all__ = ["Crowd", "Held", "Members", "compare"]
+
+_IMAGE = "an image"
+_SHOWN = 4  # extensions of a sample that are listed
+_MOST = 1000  # kinds of members of a tar that are told apart; where there are more, names have dots
+
+
+@dataclass(frozen=True)
+class Held:
+    """A kind of member (images of the same prefix are one): how many samples have it, the first that lacks it.
+
+    lacking: a row; the number of samples if all have it. extensions: those that were seen.
+    """
+
+    count: int
+    lacking: int
+    extensions: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Samples with members that are called alike but for what the others do not have: how many, and the first."""
+
+    count: int
+    row: int
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The members of the samples of a tar, by kind. counts: samples by extension."""
+
+    samples: int = 0
+    held: Mapping[str, Held] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    crowd: Crowd | None = None
+
+    @classmethod
+    def of(cls, index: TarIndex, columns: Mapping[str, Sequence[str]]) -> "Members":
+        """Those in ``index``; ``columns``: the extensions of each column, where they are known."""
+        samples = len(index)
+        rows = np.repeat(np.arange(samples), np.diff(index.sample_bounds))
+        order = np.argsort(index.extension, kind="stable")
+        ends = np.cumsum(np.bincount(index.extension, minlength=len(index.extensions)))
+        parts = np.split(rows[order], ends[:-1]) if len(ends) else []
+        found = dict(zip(index.extensions, parts, strict=True))
+        counts = {name: len(part) for name, part in found.items()}
+        kinds: dict[str, list[str]] = {}
+        owners = {extension: _kind(extensions[0]) for extensions in columns.values() for extension in extensions}
+        for name in sorted(counts, key=lambda name: -counts[name])[:_MOST]:
+            kinds.setdefault(owners.get(name, _kind(name)), []).append(name)
+        held = {}
+        for kind, names in kinds.items():
+            having = found[names[0]] if len(names) == 1 else np.unique(np.concatenate([found[name] for name in names]))
+            gaps = np.flatnonzero(having != np.arange(len(having)))
+            held[kind] = Held(len(having), int(gaps[0]) if gaps.size else len(having), frozenset(names))
+        common = dict(sorted(counts.items(), key=lambda one: -one[1])[:_MOST])
+        unowned = {name: rows for name, rows in found.items() if name not in owners}
+        return cls(samples, held, common, _crowd(samples, unowned))
+
+
+def compare(
+    tars: Sequence[Members], asked: Iterable[str], tell: Callable[[str, int, int], None], note: Callable[..., None]
+) -> None:
+    """Look at the tars of one set together.
+
+    tell: called with a text, a tar (its place in ``tars``) and a row, for what some samples lack that most have;
+    ``asked``: extensions that are looked for elsewhere. note: likewise, of names with dots.
+    """
+    total = sum(tar.samples for tar in tars)
+    kinds: dict[str, list[tuple[int, Held]]] = {}
+    for place, tar in enumerate(tars):
+        for kind, held in tar.held.items():
+            kinds.setdefault(kind, []).append((place, held))
+    for having in kinds.values():
+        names = sorted(frozenset().union(*(held.extensions for _, held in having)))
+        lacking = total - sum(held.count for _, held in having)
+        if not 0 < lacking < total - lacking or not set(names).isdisjoint(asked):
+            continue
+        known = dict(having)
+        place = next(p for p, tar in enumerate(tars) if tar.samples > (known[p].count if p in known else 0))
+        what = f"{lacking:,} of {total:,} samples ha{'s' if lacking == 1 else 've'} no"
+        text = f"{what} {' or '.join(map(repr, names))}, which the others have"
+        tell(text, place, known[place].lacking if place in known else 0)
+    crowds = [(place, tar.crowd) for place, tar in enumerate(tars) if tar.crowd is not None]
+    for place, crowd in crowds:
+        common = [sum(tar.counts.get(name, 0) for tar in tars) for name in crowd.extensions]
+        if total > 1 and min(common) > total / 2:
+            continue  # in a short last tar they only look rare
+        shown = ", ".join(map(repr, crowd.extensions[:_SHOWN])) + (" ..." if len(crowd.extensions) > _SHOWN else "")
+        count = sum(crowd.count for _, crowd in crowds)
+        text = (
+            f"it has members that few others have: {shown} (so have {count:,} samples in all). A key ends at the first "
+            "dot of a name: if what follows belongs to it, write the tar again with other names"
+        )
+        note(text, place, crowd.row)
+        return
+
+
+def _kind(extension: str) -> str:
+    return split_prefix(extension)[0] + _IMAGE if is_image(extension) else extension
+
+
+def _crowd(samples: int, found: Mapping[str, NDArray[np.int64]]) -> Crowd | None:
+    """Samples that have several members with one last part of the extension, and a part before it that is rare.
+
+    Or one, where most samples have such a one.
+    """
+    rare = [name for name, rows in found.items() if "." in name and (2 * len(rows) < samples or samples == 1)]
+    if not rare:
+        return None
+    lasts = {name: split_prefix(name)[1] for name in rare}
+    codes = {last: code for code, last in enumerate(dict.fromkeys(lasts.values()))}
+    rows = np.concatenate([found[name] for name in rare])
+    kinds = np.concatenate([np.full(len(found[name]), codes[lasts[name]]) for name in rare])
+    pairs, counts = np.unique(rows * len(codes) + kinds, return_counts=True)
+    several = pairs[counts >= (3 if samples == 1 else 2)]
+    if not several.size and 2 * len(np.unique(rows)) > samples > 2:
+        several = pairs
+    if not several.size:
+        return None
+    row, kind = divmod(int(several[0]), len(codes))
+    its = tuple(name for name in rare if codes[lasts[name]] == kind and row in found[name])
+    return Crowd(len(np.unique(several // len(codes))), row, its)

@@ -1,0 +1,101 @@
+"""What a columns.json says of tars, compared with the members that they have."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from infobatch_stream.formats.extensions import MAGIC_BYTES, image_extension, is_image, split_prefix
+from infobatch_stream.formats.mds_encodings import Form, fit, form_of, is_known
+from infobatch_stream.formats.roles import content_of, label_among
+from infobatch_stream.formats.tar_columns import IMAGES, TarColumns
+from infobatch_stream.formats.tar_index import TarIndex
+from infobatch_stream.verify.diagnostics import Findings, Severity
+from infobatch_stream.verify.validators import Check
+
+__all__ = ["CheckedColumns"]
+
+_TEXTS = {"str": "txt", "json": "json"}  # encoding -> extension by which it is checked
+_TEXT = 64  # bytes from which text is told
+_LONGEST = 1 << 26  # bytes of a value that is looked at
+
+
+@dataclass(frozen=True)
+class CheckedColumns(TarColumns):
+    """`TarColumns` that tell what is wrong."""
+
+    def compare(self, there: Iterable[str], findings: Findings) -> None:
+        """What columns.json says that the members of a set with the extensions ``there`` do not bear out."""
+        if not self.told:
+            return
+        owners = {extension: self.owner(extension) for extension in sorted(there)}
+        if lost := [extension for extension, owner in owners.items() if owner is None]:
+            findings.error(
+                f"columns.json has no column for the members {', '.join(map(repr, lost[:5]))}: it is of other shards; "
+                "remove it, or mend it"
+            )
+        missing = [name for name in self.extensions if name not in owners.values()]
+        if missing and not self.differ:
+            named = ", ".join(f"{name!r} ({self.told[name].wds})" for name in missing[:5])
+            findings.error(f"columns.json has the columns {named}, which no sample has; remove it, or mend it")
+        for name, column in self.told.items():
+            if not is_known(column.mds):
+                what = f"columns.json stores {name!r} as {column.mds!r}, which is no encoding of streaming's"
+                findings.add(Severity.WARNING, what)
+
+    def check_first(self, index: TarIndex, read: Callable[[int, int], bytes], findings: Findings) -> None:
+        """Compare the first sample with what columns.json says of its members."""
+        for extension, offset, length in index.members(0) if len(index) and self.told else ():
+            for check in self.checks(extension, lambda name: None) if 0 < length <= _LONGEST else ():
+                try:
+                    check(read(offset, length))
+                except ValueError as error:
+                    name = self.owner(extension)
+                    what = f"its {extension!r} is no {self.told[name or ''].mds}, as columns.json says ({error})"
+                    findings.error(what, 0, index.key(0))
+
+    def checks(self, extension: str, usual: Callable[[str], Check | None]) -> list[Check]:
+        """The checks of members with an extension: those of its column, or without a columns.json the ``usual``."""
+        name = self.owner(extension)
+        if name is None or not is_known(self.told[name].mds):
+            found = [usual(extension)]
+        elif (encoding := self.told[name].mds) in IMAGES:
+            found = [usual(extension), _check_image]
+        elif form_of(encoding) is not Form.RAW:
+            found = [lambda data: fit(data, encoding)]
+        else:
+            found = [usual(_TEXTS[encoding])] if encoding in _TEXTS else []
+        return [check for check in found if check is not None]
+
+    def may_be_empty(self, extension: str) -> bool:
+        """Whether a member without any bytes is a value like others."""
+        name = self.owner(extension)
+        return name is not None and self.told[name].mds in ("str", "bytes")
+
+    def compared(self, there: Sequence[str], wanted: Sequence[str]) -> tuple[set[str], set[str]]:
+        """The extensions, of those ``there``, by which samples are compared, and those of labels.
+
+        Nothing where one that is ``wanted`` is not there.
+        """
+        parts: dict[str, list[str]] = {}
+        for extension in sorted(there, key=lambda extension: (split_prefix(extension)[0], extension)):
+            name = self.owner(extension)
+            if name is None:
+                name = split_prefix(extension)[0] + "image" if is_image(extension) else extension
+            parts.setdefault(name, []).append(extension)
+        order = {name: is_image(parts[name][0]) for name in [*self.extensions, *parts] if name in parts}
+        label = label_among(order)
+        labels = set(parts[label]) if label is not None else set[str]()
+        if not wanted:
+            return {extension for name in content_of(order) for extension in parts[name]}, labels
+        meant = [set(self.meant(name, there)) for name in wanted]
+        return (set().union(*meant) if all(meant) else set()), labels
+
+
+def _check_image(data: bytes) -> None:
+    """Raise ValueError for what is text; there are more kinds of images than are told apart by their beginning."""
+    start = data[:_TEXT]
+    if image_extension(start[:MAGIC_BYTES]) is None and not start.startswith(b"P") and _is_text(start):
+        raise ValueError(f"it begins with {start[:MAGIC_BYTES]!r}")
+
+
+def _is_text(data: bytes) -> bool:
+    return data.isascii() and data.decode().replace("\n", " ").replace("\t", " ").isprintable()

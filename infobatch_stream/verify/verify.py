@@ -1,0 +1,209 @@
+"""What is wrong with a set of shards, MDS or tars, and where."""
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from infobatch_stream._pool import ordered_map
+from infobatch_stream._urls import is_remote, local_path
+from infobatch_stream.errors import DataError
+from infobatch_stream.formats.shard_list import holds_mds
+from infobatch_stream.sources.urls import expand_shards
+from infobatch_stream.verify.diagnostics import LISTED, Checked, Checks, Findings, Problem, Severity
+from infobatch_stream.verify.duplicates import CONTENT_BYTES, KEY_BYTES, find_duplicates, label_of
+from infobatch_stream.verify.mds import MdsShard, read_mds_index
+from infobatch_stream.verify.sidecars import count_classes, look_around, look_for_gaps
+from infobatch_stream.verify.tar_sets import TarSet, open_tars
+
+__all__ = ["Report", "Shard", "Track", "verify"]
+
+_PRELOAD = ("webdataset.tariterators", "PIL.Image")
+_PLACES = 5  # of equal samples that are listed
+_WILD = re.compile(r"[*?[]")
+
+Track = Callable[[int, int], None]
+"""Is called when shards are done: of how many in all, and the bytes of the last."""
+
+
+class Shard(Protocol):
+    """A shard that can be checked in any process."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+
+    def check(self, checks: Checks) -> Checked:
+        """Everything that can be wrong with it."""
+
+    def key(self, row: int) -> str | None:
+        """The key of a sample, where samples have keys."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found in so many shards and samples, and bytes of shard files.
+
+    problems: errors first, each severity in the order of the shards; of a file with very many, the first.
+    errors, warnings, notes: how many there are, those not listed included.
+    """
+
+    shards: int
+    samples: int
+    size: int
+    errors: int
+    warnings: int
+    notes: int
+    problems: tuple[Problem, ...]
+
+
+def verify(
+    shards: Iterable[str | os.PathLike[str]],
+    *,
+    columns: Sequence[str] = (),
+    duplicates: bool = False,
+    decode: bool = False,
+    workers: int = 1,
+    track: Track | None = None,
+) -> Report:
+    """Check ``shards``: folders with an index.json (MDS), folders of tars, tars, braces and globs; all local.
+
+    columns: each sample must have them: columns of MDS; of tars columns that columns.json names, or extensions of
+        members, ``jpg;png`` for one of several.
+    duplicates: look for samples of the same content, first those with different labels. Compared is the main image; of
+        samples without images all but key, ``name`` and label; or ``columns``.
+    decode: decode images, arrays, JSON and numbers. Pickled values never are.
+    workers: processes; the report is the same for any number. Memory is a few blocks and the largest sample for each,
+        and 8 bytes per sample, 32 with ``duplicates``; of a shard compressed by zstd or snappy, all of it.
+
+    Nothing is written. Raises ConfigError for arguments that cannot be meant, and MissingExtraError.
+    """
+    found: list[Findings] = []
+    tasks: list[Shard] = []
+    sets: list[TarSet] = []
+    for item in shards:
+        for one in _open(os.fspath(item), found):
+            if isinstance(one, TarSet):
+                sets.append(one)
+            tasks += one.shards if isinstance(one, TarSet) else [one]
+    tasks = list({task.name: task for task in tasks}.values())
+    checked: list[Checked] = []
+    check = partial(_check, Checks(tuple(columns), decode, duplicates))
+    with closing(ordered_map(check, tasks, workers, preload=_PRELOAD)) as results:
+        for done in results:
+            checked.append(done)
+            if track is not None:
+                track(len(tasks), done.size)
+    found += [done.findings for done in checked]
+    results_of = {task.name: done for task, done in zip(tasks, checked, strict=True)}
+    for one in {tuple(shard.name for shard in one.shards): one for one in sets}.values():
+        found.append(one.compare([results_of[shard.name] for shard in one.shards], columns))
+    found.append(_check_indexes([task.name for task, done in zip(tasks, checked, strict=True) if not done.indexed]))
+    for folder in dict.fromkeys(Path(task.name).parent for task in tasks):  # two sets may well have the same keys
+        own = [place for place, task in enumerate(tasks) if Path(task.name).parent == folder]
+        found.append(_equal_keys([tasks[k] for k in own], [checked[k].keys for k in own]))
+    if duplicates:
+        labels = [done.labels for done in checked]
+        found = [*_equal_contents(tasks, [done.contents for done in checked], labels), *found]
+    counts = sum((findings.counts for findings in found), Counter[Severity]())
+    problems = [problem for findings in found for problem in findings.problems()]
+    problems.sort(key=lambda problem: list(Severity).index(problem.severity))
+    return Report(
+        len(tasks), sum(done.samples for done in checked), sum(done.size for done in checked),
+        counts[Severity.ERROR], counts[Severity.WARNING], counts[Severity.NOTE], tuple(problems),
+    )  # fmt: skip
+
+
+def _check(checks: Checks, shard: Shard) -> Checked:
+    """Run in a worker."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd but readable images
+        return shard.check(checks)
+
+
+def _open(item: str, found: list[Findings]) -> list[MdsShard] | list[TarSet]:
+    """What ``item`` means: the shards of an MDS folder, or tars by their folders; with what is found unread."""
+    path = local_path(item)
+    is_folder = os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for a name that is too long
+    if is_folder and holds_mds(Path(path)):
+        folder = Path(path)
+        found.append(Findings(path))
+        shards = read_mds_index(folder, found[-1], count_classes(folder, found[-1]))
+        names = [shard.told.raw.name for shard in shards]
+        look_for_gaps(names, names, found[-1], whole=True, unlikely=Severity.WARNING)  # MDSWriter counts from 0
+        look_around(folder, {file.name for shard in shards for file in shard.told.files()}, found[-1])
+        return shards
+    try:
+        if is_remote(item):
+            raise DataError(f"{item} is not on this machine, and only local shards are checked: copy them here")
+        names = [local_path(url) for url in expand_shards(item)]
+    except DataError as error:
+        found.append(Findings(item))
+        found[-1].error(str(error))
+        return []
+    sets = []
+    for folder in dict.fromkeys(Path(name).parent for name in names):
+        found.append(Findings(str(folder)))
+        inside = [name for name in names if Path(name).parent == folder]
+        sets.append(open_tars(folder, inside, found[-1], whole=is_folder or bool(_WILD.search(path))))
+    return sets
+
+
+def _check_indexes(without: list[str]) -> Findings:
+    """Warn once of tars without index: before the first use there is none."""
+    findings = Findings("")
+    if without:
+        others = f", and {len(without) - 1:,} other tars have none" if len(without) > 1 else ""
+        what = f"it has no index{others}; the first use makes it, or infobatch-stream index"
+        findings.add(Severity.WARNING, what, file=without[0])
+    return findings
+
+
+def _equal_keys(tasks: Sequence[Shard], digests: list[bytes]) -> Findings:
+    """Warn of samples with an equal key."""
+    twice = find_duplicates(digests, KEY_BYTES, LISTED)
+    findings = Findings("")
+    for count, places in twice.first:
+        (shard, row), *others = places[:_PLACES]
+        shown = ", ".join(f"{tasks[other].name} row {its}" for other, its in others)
+        what = f"the same key in {shown}{_more(count, others)}"
+        findings.add(Severity.WARNING, what, row, tasks[shard].key(row), tasks[shard].name)
+    findings.counts[Severity.WARNING] = twice.groups
+    if twice.groups:
+        findings.add(Severity.NOTE, f"{twice.copies:,} samples have the key of an earlier one")
+    return findings
+
+
+def _equal_contents(tasks: Sequence[Shard], digests: list[bytes], labels: list[bytes]) -> tuple[Findings, Findings]:
+    """Warn of samples with an equal content: first of those that have different labels."""
+    twice = find_duplicates(digests, CONTENT_BYTES, LISTED, labels)
+    conflicts, equal = Findings(""), Findings("")
+    for count, places in twice.conflicting:
+        (shard, row), *others = places[:_PLACES]
+        shown = ", ".join(f"{tasks[s].name} row {r}{_label(labels[s], r)}" for s, r in others)
+        what = f"the same content under different labels: here{_label(labels[shard], row) or ' one'}, and {shown}"
+        conflicts.add(Severity.WARNING, f"{what}{_more(count, others)}", row, None, tasks[shard].name)
+    for count, places in twice.first:
+        (shard, row), *others = places[:_PLACES]
+        shown = ", ".join(f"{tasks[s].name} row {r}" for s, r in others)
+        equal.add(Severity.WARNING, f"the same content in {shown}{_more(count, others)}", row, None, tasks[shard].name)
+    conflicts.counts[Severity.WARNING] = twice.conflicts
+    equal.counts[Severity.WARNING] = twice.groups - twice.conflicts
+    if twice.groups:
+        equal.add(Severity.NOTE, f"{twice.copies:,} samples have the content of an earlier one")
+    return conflicts, equal
+
+
+def _label(codes: bytes, row: int) -> str:
+    label = label_of(codes, row)
+    return "" if label is None else f" (label {label})"
+
+
+def _more(count: int, others: Sequence[object]) -> str:
+    return f", and {count - len(others) - 1:,} more" if count > len(others) + 1 else ""

@@ -1,0 +1,85 @@
+"""Batches of a plan, through a DataLoader: its options, its iterators, and workers of it that are gone."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.picks import Picks
+from infobatch_stream.planning.epoch_plan import EpochPlan
+from infobatch_stream.sources.base import Source
+from infobatch_stream.workers.collation import Collation
+from infobatch_stream.workers.fetch import Fetcher, OnError, Request, Requests
+from infobatch_stream.workers.health import advise, lost_worker, widen
+
+__all__ = ["Batches"]
+
+_OURS = {
+    "batch_sampler": "the plan decides what a batch holds; see batch_size, and collate_with_picks to sort within one",
+    "sampler": (
+        "the plan decides the order, and gives each rank its share; see shuffle and shuffle_window. To train on some "
+        "of the samples, or on some more often, give torch.utils.data.Subset(dataset, indices), in which an index may "
+        "stand several times (each time is a sample with a score of its own); of a StreamingDataset Stream(repeat=) or "
+        "Stream(proportion=)"
+    ),
+    "in_order": "batches come in the order of the plan",
+}
+_FAILURES = (RuntimeError, OSError, EOFError)  # as which the loss of a worker shows
+
+
+class Batches:
+    """Makes (data, picks) of the requests of a rank, in workers or in this process.
+
+    options: of DataLoader. Raises ConfigError for those that are not the user's to choose.
+
+    Attributes:
+        dataloader: the DataLoader.
+    """
+
+    def __init__(self, source: Source, collation: Collation, on_error: OnError, options: dict[str, Any]) -> None:
+        for name in _OURS.keys() & options.keys():
+            raise ConfigError(f"{name}= is not an option of InfoBatchLoader: {_OURS[name]}.")
+        options.setdefault("generator", torch.Generator())  # else iter() would draw from the user's global one
+        self._requests = Requests()
+        self._fetcher = Fetcher(source, collation, on_error)
+        self.dataloader: DataLoader[Any] = DataLoader(
+            self._fetcher, batch_sampler=cast(Any, self._requests), collate_fn=_as_is, **options
+        )
+
+    def one(self, request: Request) -> tuple[Any, Picks]:
+        """The batch of ``request``, made in this process."""
+        return self._fetcher.__getitems__(request)
+
+    def begin(self, plan: EpochPlan, first: int, **whose: Any) -> Iterator[tuple[Any, Picks]]:
+        """The steps first.. of ``plan``, whose workers start now; ``whose``: as `Requests.begin` has it."""
+        self._requests.begin(plan, first, **whose)
+        try:
+            batches = iter(self.dataloader)
+            widen(batches)
+        except _FAILURES as error:
+            self.look_after_workers(error, self.dataloader._iterator)
+            raise
+        return self._each(batches)
+
+    def _each(self, batches: Iterator[Any]) -> Iterator[tuple[Any, Picks]]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except _FAILURES as error:
+                self.look_after_workers(error, batches)
+                raise
+            yield batch
+
+    def look_after_workers(self, error: BaseException, batches: object = None) -> None:
+        """If a worker is gone, say in ``error`` what to do, and have new ones at the next iteration."""
+        if lost_worker(error, batches):
+            self.dataloader._iterator = None  # of persistent workers; it would wait for the dead one for ever
+            advise(error)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,191 @@
+"""The worker's side: a small request comes in, a finished batch goes out. Workers hold no state of an epoch."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from infobatch_stream._process_wide import keep_batch_memory
+from infobatch_stream.errors import DataError
+from infobatch_stream.picks import Origin, Picks
+from infobatch_stream.planning.entries import Entries
+from infobatch_stream.planning.epoch_plan import EpochPlan
+from infobatch_stream.planning.lookahead import Outlook
+from infobatch_stream.sources.base import Source
+from infobatch_stream.workers.collation import Collation, Trial
+from infobatch_stream.workers.prefetch import Ahead
+from infobatch_stream.workers.seeding import random_state_kept, seeded, set_seed
+
+__all__ = ["Fetcher", "OnError", "Request", "Requests"]
+
+OnError = Literal["raise", "replace"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch of one rank, for the loader number ``run``.
+
+    step None: peeked at, not spent. seed: what the batch's random state derives from. tried: whether it is tried first
+    that the batch is made in the order of its samples.
+
+    shards: that it needs, where some may not be here yet, in groups: first what an earlier step needs too. ahead:
+    shards that later steps need.
+    """
+
+    entries: Entries
+    run: int
+    epoch: int
+    step: int | None
+    seed: tuple[int, int, int, int]
+    tried: bool = False
+    shards: tuple[tuple[int, ...], ...] = ()
+    ahead: tuple[int, ...] = ()
+
+
+class Requests:
+    """The requests of one rank for the rest of an epoch: what the inner DataLoader takes for a batch sampler.
+
+    It knows the plan but not the loader, so that dropping the loader ends its workers at once.
+    """
+
+    def __init__(self) -> None:
+        self._plan: EpochPlan | None = None
+
+    def begin(
+        self,
+        plan: EpochPlan,
+        first: int,
+        *,
+        run: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        outlook: Outlook | None = None,
+    ) -> None:
+        """From now on, the steps first.. of ``plan`` for ``rank`` of ``world_size``; outlook: on shards to bring."""
+        self._plan = plan
+        self._outlook = outlook
+        self._run = run
+        self._first = first
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+
+    def __iter__(self) -> Iterator[Request]:
+        """One request a step."""
+        plan, rank, world_size = self._plan, self._rank, self._world_size
+        assert plan is not None
+        if self._outlook is None:
+            for step in range(self._first, plan.steps):
+                yield self._request(plan, step, plan.step(step, rank, world_size))
+            return
+        for step, sight in enumerate(self._outlook.steps(plan, self._first, rank, world_size), self._first):
+            yield self._request(plan, step, sight.entries, sight.shards, sight.bring)
+
+    def _request(
+        self,
+        plan: EpochPlan,
+        step: int,
+        entries: Entries,
+        shards: tuple[tuple[int, ...], ...] = (),
+        ahead: tuple[int, ...] = (),
+    ) -> Request:
+        seeds = (self._seed, plan.epoch, step, self._rank)
+        return Request(entries, self._run, plan.epoch, step, seeds, step == self._first, shards, ahead)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return 0 if self._plan is None else self._plan.steps - self._first
+
+
+class Fetcher(Dataset[Any]):
+    """Answers requests with ``(data, picks)``: the dataset that the inner DataLoader sees.
+
+    on_error: "raise", or "replace" to put a readable sample of the batch, with weight 0, where one cannot be read.
+    """
+
+    def __init__(self, source: Source, collation: Collation, on_error: OnError) -> None:
+        self._source = source
+        self._ahead = Ahead(source)
+        self._collation = collation
+        self._on_error = on_error
+        self._draws = source.draws or not collation.is_known  # whether code of the user's runs
+
+    def __getitems__(self, request: Request) -> tuple[Any, Picks]:
+        """The batch of ``request``; the same bits in whichever process, and whatever was fetched before."""
+        keep_batch_memory()
+        entries = request.entries
+        replaced: tuple[str, ...] = ()
+        lost: dict[int, Exception] = {}
+        if request.shards:
+            lost = self._ahead.bring((request.epoch, request.seed[2]), request.shards, request.ahead)
+        if lost and self._on_error == "raise":
+            raise next(iter(lost.values()))
+        with seeded(request.seed) if self._draws else nullcontext():
+            if self._on_error == "raise":
+                samples = self._source.read_many(entries.index.tolist())
+            else:
+                samples, entries, replaced = self._read_or_replace(request, lost)
+            picks = Picks(
+                # Copies: the plan keeps its arrays, and these are the user's to change.
+                torch.from_numpy(entries.index.copy()),
+                torch.from_numpy(entries.weight.copy()),
+                torch.from_numpy(entries.record.copy()),
+                Origin(request.run, request.epoch, request.step, replaced),
+            )
+            return self._collate(request, samples, picks)
+
+    def _collate(self, request: Request, samples: list[Any], picks: Picks) -> tuple[Any, Picks]:
+        if len(samples) != len(picks):
+            raise DataError(
+                f"the dataset gave {len(samples)} samples for {len(picks)} indices, so it cannot be told which is "
+                "which. Its __getitems__ must return one for each index, in their order; let it raise for one that "
+                'cannot be read, and give on_error="replace".'
+            )
+        if request.tried and not self._collation.is_known:
+            with random_state_kept():
+                set_seed(request.seed)
+                Trial(self._collation, samples, picks).run()
+        try:
+            return self._collation(samples, picks)
+        except Exception as error:
+            self._collation.explain(error, samples, picks.index.tolist())
+            raise
+
+    def _read_or_replace(
+        self, request: Request, lost: dict[int, Exception]
+    ) -> tuple[list[Any], Entries, tuple[str, ...]]:
+        """lost: shards that are known not to be had, and why."""
+        entries = request.entries
+        samples: dict[int, Any] = {}
+        failures: dict[int, Exception] = {}
+        sizes = self._source.shard_sizes
+        if lost and sizes is not None:
+            shards = np.searchsorted(np.cumsum(sizes), entries.index, side="right").tolist()
+            failures = {place: lost[shard] for place, shard in enumerate(shards) if shard in lost}
+        for place, index in enumerate(entries.index.tolist()):
+            if place in failures:
+                continue
+            try:
+                samples[place] = self._source.read(index)
+            except Exception as error:
+                failures[place] = error
+        if not samples:
+            raise DataError(
+                f"none of the {entries.index.size} samples of this rank's batch (epoch {request.epoch}, step "
+                f"{request.seed[2]}) could be read, so there is nothing to replace them with; the first error is the "
+                "cause of this one."
+            ) from next(iter(failures.values()))
+        places = np.arange(entries.index.size)
+        readable = list(samples)
+        for number, place in enumerate(failures):
+            places[place] = readable[number % len(readable)]
+        taken = entries.take(places)
+        taken.weight[list(failures)] = 0
+        taken.record[list(failures)] = False
+        why = tuple(f"sample {entries.index[place]}: {error!r}" for place, error in failures.items())
+        return [samples[place] for place in places.tolist()], taken, why

@@ -1,0 +1,1 @@
+"""What processes of tests run: ranks, nodes, victims."""

@@ -1,0 +1,144 @@
+"""The commands that look at a score store: ``inspect``, ``export`` and ``simulate``."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from infobatch_stream.errors import ConfigError
+
+from .console import progress, reported, say
+
+if TYPE_CHECKING:
+    from infobatch_stream.policies.base import Policy, Schedule
+
+__all__ = ["export_command", "inspect_command", "simulate_command"]
+
+Store = Annotated[Path, typer.Argument(help="The score store, a folder: scores.zarr.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder for shards that come from urls.  [default: infobatch-stream in the user's cache]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+class PolicyName(StrEnum):
+    """The policies of the library."""
+
+    SOFT = "soft"
+    QUANTILE = "quantile"
+    BUDGET = "budget"
+
+
+class Form(StrEnum):
+    """Files that tables are written to."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+
+
+def export_command(
+    store: Store,
+    *,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="[default: by the name of the file, else parquet]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The file.  [default: scores.parquet for scores.zarr, in this folder]"),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="SHARDS", help="The shards of the run, local or a url: adds shard, row and key."),
+    ] = None,
+    cache: Cache = None,
+    hardest: Annotated[
+        int | None, typer.Option(min=1, help="Only so many, those that stay hard; with their labels and names.")
+    ] = None,
+) -> None:
+    """Write the scores as a table, a row for each sample, for pandas, polars or DuckDB."""
+    with reported(), progress("samples") as bar:
+        from infobatch_stream.report.export import export
+
+        form, out = _target(store, form, out)
+        task = bar.add_task("exporting", total=None)
+        rows = export(
+            store, out, form=form.value, dataset=dataset, cache=cache, hardest=hardest,
+            track=lambda total, more: bar.update(task, advance=more, total=total),
+        )  # fmt: skip
+    say(f"{rows:,} samples in {out}" + ("" if out.is_absolute() else f" ({out.absolute()})"))
+
+
+def _target(store: Path, form: Form | None, out: Path | None) -> tuple[Form, Path]:
+    """Which form, to which file."""
+    if out is None:
+        form = form or Form.PARQUET
+        return form, Path(f"{store.resolve().stem}.{form}")
+    suffix = out.suffix.removeprefix(".").lower()
+    if form is None and suffix not in list(Form):
+        raise ConfigError(f"{out} is neither .parquet nor .csv; say which it shall be: --format parquet.")
+    return form or Form(suffix), out
+
+
+def inspect_command(store: Store, *, as_json: AsJson = False) -> None:
+    """Show what a score store holds, and what was saved; also while a run trains on it."""
+    with reported():
+        from infobatch_stream.report.inspect import facts, page
+        from infobatch_stream.report.snapshot import Snapshot
+
+        found = Snapshot.take(store)
+        if as_json:
+            typer.echo(json.dumps(facts(found)))
+        else:
+            Console().print(page(found))
+
+
+def simulate_command(
+    store: Store,
+    *,
+    policy: Annotated[PolicyName | None, typer.Option(help="Only this one.  [default: a table of many]")] = None,
+    ratio: Annotated[float, typer.Option(help="soft: share of the samples below the mean to skip.")] = 0.5,
+    quantiles: Annotated[str, typer.Option(help="quantile: bands of losses.")] = "0.20,0.85",
+    keep: Annotated[str, typer.Option(help="quantile: share kept of each.")] = "0.25,0.5,1.0",
+    fraction: Annotated[float, typer.Option(help="budget: share of the whole run to skip.")] = 0.4,
+    epochs: Annotated[int | None, typer.Option(min=2, help="Of the run.  [default: those of the store]")] = None,
+    delta: Annotated[float, typer.Option(min=0, max=1, help="Share of the epochs after which nothing is skipped.")] = (
+        0.875
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
+    wish: Annotated[float | None, typer.Option(min=0, max=1, help="Recommend a policy that skips this share.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what policies would skip with the scores of a run, and how much noise that adds."""
+    with reported():
+        from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning
+        from infobatch_stream.report.simulation import recommend, scores_of, simulate, table, usual_policies
+        from infobatch_stream.report.snapshot import check_bounds
+
+        opened = ScoreStore.open(store, mode="r")
+        check_bounds(opened)
+        length = epochs or max(2, opened.epoch)
+        chosen: list[Policy | Schedule] = usual_policies(length, delta)
+        if policy is PolicyName.SOFT:
+            chosen = [SoftPruning(ratio)]
+        elif policy is PolicyName.QUANTILE:
+            chosen = [QuantilePruning(_numbers(quantiles), _numbers(keep))]
+        elif policy is PolicyName.BUDGET:
+            chosen = [BudgetPruning(fraction)]
+        outcomes = simulate(chosen, scores_of(opened), epochs=length, delta=delta, seed=seed)
+        best = None if wish is None else recommend(outcomes, wish)
+    if as_json:
+        recommended = None if best is None else repr(best.policy)
+        typer.echo(json.dumps({"recommended": recommended, "outcomes": [one.to_json() for one in outcomes]}))
+    else:
+        Console().print(table(outcomes, best))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a list of numbers; give them as 0.25,0.5,1.0.") from None
