@@ -72,7 +72,7 @@ def sync(path: Path) -> None:
 def replacing(place: Path, *, durable: bool = False) -> Iterator[Path]:
     """A new file beside ``place`` to write to; it takes its place at the end, or is removed after an error.
 
-    durable: it is on the disk, and called ``place``, when this is left.
+    durable: it is on the disk, and called ``place``, when this is left. An OSError names ``place``.
     """
     new = place.with_name(f".{place.name[:200]}.{mark()}.tmp")
     try:
@@ -84,6 +84,10 @@ def replacing(place: Path, *, durable: bool = False) -> Iterator[Path]:
         new.replace(place)
         if durable:
             sync(place.parent)
+    except OSError as error:
+        if error.filename == str(new):  # nobody knows that name
+            error.filename, error.filename2 = str(place), None
+        raise
     finally:
         new.unlink(missing_ok=True)
 
@@ -105,13 +109,12 @@ def whole_file(out: Path) -> Iterator[Path]:
         raise ConfigError(
             f"{out} cannot be written: there is no folder {place.parent}. Make it, or name another place."
         )
-    new = place
     try:
         with replacing(place) as new:
             yield new
     except OSError as error:
-        if error.filename == str(new) or str(error.filename).endswith(".tmp"):  # nobody knows that name
-            error.filename, error.filename2 = str(out), None
+        if error.filename == str(place):
+            error.filename = str(out)
         raise
 
 
