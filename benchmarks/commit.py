@@ -22,7 +22,7 @@ import torch.distributed as dist
 from benchmarks.measure import Spread
 from benchmarks.report import Figure
 from infobatch_stream.distributed import Ranks
-from infobatch_stream.store.replicated import SharedStore
+from infobatch_stream.store.replicated import ReplicatedStore
 from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = ["TITLE", "exchanged", "run"]
@@ -189,9 +189,9 @@ def _node(node: int, folder: Path, samples: int, count: int) -> None:
 
 
 @contextmanager
-def _store(folder: Path, samples: int) -> Iterator[SharedStore]:
+def _store(folder: Path, samples: int) -> Iterator[ReplicatedStore]:
     folder.mkdir()
-    yield SharedStore.open(Ranks(), folder / "scores.zarr", samples, "", "error")
+    yield ReplicatedStore.open(Ranks(), folder / "scores.zarr", samples, "", "error")
 
 
 def _carried() -> int:

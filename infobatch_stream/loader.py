@@ -22,7 +22,7 @@ from infobatch_stream.losses import check_losses, check_picks, weighted_mean
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.config import RunConfig
 from infobatch_stream.planning.epoch_plan import EpochPlan
-from infobatch_stream.planning.lookahead import Outlook, shards_in_window
+from infobatch_stream.planning.lookahead import Lookahead, shards_in_window
 from infobatch_stream.planning.position import RunPosition
 from infobatch_stream.policies.base import Policy, Schedule
 from infobatch_stream.policies.pruning import SoftPruning
@@ -290,7 +290,7 @@ class InfoBatchLoader:
         self._scores.iterated_by(found)
         return found
 
-    def _outlook(self, plan: EpochPlan) -> Outlook | None:
+    def _outlook(self, plan: EpochPlan) -> Lookahead | None:
         """On the shards of the steps to come; None where all are on this machine."""
         source = self._source
         if not source.is_remote or source.shard_sizes is None:
@@ -305,7 +305,7 @@ class InfoBatchLoader:
                     f"{window} entries lies in {touched}: shards will be dropped and downloaded again within an epoch. "
                     "Raise the cache_limit, or lower shuffle_window.",
                 )
-        return Outlook(source.shard_sizes, self._predownload, source.capacity)
+        return Lookahead(source.shard_sizes, self._predownload, source.capacity)
 
     def _batches(self, batches: Iterator[Any], mine: object) -> Iterator[tuple[Any, Picks]]:
         while True:

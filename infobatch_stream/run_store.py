@@ -12,7 +12,7 @@ from infobatch_stream.recorder import Recorder
 from infobatch_stream.sources import Source
 from infobatch_stream.store.bootstrap import Contents, Existing, check_owner
 from infobatch_stream.store.history import Epoch
-from infobatch_stream.store.replicated import SharedStore
+from infobatch_stream.store.replicated import ReplicatedStore
 from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = ["RunStore"]
@@ -35,7 +35,7 @@ class RunStore:
         self.path, self.existing = path, existing
         self.recorder = Recorder()
         self._source, self._history = source, history
-        self._shared: SharedStore | None = None
+        self._shared: ReplicatedStore | None = None
 
     @property
     def store(self) -> ScoreStore | None:
@@ -68,7 +68,7 @@ class RunStore:
         ranks.agree("open", **settings, existing=self.existing)
         self.iterated_by(None)  # what is loaded now ends this loader's own epoch
         source = self._source
-        self._shared = SharedStore.open(
+        self._shared = ReplicatedStore.open(
             ranks, self.path, source.num_samples, source.fingerprint, self.existing, contents
         )
         self.recorder.attach(self._shared.store)
@@ -103,6 +103,6 @@ class RunStore:
                 self._shared.store.flush()
 
     @property
-    def _opened(self) -> SharedStore:
+    def _opened(self) -> ReplicatedStore:
         assert self._shared is not None
         return self._shared

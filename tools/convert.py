@@ -13,7 +13,7 @@ from rich.progress import TaskID
 from infobatch_stream._formatting import visible
 from infobatch_stream._validation import bytes_of
 from infobatch_stream.convert.label_images import AUTO
-from infobatch_stream.convert.manifest import Conversion, Progress
+from infobatch_stream.convert.manifest import Conversion, ConversionProgress
 from infobatch_stream.convert.writers import ShardFormat
 from infobatch_stream.errors import ConfigError
 
@@ -141,7 +141,7 @@ def convert_command(
     with reported(), progress("samples") as bar:
         tasks: dict[str, TaskID] = {}
 
-        def watch(now: Progress) -> None:
+        def watch(now: ConversionProgress) -> None:
             if now.title not in tasks:
                 tasks[now.title] = bar.add_task(visible(now.title) or "converting", total=now.total, bytes=0)
             bar.update(tasks[now.title], completed=now.samples, bytes=now.bytes)

@@ -8,17 +8,17 @@ from typing import Any
 
 from infobatch_stream.convert.destinations.local import Destination, Record
 from infobatch_stream.convert.destinations.remote import is_url
-from infobatch_stream.convert.worker import Target, Written
+from infobatch_stream.convert.worker import Target, TaskResult
 from infobatch_stream.convert.writers import ShardFormat, WrittenShard
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.schema import Column
 from infobatch_stream.formats.shard_list import MANIFEST, manifest_of
 
-__all__ = ["Conversion", "Layout", "Ledger", "Progress", "ShardSummary", "Watch"]
+__all__ = ["Conversion", "OutputFolder", "Manifest", "ConversionProgress", "ShardSummary", "ProgressCallback"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class OutputFolder:
     """One folder of shards: its columns, classes (or None), name in the destination, and how many samples it gets."""
 
     columns: dict[str, Column]
@@ -56,7 +56,7 @@ class Conversion:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ConversionProgress:
     """How far the folder ``title`` is: samples of ``total`` that are in shards, and the bytes of these."""
 
     title: str
@@ -65,13 +65,15 @@ class Progress:
     bytes: int
 
 
-Watch = Callable[[Progress], None]
+ProgressCallback = Callable[[ConversionProgress], None]
 
 
-class Ledger:
+class Manifest:
     """Which shards there are: gives them their numbers and names, passes them on, and writes what names them."""
 
-    def __init__(self, sets: Sequence[Layout], out: Destination, target: Target, watch: Watch | None = None) -> None:
+    def __init__(
+        self, sets: Sequence[OutputFolder], out: Destination, target: Target, watch: ProgressCallback | None = None
+    ) -> None:
         self._sets, self._out, self._target, self._watch = sets, out, target, watch
         self._records: list[list[Record]] = [[] for _ in sets]
         for record in out.done:
@@ -80,7 +82,7 @@ class Ledger:
             if self._records[part]:
                 self._tell(part)
 
-    def take(self, part: int, written: Written) -> None:
+    def take(self, part: int, written: TaskResult) -> None:
         """Publish the shards of the next task, one of the set ``part``. Raises as `finish`, of the set before."""
         if part and not self._records[part]:
             self._check_read(part - 1)
@@ -113,7 +115,7 @@ class Ledger:
         """Publish the shards behind the first ``taken`` of a writer into ``folder``; how many are taken now."""
         for shard in finished[taken:]:
             self._target.index(folder / shard.file)
-        self.take(0, Written(folder.name, list(finished[taken:]), []))
+        self.take(0, TaskResult(folder.name, list(finished[taken:]), []))
         return len(finished)
 
     def _name(self, part: int, number: int, file: str) -> str:
@@ -127,7 +129,9 @@ class Ledger:
             one, shards = self._sets[part], self._shards(part)
             samples = sum(shard["samples"] for shard in shards)
             problems = sum(len(record["problems"]) for record in self._records[part])
-            self._watch(Progress(one.name, samples + problems, one.total, sum(shard["bytes"] for shard in shards)))
+            self._watch(
+                ConversionProgress(one.name, samples + problems, one.total, sum(shard["bytes"] for shard in shards))
+            )
 
     def _shards(self, part: int) -> list[dict[str, Any]]:
         return [shard for record in self._records[part] for shard in record["shards"]]

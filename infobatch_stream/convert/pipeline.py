@@ -16,14 +16,14 @@ from typing import Literal
 from infobatch_stream._pool import await_server, ordered_map, start_server
 from infobatch_stream.convert.destinations.resolve import check_apart, open_destination, place_of
 from infobatch_stream.convert.label_images import find_label_columns
-from infobatch_stream.convert.manifest import Conversion, Layout, Ledger, ShardSummary, Watch
+from infobatch_stream.convert.manifest import Conversion, Manifest, OutputFolder, ProgressCallback, ShardSummary
 from infobatch_stream.convert.ray_backend import write_on_ray
 from infobatch_stream.convert.readers import TableSet, read_source
 from infobatch_stream.convert.reencode import Reencoder
 from infobatch_stream.convert.sample_types import fitted
 from infobatch_stream.convert.shard_plan import Plan
 from infobatch_stream.convert.shard_sizes import check_largest, sizes_in_shards
-from infobatch_stream.convert.worker import Job, Target, Written, add, write_task
+from infobatch_stream.convert.worker import Job, Target, TaskResult, add, write_task
 from infobatch_stream.convert.writers import ShardFormat, room_for_samples
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.schema import KEY, MEMBERS, Column, FileSet, Sample, SampleSet, column_of
@@ -63,7 +63,7 @@ def convert(
     resume: bool = False,
     workers: int = 1,
     ray: str | None = None,
-    watch: Watch | None = None,
+    watch: ProgressCallback | None = None,
 ) -> Conversion:
     """Convert ``src`` (images, idx, CIFAR, shards, tables; see `read_source`) into shards in ``dst``, a folder or URL.
 
@@ -141,11 +141,12 @@ def convert(
         out.write(PLAN, plan.to_json())
         tasks = plan.tasks(order)
         layouts = [
-            Layout(one.columns, one.classes, one.name, part.samples) for one, part in zip(sets, plan.parts, strict=True)
+            OutputFolder(one.columns, one.classes, one.name, part.samples)
+            for one, part in zip(sets, plan.parts, strict=True)
         ]
-        ledger = Ledger(layouts, out, target, watch)
+        ledger = Manifest(layouts, out, target, watch)
         todo = tasks[len(out.done) :]
-        done: Generator[Written, None, None]
+        done: Generator[TaskResult, None, None]
         if ray is not None:
             done = write_on_ray(job, out.scratch, todo, ray)
         else:
@@ -200,8 +201,8 @@ def write_shards(
             columns = {name: column_of(name, value) for name, value in first.items()}
         if not columns.keys() - {KEY, MEMBERS}:
             raise ConfigError(f"the samples have no fields but their keys, {list(columns)}; there is nothing to write.")
-        source = Layout(dict(columns), None if classes is None else list(classes))
-        ledger = Ledger([source], out, target)
+        source = OutputFolder(dict(columns), None if classes is None else list(classes))
+        ledger = Manifest([source], out, target)
         folder = out.scratch / "all"
         folder.mkdir()
         writer = target.open(folder, columns)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infobatch_stream.convert.cuts import Task
-from infobatch_stream.convert.worker import Job, Written, write_task
+from infobatch_stream.convert.worker import Job, TaskResult, write_task
 from infobatch_stream.errors import ConfigError, MissingExtraError
 
 __all__ = ["write_on_ray"]
@@ -20,7 +20,7 @@ _PATIENCE = 10.0  # seconds
 _AHEAD = 2  # tasks per processor that are under way
 
 
-def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -> Generator[Written, None, None]:
+def write_on_ray(job: Job, scratch: Path, tasks: Iterable[Task], address: str) -> Generator[TaskResult, None, None]:
     """As `write_task` of each of ``tasks``, in their order, by the cluster at ``address`` ("auto", "local", host:port).
 
     The nodes read the source at the same path; what they write comes back to this process, so they need not share the
@@ -67,7 +67,7 @@ def _unreachable(address: str, error: Exception) -> ConfigError:
     return ConfigError(f"no Ray cluster can be reached at {address} ({error}); start one with: ray start --head")
 
 
-def _write(job: Job, task: Task) -> tuple[Written, dict[str, tuple[bytes, int]]]:
+def _write(job: Job, task: Task) -> tuple[TaskResult, dict[str, tuple[bytes, int]]]:
     """On a node: the task's shards with their files, each with its time of modification, which an index holds."""
     with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as scratch:
         written = write_task(job, Path(scratch), task)
@@ -80,7 +80,7 @@ def _write(job: Job, task: Task) -> tuple[Written, dict[str, tuple[bytes, int]]]
     return written, files
 
 
-def _fetch(ray: Any, reference: Any, scratch: Path) -> Written:
+def _fetch(ray: Any, reference: Any, scratch: Path) -> TaskResult:
     try:
         written, files = ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -15,7 +15,7 @@ from infobatch_stream.formats.schema import KEY, Column, Sample, SampleSet
 _THREADS = 8  # that read files, for each process that writes
 _CHUNK = 1 << 19  # bytes that one of them reads at a time, about
 
-__all__ = ["Job", "Target", "Written", "add", "read", "write_task"]
+__all__ = ["Job", "Target", "TaskResult", "add", "read", "write_task"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Written:
+class TaskResult:
     """A finished task: its shards, which lie in the folder ``folder`` of scratch, and why samples were passed over."""
 
     folder: str
@@ -70,7 +70,7 @@ class Written:
     problems: list[str]
 
 
-def write_task(job: Job, scratch: Path, task: Task) -> Written:
+def write_task(job: Job, scratch: Path, task: Task) -> TaskResult:
     """Write the shards of ``task`` into a new folder below ``scratch``.
 
     Raises DataError and TooLargeError (of a sample, unless those are passed over), ConfigError, OSError.
@@ -96,7 +96,7 @@ def write_task(job: Job, scratch: Path, task: Task) -> Written:
         raise
     for shard in writer.finished:
         job.target.index(folder / shard.file)
-    return Written(folder.name, writer.finished, problems)
+    return TaskResult(folder.name, writer.finished, problems)
 
 
 _Read = tuple[Sample | DataError, str]

@@ -15,7 +15,7 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.schema import Encoded
 
 __all__ = [
-    "Form", "check_encoding", "fit", "fixed_size", "form_of", "from_mds", "is_known", "npy_header", "parse_npy",
+    "Scalar", "check_encoding", "fit", "fixed_size", "form_of", "from_mds", "is_known", "npy_header", "parse_npy",
     "save_npy", "strictly",
 ]  # fmt: skip
 
@@ -47,19 +47,19 @@ _CODES = {
 }  # fmt: skip
 
 
-class Form(Enum):
+class Scalar(Enum):
     """The four forms that values have: bytes that both formats store alike, int, float, and array."""
 
     RAW, INT, FLOAT, ARRAY = range(4)
 
 
-def form_of(encoding: str) -> Form:
+def form_of(encoding: str) -> Scalar:
     """The form of a value with the MDS encoding ``encoding``; one that is unknown here is stored as it is."""
     if encoding in _INTEGERS:
-        return Form.INT
+        return Scalar.INT
     if encoding in _FLOATS:
-        return Form.FLOAT
-    return Form.ARRAY if encoding.partition(":")[0] == "ndarray" else Form.RAW
+        return Scalar.FLOAT
+    return Scalar.ARRAY if encoding.partition(":")[0] == "ndarray" else Scalar.RAW
 
 
 def is_known(encoding: str) -> bool:
@@ -82,7 +82,7 @@ def fixed_size(encoding: str) -> int | None:
     if encoding in _INTEGERS or encoding in _FLOATS:
         return np.dtype(_INTEGERS.get(encoding, encoding)).itemsize
     match = _ARRAY.fullmatch(encoding)
-    if form_of(encoding) is Form.ARRAY:
+    if form_of(encoding) is Scalar.ARRAY:
         check_encoding(encoding)
     if match and match["shape"]:
         return math.prod(map(int, match["shape"].split(","))) * np.dtype(match["dtype"]).itemsize
@@ -92,9 +92,9 @@ def fixed_size(encoding: str) -> int | None:
 def from_mds(data: bytes, encoding: str) -> Any:
     """The value that MDS stores as ``data``; raw ones as they are. Raises ValueError for what MDS does not write."""
     form = form_of(encoding)
-    if form is Form.RAW:
+    if form is Scalar.RAW:
         return Encoded(data)
-    if form is Form.ARRAY:
+    if form is Scalar.ARRAY:
         return _array_from_mds(data, encoding)
     (value,) = np.frombuffer(data, _INTEGERS.get(encoding, encoding)).tolist()  # ValueError unless it is one
     return value
@@ -178,10 +178,10 @@ def fit(value: Any, encoding: str) -> Any:
     Raises ValueError for what has no such form, or is out of its range.
     """
     form = form_of(encoding)
-    if form is Form.RAW:
+    if form is Scalar.RAW:
         return _raw(value, encoding)
     data = value.data if isinstance(value, Encoded) else value
-    if form is Form.ARRAY:
+    if form is Scalar.ARRAY:
         array = parse_npy(data) if isinstance(data, bytes) else data
         match = _ARRAY.fullmatch(encoding)
         if not isinstance(array, np.ndarray) or match is None:
@@ -196,7 +196,7 @@ def fit(value: Any, encoding: str) -> Any:
     text = data.decode().strip() if isinstance(data, bytes) else data
     if isinstance(text, str) and (len(text) > 1000 or "_" in text):  # Python's reading of 1_000 is nobody else's
         raise ValueError(f"{text[:24]!r} is no number")
-    if form is Form.FLOAT:
+    if form is Scalar.FLOAT:
         return float(text)
     if isinstance(text, float) and not text.is_integer():
         raise ValueError(f"{text} is no whole number")

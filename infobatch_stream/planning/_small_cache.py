@@ -3,13 +3,13 @@
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-__all__ = ["Recent"]
+__all__ = ["SmallCache"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class Recent(Generic[K, T]):
+class SmallCache(Generic[K, T]):
     """The values for the last ``size`` keys that were asked for. Threads may share it.
 
     It is given the function each time: one that held a method of its owner (as lru_cache does) would make a cycle,

@@ -12,11 +12,11 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.planning._small_cache import Recent
+from infobatch_stream.planning._small_cache import SmallCache
 from infobatch_stream.planning.bitset import Bits, count_before, pack
 from infobatch_stream.planning.selection import Selection
 
-__all__ = ["Entries", "Kept", "KeptPool", "KeptSamples", "KeptShards"]
+__all__ = ["Entries", "KeptEntries", "KeptPool", "KeptSamples", "KeptShards"]
 
 _CHUNK: Final = 1 << 17  # samples decided at once while counting: what that takes fits a processor's cache
 _PIECE: Final = 1 << 16  # samples of a shard decided at once: bounds what a span costs when shards are large
@@ -53,7 +53,7 @@ class Entries:
         )
 
 
-class Kept(Protocol):
+class KeptEntries(Protocol):
     """The kept entries of an epoch, at the places 0..size-1."""
 
     size: int
@@ -89,7 +89,7 @@ class KeptShards:
             counts = before[lows.size :] - before[: lows.size]
         self._lows, self._highs, self._ends = lows, highs, np.cumsum(counts)
         self.size = int(self._ends[-1])
-        self._single = Recent[int, tuple[NDArray[np.int64], NDArray[np.float32]]](2)
+        self._single = SmallCache[int, tuple[NDArray[np.int64], NDArray[np.float32]]](2)
 
     def span(self, start: int, stop: int) -> Entries:
         """The entries at start..stop-1."""

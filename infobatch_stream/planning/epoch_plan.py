@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.planning.entries import Entries, Kept, KeptPool, KeptSamples, KeptShards
+from infobatch_stream.planning.entries import Entries, KeptEntries, KeptPool, KeptSamples, KeptShards
 from infobatch_stream.planning.lanes import Lane, PermutedLane, StraightLane, WindowLane, fill
 from infobatch_stream.planning.rng import permutation
 from infobatch_stream.planning.selection import Selection
@@ -135,7 +135,7 @@ def _kept(
     shard_sizes: NDArray[np.int64] | None,
     pool: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
     shuffle: bool,
-) -> Kept:
+) -> KeptEntries:
     if shard_sizes is None and pool is None:
         return KeptSamples(selection)
     units = shard_sizes if pool is None else pool[1]

@@ -9,8 +9,8 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.planning._small_cache import Recent
-from infobatch_stream.planning.entries import Entries, Kept, KeptSamples
+from infobatch_stream.planning._small_cache import SmallCache
+from infobatch_stream.planning.entries import Entries, KeptEntries, KeptSamples
 from infobatch_stream.planning.rng import bijection
 from infobatch_stream.planning.window_shuffle import WindowShuffle
 
@@ -31,13 +31,13 @@ class Lane(Protocol):
 class WindowLane:
     """The kept entries start..stop-1, shuffled within ``window``; order: (seed, epoch, number of the lane)."""
 
-    def __init__(self, kept: Kept, start: int, stop: int, window: int, order: tuple[int, int, int]) -> None:
+    def __init__(self, kept: KeptEntries, start: int, stop: int, window: int, order: tuple[int, int, int]) -> None:
         self.size = stop - start
         self._kept = kept
         self._start = start
         self._window = window
         self._shuffle = WindowShuffle(self.size, window, *order)
-        self._chunks, self._buckets = Recent[int, Entries](2), Recent[int, tuple[int, Entries]](2)
+        self._chunks, self._buckets = SmallCache[int, Entries](2), SmallCache[int, tuple[int, Entries]](2)
         self._latest = 0, Entries.join([])
 
     def entries(self, start: int, stop: int) -> Entries:
@@ -81,7 +81,7 @@ class PermutedLane:
         self._start = start
         self._width = width
         self._order = order
-        self._blocks = Recent[tuple[int, int, int], Entries](2)
+        self._blocks = SmallCache[tuple[int, int, int], Entries](2)
 
     def entries(self, start: int, stop: int) -> Entries:
         """Entries number start..stop-1 of the reading order."""
@@ -109,11 +109,11 @@ def _steps_ahead(own: int) -> int:
 class StraightLane:
     """The kept entries start..stop-1 as they stand."""
 
-    def __init__(self, kept: Kept, start: int, stop: int) -> None:
+    def __init__(self, kept: KeptEntries, start: int, stop: int) -> None:
         self.size = stop - start
         self._kept = kept
         self._start = start
-        self._blocks = Recent[int, Entries](2)
+        self._blocks = SmallCache[int, Entries](2)
 
     def entries(self, start: int, stop: int) -> Entries:
         """Entries number start..stop-1."""

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from infobatch_stream.planning.entries import Entries
 from infobatch_stream.planning.epoch_plan import EpochPlan
 
-__all__ = ["Outlook", "Sight", "shards_in_window"]
+__all__ = ["Lookahead", "UpcomingStep", "shards_in_window"]
 
 
 @dataclass(frozen=True)
-class Sight:
+class UpcomingStep:
     """A step's ``entries``, its ``shards`` grouped by the step that first needed them, and those next to ``bring``."""
 
     entries: Entries
@@ -22,7 +22,7 @@ class Sight:
     bring: tuple[int, ...]
 
 
-class Outlook:
+class Lookahead:
     """The entries of one rank, step by step, each computed once, with the shards of up to ``ahead`` steps more.
 
     shard_sizes: int64[S], samples per shard. ahead: at least 0. capacity: how many shards are looked at, at most,
@@ -35,7 +35,7 @@ class Outlook:
         self._ahead = ahead
         self._capacity = capacity
 
-    def steps(self, plan: EpochPlan, first: int, rank: int, world_size: int) -> Iterator[Sight]:
+    def steps(self, plan: EpochPlan, first: int, rank: int, world_size: int) -> Iterator[UpcomingStep]:
         """What is seen from each of the steps first.. of ``plan``.
 
         The view widens gradually, so that each of several workers gets a share of what is in it at the start.
@@ -64,7 +64,7 @@ class Outlook:
             for shard in shards:
                 now.setdefault(known[shard][0], []).append(shard)
             groups = tuple(tuple(now[need]) for need in sorted(now))
-            yield Sight(entries, groups, tuple(shard for shard in new if known[shard][0] != step))
+            yield UpcomingStep(entries, groups, tuple(shard for shard in new if known[shard][0] != step))
             for shard in shards:
                 known[shard][1] -= 1
                 if not known[shard][1]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.planning._small_cache import Recent
+from infobatch_stream.planning._small_cache import SmallCache
 from infobatch_stream.planning.rng import Draws, Purpose
 
 __all__ = ["WindowShuffle"]
@@ -42,7 +42,7 @@ class WindowShuffle:
         self._size = size
         self._window = window
         self._draws = Draws(seed, epoch, Purpose.WINDOW, lane)
-        self._chunks = Recent[int, _Chunk](2)
+        self._chunks = SmallCache[int, _Chunk](2)
 
     def first(self, bucket: int) -> int:
         """The number of the first output of a bucket: as many are before it as positions, less the late ones."""

@@ -28,12 +28,12 @@ from infobatch_stream.sources.remote.download import NotThereError, download
 from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.sidecars import read_classes, read_columns
 
-__all__ = ["Shards", "check_same", "open_shards"]
+__all__ = ["ShardReader", "check_same", "open_shards"]
 
 _WILD: Final = re.compile(r"[*?\[{]")
 
 
-class Shards(Protocol):
+class ShardReader(Protocol):
     """Shards. names, ends: of the shards, and where each ends in the order of the samples."""
 
     fingerprint: str
@@ -48,7 +48,7 @@ class Shards(Protocol):
         """The keys of the samples ``index``, int64[k]; None where samples have none. Raises DataError."""
 
 
-def open_shards(dataset: str, cache: Path | None = None) -> Shards:
+def open_shards(dataset: str, cache: Path | None = None) -> ShardReader:
     """The shards that ``dataset`` names: a folder of MDS shards (index.json), or tars: a folder, a pattern, braces.
 
     Local ones, or urls, of which what is read is brought to the folder ``cache`` (by default that of
@@ -77,7 +77,7 @@ def open_shards(dataset: str, cache: Path | None = None) -> Shards:
     return _TarShards(dataset, cache)
 
 
-def check_same(store: ScoreStore, shards: Shards, dataset: str) -> None:
+def check_same(store: ScoreStore, shards: ShardReader, dataset: str) -> None:
     """Raise StoreError unless the scores of ``store`` are those of ``shards``."""
     found = shards.ends[-1]
     if (shards.fingerprint, found) != (store.fingerprint, store.num_samples):
@@ -110,7 +110,7 @@ def _fetch_index(url: str) -> bytes | None:
 
 
 class _Fetched:
-    """Shards of the folder ``url``: each is brought to the cache when it is asked for."""
+    """The shards of the folder ``url``: each is brought to the cache when it is asked for."""
 
     def __init__(self, url: str, shards: Sequence[IndexedShard], cache: ShardCache) -> None:
         self._url, self._shards, self._cache = url, shards, cache

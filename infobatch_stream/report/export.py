@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from infobatch_stream._files import whole_file
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.report.dataset import Shards, check_same, open_shards
+from infobatch_stream.report.dataset import ShardReader, check_same, open_shards
 from infobatch_stream.report.galleries import Highest
-from infobatch_stream.report.previews import exhibits
+from infobatch_stream.report.previews import previews
 from infobatch_stream.report.snapshot import Snapshot
 
 __all__ = ["export", "staying_hard"]
@@ -86,7 +86,7 @@ def _highest(values: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def _table(
-    snapshot: Snapshot, shards: Shards | None, hardness: NDArray[np.float64], index: NDArray[np.int64]
+    snapshot: Snapshot, shards: ShardReader | None, hardness: NDArray[np.float64], index: NDArray[np.int64]
 ) -> pa.Table:
     columns: dict[str, Any] = {"index": index, "score": _nullable(snapshot.scores[index])}
     if snapshot.training is not None:
@@ -106,9 +106,9 @@ def _table(
     return pa.table(columns)
 
 
-def _with_names(table: pa.Table, shards: Shards, index: NDArray[np.int64]) -> pa.Table:
+def _with_names(table: pa.Table, shards: ShardReader, index: NDArray[np.int64]) -> pa.Table:
     """``table`` with label and name, empty where there is none or the sample cannot be read."""
-    seen = exhibits(shards, index, pictures=False)
+    seen = previews(shards, index, pictures=False)
     for column in ("label", "name"):
         texts = [getattr(seen[number], column) or None for number in index.tolist()]
         table = table.append_column(column, pa.array(texts, pa.string()))

@@ -20,7 +20,7 @@ from infobatch_stream.report.charts import marker, spark
 from infobatch_stream.report.dataset import check_same, open_shards
 from infobatch_stream.report.figures import amounts, distribution, points, trainings, trajectories
 from infobatch_stream.report.galleries import Gallery, choose
-from infobatch_stream.report.previews import Exhibit, exhibits
+from infobatch_stream.report.previews import Preview, previews
 from infobatch_stream.report.snapshot import Snapshot
 from infobatch_stream.store.history import SHARES, Epoch
 
@@ -53,7 +53,7 @@ def build(store: Path, *, dataset: str | None = None, count: int = 32, cache: Pa
         check_same(found.store, shards, dataset)
     galleries = choose(found.scores, found.epoch, found.training, found.losses, count)
     index = np.unique(np.concatenate([np.empty(0, np.int64), *(gallery.index for gallery in galleries)]))
-    seen = {} if shards is None else exhibits(shards, index)
+    seen = {} if shards is None else previews(shards, index)
     lines = _lines(found, index)
     now = found.now()
     return _page(
@@ -161,7 +161,7 @@ class _Card:
     anchor: bool
     score: str
     training: str
-    exhibit: Exhibit | None
+    exhibit: Preview | None
     spark: Markup | None
 
 
@@ -176,7 +176,7 @@ class _Shown:
 def _shown(
     found: Snapshot,
     galleries: list[Gallery],
-    exhibits: dict[int, Exhibit],
+    previews: dict[int, Preview],
     lines: dict[int, NDArray[np.float64]],
 ) -> list[_Shown]:
     """The galleries with their cards; in each of them the labels that occur most come first."""
@@ -186,7 +186,7 @@ def _shown(
         groups: dict[str, list[_Card]] = {}
         scale = _scale([lines[index] for index in gallery.index.tolist() if index in lines])
         for index in gallery.index.tolist():
-            exhibit = exhibits.get(index)
+            exhibit = previews.get(index)
             drawn = None
             if index in lines:
                 drawn = spark(_SPARK, lines[index], scale, f"Scores of sample {index} by epoch")

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.roles import LABELS, NAMES
-from infobatch_stream.report.dataset import Shards
-from infobatch_stream.report.thumbnails import Field, Picture, picture_of, text_of
+from infobatch_stream.report.dataset import ShardReader
+from infobatch_stream.report.thumbnails import Field, Thumbnail, picture_of, text_of
 
-__all__ = ["Exhibit", "exhibits"]
+__all__ = ["Preview", "previews"]
 
 _LONGEST: Final = 60  # characters of a label or key
 _LONGEST_NAME: Final = 4096
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class Preview:
     """One sample. label, key, name, text: "" without one; problem: why it, or a part of it, is not shown."""
 
     index: int
@@ -30,21 +30,21 @@ class Exhibit:
     key: str = ""
     label: str = ""
     name: str = ""
-    picture: Picture | None = None
+    picture: Thumbnail | None = None
     text: str = ""
     problem: str = ""
 
 
-def exhibits(shards: Shards, index: NDArray[np.int64], *, pictures: bool = True) -> dict[int, Exhibit]:
+def previews(shards: ShardReader, index: NDArray[np.int64], *, pictures: bool = True) -> dict[int, Preview]:
     """What is to be seen of the samples ``index``, int64[k], or why it is not. Raises MissingExtraError."""
     order = np.unique(index).tolist()  # that of the shards
     return {number: _exhibit(shards, number, pictures) for number in order}
 
 
-def _exhibit(shards: Shards, index: int, pictures: bool) -> Exhibit:
+def _exhibit(shards: ShardReader, index: int, pictures: bool) -> Preview:
     shard = bisect_right(shards.ends, index)
     row = index - (shards.ends[shard - 1] if shard else 0)
-    empty = Exhibit(index, shards.names[shard], row)
+    empty = Preview(index, shards.names[shard], row)
     try:
         fields = shards.fields(index)
     except (DataError, OSError) as error:
@@ -65,7 +65,7 @@ def _exhibit(shards: Shards, index: int, pictures: bool) -> Exhibit:
     )
 
 
-def _first_picture(fields: Iterable[Field]) -> tuple[Picture | None, list[str]]:
+def _first_picture(fields: Iterable[Field]) -> tuple[Thumbnail | None, list[str]]:
     """The first picture there is, and why those before it cannot be shown."""
     problems = []
     for field in fields:

@@ -13,7 +13,7 @@ from infobatch_stream._platform import free_memory
 from infobatch_stream.errors import StoreError
 from infobatch_stream.report.loss_history import Losses
 from infobatch_stream.store.history import SHARES, Epoch, Training, epochs, training
-from infobatch_stream.store.run_lock import Owner
+from infobatch_stream.store.run_lock import RunLock
 
 __all__ = ["Snapshot", "check_bounds"]
 
@@ -69,7 +69,7 @@ class Snapshot:
             store,
             epoch,
             scores,
-            Owner.of(store.path),
+            RunLock.of(store.path),
             [one for one in epochs(store.path) if one.number < epoch],
             training(store.path, epoch),
             Losses.open(store.path, store.num_samples, epoch),

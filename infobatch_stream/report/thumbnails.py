@@ -18,7 +18,7 @@ from infobatch_stream.formats.mds_encodings import parse_npy
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Field", "Picture", "picture_of", "text_of"]
+__all__ = ["Field", "Thumbnail", "picture_of", "text_of"]
 
 SIDE: Final = 96  # pixels of a picture's longer side, at most
 _TINY: Final = 48  # pixels up to which each of them counts, so that none is changed
@@ -47,7 +47,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Thumbnail:
     """An image as a data URI, and its pixels."""
 
     uri: str
@@ -55,7 +55,7 @@ class Picture:
     height: int
 
 
-def picture_of(field: Field) -> Picture | None:
+def picture_of(field: Field) -> Thumbnail | None:
     """A small picture of the value; None if it is not an image.
 
     Raises ValueError for an image that cannot be decoded, MissingExtraError.
@@ -125,7 +125,7 @@ def _of_array(array: NDArray[Any]) -> "Image.Image | None":
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _encoded(image: "Image.Image") -> Picture:
+def _encoded(image: "Image.Image") -> Thumbnail:
     from PIL import Image
 
     if image.mode[0] in "IF":  # more than 8 bits
@@ -137,7 +137,7 @@ def _encoded(image: "Image.Image") -> Picture:
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "WEBP", quality=80, lossless=max(image.size) <= _TINY)
-    return Picture(f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}", *image.size)
+    return Thumbnail(f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}", *image.size)
 
 
 def text_of(field: Field) -> str:

@@ -16,11 +16,11 @@ from infobatch_stream.distributed import Groups, Ranks
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.store import layout
 from infobatch_stream.store.history import mend
-from infobatch_stream.store.run_lock import Owner
+from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
-from infobatch_stream.store.staging import Draft, TakenError, put_back, tidy
+from infobatch_stream.store.staging import PathTakenError, StagedStore, put_back, tidy
 
-__all__ = ["BLOCK", "Contents", "Existing", "Opening", "check_owner", "neighbours"]
+__all__ = ["BLOCK", "Contents", "Existing", "Bootstrap", "check_owner", "neighbours"]
 
 Existing = Literal["error", "overwrite", "continue"]
 
@@ -116,7 +116,7 @@ def _check_machines(sharing: list[tuple[str, str, str]]) -> None:
             )
 
 
-class Opening:
+class Bootstrap:
     """One opening of the stores of a run. `store` does it.
 
     Arguments as of `SharedStore.open`; groups: of the processes that share a store.
@@ -136,12 +136,12 @@ class Opening:
         self._path, self._num_samples, self._fingerprint = path, num_samples, fingerprint
         self._existing, self._contents = existing, contents
         self._run = ranks.gather(_RUN)[0]
-        self._owner: Owner | None = None  # of the store that stands there
-        self._new: Owner | None = None  # of the draft
-        self._draft: Draft | None = None
+        self._owner: RunLock | None = None  # of the store that stands there
+        self._new: RunLock | None = None  # of the draft
+        self._draft: StagedStore | None = None
         self._replaces = False
 
-    def store(self) -> tuple[ScoreStore, Owner]:
+    def store(self) -> tuple[ScoreStore, RunLock]:
         """The store of this node, and the hold on it. Collective."""
         leads, contents = self._groups.leads, self._contents
         found = self._ranks.gather(self._ranks.together(_CALL, self._look if leads else _nothing))
@@ -188,20 +188,22 @@ class Opening:
         header = layout.Header(self._num_samples, self._fingerprint, epoch, "ready")
         put = self._contents or Contents(None, None, epoch)
         try:
-            self._draft = Draft(self._path, header, scores=put.scores, pending=put.pending, replace=self._replaces)
-        except TakenError:
-            Owner.check_unused(self._path)
+            self._draft = StagedStore(
+                self._path, header, scores=put.scores, pending=put.pending, replace=self._replaces
+            )
+        except PathTakenError:
+            RunLock.check_unused(self._path)
             raise
         self._draft.keep_history()
-        self._new = Owner.claim(self._draft.folder, self._run, shown=self._path)
+        self._new = RunLock.claim(self._draft.folder, self._run, shown=self._path)
 
     def _place(self) -> None:
         """Put the draft in its place. It is claimed already, so whoever finds it there finds it in use."""
         assert self._draft
         try:
             self._draft.place()
-        except TakenError:  # another run was quicker
-            Owner.check_unused(self._path)
+        except PathTakenError:  # another run was quicker
+            RunLock.check_unused(self._path)
             raise
         self._owner = self._new
 
@@ -222,9 +224,9 @@ class Opening:
                     self._draft.fill(array, start, values)
 
     def _claim(self) -> None:
-        self._owner = Owner.claim(self._path, self._run)
+        self._owner = RunLock.claim(self._path, self._run)
 
-    def _map(self) -> tuple[ScoreStore, Owner]:
+    def _map(self) -> tuple[ScoreStore, RunLock]:
         if not self._path.exists():
             raise StoreError(
                 f"{self._path} was made by the first rank of this node, and this process does not see it. {_REMEDY}"
@@ -232,7 +234,7 @@ class Opening:
         store = ScoreStore.open(self._path)
         if self._groups.leads:
             mend(store.path, store.epoch, store.scores)
-        return store, self._owner or Owner.join(self._path)
+        return store, self._owner or RunLock.join(self._path)
 
 
 def _nothing() -> None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import StoreError
 from infobatch_stream.store.epoch_record import BINS, EDGES, SHARES, Epoch
 from infobatch_stream.store.header import read_header
-from infobatch_stream.store.history_array import GROUP, Form, HistoryArray, has_group, make_group
+from infobatch_stream.store.history_array import GROUP, ArraySpec, HistoryArray, has_group, make_group
 
 __all__ = [
     "EDGES", "SHARES", "Epoch", "History", "Training", "blocks", "carry", "epochs", "mend", "reading", "recorded_form",
@@ -39,8 +39,8 @@ _MOST: Final = 0xFFFF
 _SAMPLES: Final = 1 << 20  # samples in a chunk
 
 
-def _row(dtype: str, fill: float, *size: int) -> Form:
-    return Form(dtype, fill, (_EPOCHS, *size), size)
+def _row(dtype: str, fill: float, *size: int) -> ArraySpec:
+    return ArraySpec(dtype, fill, (_EPOCHS, *size), size)
 
 
 _PLANNED: Final = {
@@ -58,13 +58,13 @@ _LEFT: Final = {
 _ROWS: Final = _PLANNED | _LEFT
 
 
-def _samples(num_samples: int) -> Form:
-    return Form("<u2", 0, (1, min(num_samples, _SAMPLES)), (num_samples,), rows=2, quick=True)
+def _samples(num_samples: int) -> ArraySpec:
+    return ArraySpec("<u2", 0, (1, min(num_samples, _SAMPLES)), (num_samples,), rows=2, quick=True)
 
 
-def recorded_form(num_samples: int) -> Form:
+def recorded_form(num_samples: int) -> ArraySpec:
     """Of the losses of every epoch."""
-    return Form("<f4", np.nan, (1, min(num_samples, _SAMPLES)), (num_samples,))
+    return ArraySpec("<f4", np.nan, (1, min(num_samples, _SAMPLES)), (num_samples,))
 
 
 class History:
@@ -132,7 +132,7 @@ class History:
             rows.write(pending[block][None], epoch, number)
 
 
-def _put_row(path: Path, epoch: Epoch, forms: dict[str, Form]) -> None:
+def _put_row(path: Path, epoch: Epoch, forms: dict[str, ArraySpec]) -> None:
     chunk, place = divmod(epoch.number, _EPOCHS)
     for name, form in forms.items():
         rows = HistoryArray.make(path, name, form)
@@ -176,7 +176,7 @@ def _epochs_in(path: Path, chunk: int) -> Iterator[Epoch]:
         yield Epoch(chunk * _EPOCHS + place, **{name: _plain(row[place]) for name, row in rows.items()})
 
 
-def _chunk(path: Path, name: str, form: Form, chunk: int) -> NDArray[Any]:
+def _chunk(path: Path, name: str, form: ArraySpec, chunk: int) -> NDArray[Any]:
     found = HistoryArray.open(path, name, form)
     return np.full(form.chunk, form.fill, form.dtype) if found is None else found.read(chunk, *(0 for _ in form.size))
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from infobatch_stream.store.header import MAX_EPOCH, METADATA_LIMIT, parse_json, short
 from infobatch_stream.store.safe_files import link_inside, names_in, read_inside, replace_inside
 
-__all__ = ["GROUP", "Form", "HistoryArray", "has_group", "make_group"]
+__all__ = ["GROUP", "ArraySpec", "HistoryArray", "has_group", "make_group"]
 
 GROUP: Final = "history"
 _GROUP: Final = {"zarr_format": 3, "node_type": "group"}
@@ -29,7 +29,7 @@ _ROOM: Final = 1 << 16  # bytes by which a chunk that cannot be compressed may g
 
 
 @dataclass(frozen=True)
-class Form:
+class ArraySpec:
     """What the layout says of an array.
 
     dtype: little-endian, as "<i8". fill: of chunks without a file. chunk: its shape. size: of all dimensions but the
@@ -81,18 +81,18 @@ def has_group(path: Path) -> bool:
 
 
 class HistoryArray:
-    """An array in the history of the store at ``path``, of which the metadata was compared with its `Form`.
+    """An array in the history of the store at ``path``, of which the metadata was compared with its `ArraySpec`.
 
     Attributes: rows: length of the first dimension. attributes: whole numbers by name.
     """
 
-    def __init__(self, path: Path, name: str, form: Form, rows: int, attributes: dict[str, int]) -> None:
+    def __init__(self, path: Path, name: str, form: ArraySpec, rows: int, attributes: dict[str, int]) -> None:
         """Use `open` or `make`."""
         self._path, self._name, self._form = path, f"{GROUP}/{name}", form
         self.rows, self.attributes = rows, attributes
 
     @classmethod
-    def open(cls, path: Path, name: str, form: Form) -> Self | None:
+    def open(cls, path: Path, name: str, form: ArraySpec) -> Self | None:
         """The array ``name``; None when there is none.
 
         Raises OSError or ValueError for one that is not of ``form``.
@@ -110,7 +110,7 @@ class HistoryArray:
         return cls(path, name, form, rows, known)
 
     @classmethod
-    def make(cls, path: Path, name: str, form: Form) -> Self:
+    def make(cls, path: Path, name: str, form: ArraySpec) -> Self:
         """The array ``name``, made without rows (but for those that its form has) where there is none."""
         found = cls.open(path, name, form)
         if found is None:

@@ -14,21 +14,21 @@ from typing import Self
 from infobatch_stream.distributed import Groups, Ranks
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.store import layout
-from infobatch_stream.store.bootstrap import BLOCK, Contents, Existing, Opening, neighbours
+from infobatch_stream.store.bootstrap import BLOCK, Bootstrap, Contents, Existing, neighbours
 from infobatch_stream.store.history import Epoch, History
-from infobatch_stream.store.run_lock import Owner
+from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
 
-__all__ = ["SharedStore"]
+__all__ = ["ReplicatedStore"]
 
 _COMMIT = "the commit of the scores"
 _QUIET_NAN = 0x7FC00000  # a token is carried by a NaN, so one that is left behind means "not seen"
 
 
-class SharedStore:
+class ReplicatedStore:
     """This process's part in the store of a run. Attributes: store: that of this node."""
 
-    def __init__(self, ranks: Ranks, groups: Groups, store: ScoreStore, owner: Owner) -> None:
+    def __init__(self, ranks: Ranks, groups: Groups, store: ScoreStore, owner: RunLock) -> None:
         """Use `open`."""
         self._ranks, self._groups, self._owner = ranks, groups, owner
         self.store = store
@@ -56,7 +56,7 @@ class SharedStore:
         by another run; ConfigError for a network file system with ranks on several machines.
         """
         groups = ranks.grouped(neighbours(ranks, path))
-        opening = Opening(ranks, groups, path, num_samples, fingerprint, existing, contents)
+        opening = Bootstrap(ranks, groups, path, num_samples, fingerprint, existing, contents)
         shared = cls(ranks, groups, *opening.store())
         shared._prove()
         shared._owner.take_over()

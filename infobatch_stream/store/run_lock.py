@@ -23,7 +23,7 @@ from infobatch_stream._process_wide import at_fork_in_child
 from infobatch_stream.errors import StoreError
 from infobatch_stream.store.safe_files import open_inside
 
-__all__ = ["Owner"]
+__all__ = ["RunLock"]
 
 _NAME = "pending/owner.json"
 _LIMIT = 4096  # bytes of the file that are read
@@ -31,10 +31,10 @@ _PIDS = 1 << 32
 _WIDTH = 255  # characters of a text that are shown
 
 
-class Owner:
+class RunLock:
     """A hold on the store at ``path``; gone when it is dropped, or its process ends."""
 
-    _all: ClassVar["weakref.WeakSet[Owner]"] = weakref.WeakSet()
+    _all: ClassVar["weakref.WeakSet[RunLock]"] = weakref.WeakSet()
 
     def __init__(self, path: Path, shown: Path | None = None) -> None:
         """Use `claim` or `join`."""
@@ -139,7 +139,7 @@ class Owner:
             if other._leave:
                 other._leave()
 
-    def _others(self) -> list["Owner"]:
+    def _others(self) -> list["RunLock"]:
         """Other holds of this process on the same store."""
         mine = os.fstat(self._file)
         owners = [other for other in self._all if other is not self and other._close.alive]
@@ -176,7 +176,7 @@ class Owner:
             owner._close()
 
 
-at_fork_in_child(Owner._forget)
+at_fork_in_child(RunLock._forget)
 
 
 def _nobody() -> None:

@@ -28,7 +28,7 @@ from infobatch_stream.store import layout
 from infobatch_stream.store.history import History
 from infobatch_stream.store.location import location
 from infobatch_stream.store.recorded_losses import scores_at
-from infobatch_stream.store.staging import Draft, put_back
+from infobatch_stream.store.staging import StagedStore, put_back
 
 __all__ = ["ScoreStore"]
 
@@ -82,7 +82,7 @@ class ScoreStore:
         if not isinstance(fingerprint, str):
             raise ConfigError(f"fingerprint={fingerprint!r}: it must be a text.")
         path = location(path)
-        Draft(path, header, scores=scores, pending=pending, replace=replace).place()
+        StagedStore(path, header, scores=scores, pending=pending, replace=replace).place()
         return cls.open(path)
 
     @classmethod

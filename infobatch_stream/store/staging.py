@@ -14,14 +14,14 @@ from infobatch_stream.errors import StoreError
 from infobatch_stream.store import layout
 from infobatch_stream.store.history import carry, mend
 
-__all__ = ["Draft", "TakenError", "put_back", "tidy"]
+__all__ = ["StagedStore", "PathTakenError", "put_back", "tidy"]
 
 
-class TakenError(StoreError):
+class PathTakenError(StoreError):
     """Something stands at the path of a store that was to be made there."""
 
 
-class Draft:
+class StagedStore:
     """The files of a new store, in a hidden folder next to ``path``; `place` makes them the store at ``path``.
 
     Every byte is written at once, so that a run cannot hit a full disk later. A draft whose process was killed is
@@ -150,5 +150,5 @@ def tidy(path: Path) -> None:
             remove_abandoned(path.parent, f".{path.name}.{kind}-")
 
 
-def _taken(path: Path) -> TakenError:
-    return TakenError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")
+def _taken(path: Path) -> PathTakenError:
+    return PathTakenError(f"{path} exists. Open it with ScoreStore.open, or choose another path.")

@@ -8,7 +8,7 @@ from enum import StrEnum
 from infobatch_stream._formatting import visible
 from infobatch_stream.verify.members import Members
 
-__all__ = ["LISTED", "Checked", "Checks", "Findings", "Problem", "Severity"]
+__all__ = ["LISTED", "Checked", "Checks", "Diagnostics", "Problem", "Severity"]
 
 LISTED = 10  # problems of one severity in one file; a damaged shard has as many as samples
 _SHOWN = 400  # characters of a text that holds what was found in a file
@@ -42,7 +42,7 @@ class Problem:
         return visible(text)
 
 
-class Findings:
+class Diagnostics:
     """The problems of one file: all are counted, the first of each severity are kept.
 
     counts: severity -> number.
@@ -102,7 +102,7 @@ class Checked:
     indexed, readable, members: of a tar, whether it has its index, and could be read; what members samples have.
     """
 
-    findings: Findings
+    findings: Diagnostics
     samples: int = 0
     size: int = 0
     contents: bytes = b""

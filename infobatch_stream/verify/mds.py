@@ -9,13 +9,13 @@ from infobatch_stream.formats.mds_encodings import is_known
 from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedFile, IndexedShard, entries_of
 from infobatch_stream.sources.sidecars import read_columns
 from infobatch_stream.verify.checksums import Stream, blocks_of, decompressed, hasher
-from infobatch_stream.verify.diagnostics import Checked, Checks, Findings, Severity
+from infobatch_stream.verify.diagnostics import Checked, Checks, Diagnostics, Severity
 from infobatch_stream.verify.mds_samples import MdsSamples
 
 __all__ = ["MdsShard", "read_mds_index"]
 
 
-def read_mds_index(folder: Path, findings: Findings, classes: int | None) -> "list[MdsShard]":
+def read_mds_index(folder: Path, findings: Diagnostics, classes: int | None) -> "list[MdsShard]":
     """The shards that the index.json of ``folder`` names, of those that can be checked; of the others, findings."""
     place = folder / "index.json"
     try:
@@ -48,7 +48,7 @@ def read_mds_index(folder: Path, findings: Findings, classes: int | None) -> "li
     return shards
 
 
-def _compare_columns(place: Path, shards: "list[MdsShard]", findings: Findings) -> None:
+def _compare_columns(place: Path, shards: "list[MdsShard]", findings: Diagnostics) -> None:
     """The columns of the shards with each other, and with the columns.json beside them."""
     found = {shard.told.columns: shard for shard in reversed(shards)}
     if len(found) > 1:
@@ -95,7 +95,7 @@ class MdsShard:
 
     def check(self, checks: Checks) -> Checked:
         """Everything that can be wrong with this shard."""
-        findings = Findings(self.name)
+        findings = Diagnostics(self.name)
         self._check_columns(checks, findings)
         reading = MdsSamples(self.told.columns, self.told.samples, self.told.raw.size, self.classes, checks, findings)
         there = {file.name: self._is_whole(file, findings) for file in self.told.files()}
@@ -109,7 +109,7 @@ class MdsShard:
         present = (file for file in self.told.files() if there[file.name] is not None)
         return Checked(findings, self.told.samples, sum(file.size for file in present), *reading.contents())
 
-    def _check_columns(self, checks: Checks, findings: Findings) -> None:
+    def _check_columns(self, checks: Checks, findings: Diagnostics) -> None:
         names = [name for name, *_ in self.told.columns]
         for wanted in checks.columns:
             if wanted not in names:
@@ -124,7 +124,7 @@ class MdsShard:
                 if hasher(name) is None:
                     findings.add(Severity.WARNING, f"its hash {name!r} is not known, so it is not compared")
 
-    def _is_whole(self, file: IndexedFile, findings: Findings) -> bool | None:
+    def _is_whole(self, file: IndexedFile, findings: Diagnostics) -> bool | None:
         """Whether the file has its size; None if it is not there."""
         try:
             found = (self.folder / file.name).stat()
@@ -141,7 +141,7 @@ class MdsShard:
             return True
         return False
 
-    def _read(self, file: IndexedFile, reading: MdsSamples, findings: Findings) -> None:
+    def _read(self, file: IndexedFile, reading: MdsSamples, findings: Diagnostics) -> None:
         try:
             with (self.folder / file.name).open("rb") as opened:
                 stream = Stream(blocks_of(opened), file.hashes, file.size)
@@ -150,7 +150,7 @@ class MdsShard:
         except (DataError, OSError) as error:
             findings.error(f"{file.name} cannot be read to its end: {error}")
 
-    def _read_packed(self, file: IndexedFile, reading: MdsSamples | None, findings: Findings) -> None:
+    def _read_packed(self, file: IndexedFile, reading: MdsSamples | None, findings: Diagnostics) -> None:
         """Compare the compressed file; and the samples in it, unless they lie there decompressed too."""
         try:
             with (self.folder / file.name).open("rb") as opened:
@@ -171,7 +171,7 @@ class MdsShard:
             findings.error(f"{file.name} cannot be read to its end: {error}")
 
 
-def _compare(file: IndexedFile, stream: Stream, findings: Findings, what: str = "") -> None:
+def _compare(file: IndexedFile, stream: Stream, findings: Diagnostics, what: str = "") -> None:
     """Size and hashes of ``stream``, of which the rest is read, with those of ``file``."""
     hashes, what = stream.finish(), what or file.name
     if stream.size != file.size:

@@ -10,7 +10,7 @@ from infobatch_stream.formats.mds_index import MdsColumn
 from infobatch_stream.formats.mds_samples import Frame
 from infobatch_stream.formats.roles import LABELS, content_of, label_among
 from infobatch_stream.verify.checksums import BLOCK, Stream
-from infobatch_stream.verify.diagnostics import Checks, Findings, Severity
+from infobatch_stream.verify.diagnostics import Checks, Diagnostics, Severity
 from infobatch_stream.verify.duplicates import digest, label_code
 from infobatch_stream.verify.validators import Check, mds_check
 
@@ -33,7 +33,7 @@ class MdsSamples:
         size: int,
         classes: int | None,
         checks: Checks,
-        findings: Findings,
+        findings: Diagnostics,
     ) -> None:
         self._columns, self._samples, self._size, self._classes = columns, samples, size, classes
         self._findings = findings

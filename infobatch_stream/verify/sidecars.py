@@ -10,7 +10,7 @@ from infobatch_stream.formats.shard_list import MANIFEST
 from infobatch_stream.formats.shard_names import gaps
 from infobatch_stream.formats.shard_set import STATE
 from infobatch_stream.sources.sidecars import read_columns
-from infobatch_stream.verify.diagnostics import Findings, Severity
+from infobatch_stream.verify.diagnostics import Diagnostics, Severity
 from infobatch_stream.verify.tar_columns import CheckedColumns
 
 __all__ = ["columns_of", "count_classes", "look_around", "look_for_gaps", "look_for_halves"]
@@ -21,7 +21,7 @@ _HALF = re.compile(r"\.(tmp|part|partial|incomplete|crdownload)([.-]|$)")  # wha
 _WHOLE = re.compile(r"\.(tar(\.index\.npz|\.gz|\.bz2|\.xz|\.zst)?|tgz|mds)$")
 
 
-def count_classes(folder: Path, findings: Findings) -> int | None:
+def count_classes(folder: Path, findings: Diagnostics) -> int | None:
     """The number of names in the classes.json of ``folder``, if there is one."""
     place = folder / "classes.json"
     try:
@@ -37,7 +37,7 @@ def count_classes(folder: Path, findings: Findings) -> int | None:
     return len(classes)
 
 
-def columns_of(folder: Path, findings: Findings) -> CheckedColumns:
+def columns_of(folder: Path, findings: Diagnostics) -> CheckedColumns:
     """The columns that the columns.json of ``folder`` names."""
     try:
         return CheckedColumns(read_columns([str(folder)]) or {})
@@ -46,7 +46,7 @@ def columns_of(folder: Path, findings: Findings) -> CheckedColumns:
         return CheckedColumns()
 
 
-def look_around(folder: Path, known: set[str], findings: Findings) -> None:
+def look_around(folder: Path, known: set[str], findings: Diagnostics) -> None:
     """Warn of the shards in an MDS folder that its index.json does not name, and note other files."""
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
     half = look_for_halves(folder, names, findings)
@@ -56,7 +56,7 @@ def look_around(folder: Path, known: set[str], findings: Findings) -> None:
             findings.add(severity, f"{name} is named by no index.json, so nothing reads it")
 
 
-def look_for_halves(folder: Path, names: Iterable[str], findings: Findings) -> set[str]:
+def look_for_halves(folder: Path, names: Iterable[str], findings: Diagnostics) -> set[str]:
     """Warn of what a writer or a download left in ``folder`` that was broken off; a shard never is."""
     half = {name for name in names if _HALF.search(name) and not _WHOLE.search(name)}
     for name in sorted(half):
@@ -69,7 +69,12 @@ def look_for_halves(folder: Path, names: Iterable[str], findings: Findings) -> s
 
 
 def look_for_gaps(
-    names: Iterable[str], there: Iterable[str], findings: Findings, *, whole: bool, unlikely: Severity = Severity.NOTE
+    names: Iterable[str],
+    there: Iterable[str],
+    findings: Diagnostics,
+    *,
+    whole: bool,
+    unlikely: Severity = Severity.NOTE,
 ) -> None:
     """Warn of shards that are missing by the numbers in their names; see `gaps`."""
     for gap in gaps(names, set(there), whole=whole):

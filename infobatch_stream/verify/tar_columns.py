@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from infobatch_stream.formats.extensions import MAGIC_BYTES, image_extension, is_image, split_prefix
-from infobatch_stream.formats.mds_encodings import Form, fit, form_of, is_known
+from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, is_known
 from infobatch_stream.formats.roles import content_of, label_among
 from infobatch_stream.formats.tar_columns import IMAGES, TarColumns
 from infobatch_stream.formats.tar_index import TarIndex
-from infobatch_stream.verify.diagnostics import Findings, Severity
+from infobatch_stream.verify.diagnostics import Diagnostics, Severity
 from infobatch_stream.verify.validators import Check
 
 __all__ = ["CheckedColumns"]
@@ -22,7 +22,7 @@ _LONGEST = 1 << 26  # bytes of a value that is looked at
 class CheckedColumns(TarColumns):
     """`TarColumns` that tell what is wrong."""
 
-    def compare(self, there: Iterable[str], findings: Findings) -> None:
+    def compare(self, there: Iterable[str], findings: Diagnostics) -> None:
         """What columns.json says that the members of a set with the extensions ``there`` do not bear out."""
         if not self.told:
             return
@@ -41,7 +41,7 @@ class CheckedColumns(TarColumns):
                 what = f"columns.json stores {name!r} as {column.mds!r}, which is no encoding of streaming's"
                 findings.add(Severity.WARNING, what)
 
-    def check_first(self, index: TarIndex, read: Callable[[int, int], bytes], findings: Findings) -> None:
+    def check_first(self, index: TarIndex, read: Callable[[int, int], bytes], findings: Diagnostics) -> None:
         """Compare the first sample with what columns.json says of its members."""
         for extension, offset, length in index.members(0) if len(index) and self.told else ():
             for check in self.checks(extension, lambda name: None) if 0 < length <= _LONGEST else ():
@@ -59,7 +59,7 @@ class CheckedColumns(TarColumns):
             found = [usual(extension)]
         elif (encoding := self.told[name].mds) in IMAGES:
             found = [usual(extension), _check_image]
-        elif form_of(encoding) is not Form.RAW:
+        elif form_of(encoding) is not Scalar.RAW:
             found = [lambda data: fit(data, encoding)]
         else:
             found = [usual(_TEXTS[encoding])] if encoding in _TEXTS else []

@@ -8,7 +8,7 @@ from pathlib import Path
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.shard_list import Listed, read_manifest
 from infobatch_stream.formats.shard_names import Family, family_of
-from infobatch_stream.verify.diagnostics import Checked, Findings, Severity
+from infobatch_stream.verify.diagnostics import Checked, Diagnostics, Severity
 from infobatch_stream.verify.members import compare
 from infobatch_stream.verify.sidecars import columns_of, count_classes, look_for_gaps, look_for_halves
 from infobatch_stream.verify.tar_columns import CheckedColumns
@@ -29,9 +29,9 @@ class TarSet:
     columns: CheckedColumns
     whole: bool
 
-    def compare(self, checked: Sequence[Checked], asked: Sequence[str]) -> Findings:
+    def compare(self, checked: Sequence[Checked], asked: Sequence[str]) -> Diagnostics:
         """What the shards, of which this was found, tell together. asked: columns that each sample had to have."""
-        findings = Findings(str(self.folder))
+        findings = Diagnostics(str(self.folder))
         families = defaultdict[Family, list[int]](list)
         for place, shard in enumerate(self.shards):
             families[family_of(Path(shard.name).name)].append(place)
@@ -57,7 +57,7 @@ class TarSet:
         return findings
 
 
-def open_tars(folder: Path, names: Sequence[str], findings: Findings, *, whole: bool) -> TarSet:
+def open_tars(folder: Path, names: Sequence[str], findings: Diagnostics, *, whole: bool) -> TarSet:
     """The tars ``names`` (paths) of one folder. whole: the user means all that are there."""
     there = {file.name for file in folder.glob("*")}
     inside = [Path(name).name for name in names]
@@ -79,7 +79,7 @@ def open_tars(folder: Path, names: Sequence[str], findings: Findings, *, whole: 
     return TarSet(folder, shards, columns, whole)
 
 
-def _look_for_lost(tars: set[str], there: set[str], listed: dict[str, Listed], findings: Findings) -> None:
+def _look_for_lost(tars: set[str], there: set[str], listed: dict[str, Listed], findings: Diagnostics) -> None:
     """Shards that are not there, but something that speaks of them."""
     if lost := sorted(listed.keys() - tars):
         place = listed[lost[0]].place

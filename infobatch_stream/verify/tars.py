@@ -17,7 +17,7 @@ from infobatch_stream.formats.tar_headers import TarError, read_members
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.webdataset.index_cache import is_fresh, load_index
 from infobatch_stream.verify.checksums import BLOCK, blocks_of
-from infobatch_stream.verify.diagnostics import Checked, Checks, Findings, Severity
+from infobatch_stream.verify.diagnostics import Checked, Checks, Diagnostics, Severity
 from infobatch_stream.verify.duplicates import digest, key_digest, label_code
 from infobatch_stream.verify.members import Members
 from infobatch_stream.verify.tar_columns import CheckedColumns
@@ -45,7 +45,7 @@ class TarShard:
 
     def check(self, checks: Checks) -> Checked:
         """Everything that can be wrong with this shard."""
-        findings = Findings(self.name)
+        findings = Diagnostics(self.name)
         try:
             index = TarIndex.build(self.path)
             with Path(self.path).open("rb") as file:
@@ -70,7 +70,7 @@ class TarShard:
         except DataError:
             return None
 
-    def _check_end(self, index: TarIndex, findings: Findings) -> None:
+    def _check_end(self, index: TarIndex, findings: Diagnostics) -> None:
         """All members must be in samples, and behind the last be two records of zeros, and nothing else."""
         size = index.stamp[0]
         links: list[str] = []
@@ -100,7 +100,7 @@ class TarShard:
         if not len(index):
             findings.add(Severity.WARNING, "it holds no sample")
 
-    def _check_listed(self, index: TarIndex, findings: Findings) -> None:
+    def _check_listed(self, index: TarIndex, findings: Diagnostics) -> None:
         if self.listed is None:
             return
         for found, expected, what in (
@@ -112,7 +112,7 @@ class TarShard:
                     "dataset; fetch or write it again"
                 )
 
-    def _check_index(self, index: TarIndex, findings: Findings) -> bool:
+    def _check_index(self, index: TarIndex, findings: Diagnostics) -> bool:
         """Compare the index that is kept with one just made; whether there is one."""
         if not is_fresh(self.path):
             stale = Path(f"{self.path}.index.npz").exists()
@@ -132,7 +132,7 @@ class TarShard:
             )
         return True
 
-    def _check_members(self, columns: tuple[str, ...], index: TarIndex, findings: Findings) -> None:
+    def _check_members(self, columns: tuple[str, ...], index: TarIndex, findings: Diagnostics) -> None:
         rows = np.repeat(np.arange(len(index)), np.diff(index.sample_bounds))
         for wanted in columns:
             codes = [index.extensions.index(e) for e in self.columns.meant(wanted, index.extensions)]
@@ -148,7 +148,7 @@ class TarShard:
         empty = rows[(index.length == 0) & np.isin(index.extension, doubtful)].tolist()
         findings.add_rows(Severity.WARNING, empty, "a member of it is empty", index.key)
 
-    def _contents(self, file: BinaryIO, index: TarIndex, checks: Checks, findings: Findings) -> tuple[bytes, bytes]:
+    def _contents(self, file: BinaryIO, index: TarIndex, checks: Checks, findings: Diagnostics) -> tuple[bytes, bytes]:
         """Decode what can be decoded, if that is asked for; a digest and a label of each sample, likewise."""
         if not (checks.decode or checks.contents):
             return b"", b""
@@ -177,7 +177,7 @@ class TarShard:
         return b"".join(digests), b"".join(codes)
 
     def _decode(
-        self, name: str, decoders: list[Check], data: bytes, row: int, index: TarIndex, findings: Findings
+        self, name: str, decoders: list[Check], data: bytes, row: int, index: TarIndex, findings: Diagnostics
     ) -> Any:
         """What the first of the decoders gives; None for what one of them cannot decode."""
         try:
@@ -187,7 +187,7 @@ class TarShard:
             return None
         return values[0]
 
-    def _check_label(self, label: int, row: int, index: TarIndex, findings: Findings) -> None:
+    def _check_label(self, label: int, row: int, index: TarIndex, findings: Diagnostics) -> None:
         if self.classes is not None and not 0 <= label < self.classes:
             what = f"its label is {label}, classes.json names {self.classes:,} classes"
             findings.error(what, row, index.key(row))

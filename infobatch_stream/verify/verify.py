@@ -16,7 +16,7 @@ from infobatch_stream._urls import is_remote, local_path
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.shard_list import holds_mds
 from infobatch_stream.sources.urls import expand_shards
-from infobatch_stream.verify.diagnostics import LISTED, Checked, Checks, Findings, Problem, Severity
+from infobatch_stream.verify.diagnostics import LISTED, Checked, Checks, Diagnostics, Problem, Severity
 from infobatch_stream.verify.duplicates import CONTENT_BYTES, KEY_BYTES, find_duplicates, label_of
 from infobatch_stream.verify.mds import MdsShard, read_mds_index
 from infobatch_stream.verify.sidecars import count_classes, look_around, look_for_gaps
@@ -84,7 +84,7 @@ def verify(
 
     Nothing is written. Raises ConfigError for arguments that cannot be meant, and MissingExtraError.
     """
-    found: list[Findings] = []
+    found: list[Diagnostics] = []
     tasks: list[Shard] = []
     sets: list[TarSet] = []
     for item in shards:
@@ -127,13 +127,13 @@ def _check(checks: Checks, shard: Shard) -> Checked:
         return shard.check(checks)
 
 
-def _open(item: str, found: list[Findings]) -> list[MdsShard] | list[TarSet]:
+def _open(item: str, found: list[Diagnostics]) -> list[MdsShard] | list[TarSet]:
     """What ``item`` means: the shards of an MDS folder, or tars by their folders; with what is found unread."""
     path = local_path(item)
     is_folder = os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for a name that is too long
     if is_folder and holds_mds(Path(path)):
         folder = Path(path)
-        found.append(Findings(path))
+        found.append(Diagnostics(path))
         shards = read_mds_index(folder, found[-1], count_classes(folder, found[-1]))
         names = [shard.told.raw.name for shard in shards]
         look_for_gaps(names, names, found[-1], whole=True, unlikely=Severity.WARNING)  # MDSWriter counts from 0
@@ -144,20 +144,20 @@ def _open(item: str, found: list[Findings]) -> list[MdsShard] | list[TarSet]:
             raise DataError(f"{item} is not on this machine, and only local shards are checked: copy them here")
         names = [local_path(url) for url in expand_shards(item)]
     except DataError as error:
-        found.append(Findings(item))
+        found.append(Diagnostics(item))
         found[-1].error(str(error))
         return []
     sets = []
     for folder in dict.fromkeys(Path(name).parent for name in names):
-        found.append(Findings(str(folder)))
+        found.append(Diagnostics(str(folder)))
         inside = [name for name in names if Path(name).parent == folder]
         sets.append(open_tars(folder, inside, found[-1], whole=is_folder or bool(_WILD.search(path))))
     return sets
 
 
-def _check_indexes(without: list[str]) -> Findings:
+def _check_indexes(without: list[str]) -> Diagnostics:
     """Warn once of tars without index: before the first use there is none."""
-    findings = Findings("")
+    findings = Diagnostics("")
     if without:
         others = f", and {len(without) - 1:,} other tars have none" if len(without) > 1 else ""
         what = f"it has no index{others}; the first use makes it, or infobatch-stream index"
@@ -165,10 +165,10 @@ def _check_indexes(without: list[str]) -> Findings:
     return findings
 
 
-def _equal_keys(tasks: Sequence[Shard], digests: list[bytes]) -> Findings:
+def _equal_keys(tasks: Sequence[Shard], digests: list[bytes]) -> Diagnostics:
     """Warn of samples with an equal key."""
     twice = find_duplicates(digests, KEY_BYTES, LISTED)
-    findings = Findings("")
+    findings = Diagnostics("")
     for count, places in twice.first:
         (shard, row), *others = places[:_PLACES]
         shown = ", ".join(f"{tasks[other].name} row {its}" for other, its in others)
@@ -180,10 +180,12 @@ def _equal_keys(tasks: Sequence[Shard], digests: list[bytes]) -> Findings:
     return findings
 
 
-def _equal_contents(tasks: Sequence[Shard], digests: list[bytes], labels: list[bytes]) -> tuple[Findings, Findings]:
+def _equal_contents(
+    tasks: Sequence[Shard], digests: list[bytes], labels: list[bytes]
+) -> tuple[Diagnostics, Diagnostics]:
     """Warn of samples with an equal content: first of those that have different labels."""
     twice = find_duplicates(digests, CONTENT_BYTES, LISTED, labels)
-    conflicts, equal = Findings(""), Findings("")
+    conflicts, equal = Diagnostics(""), Diagnostics("")
     for count, places in twice.conflicting:
         (shard, row), *others = places[:_PLACES]
         shown = ", ".join(f"{tasks[s].name} row {r}{_label(labels[s], r)}" for s, r in others)

@@ -14,10 +14,10 @@ from infobatch_stream.errors import DataError
 from infobatch_stream.picks import Origin, Picks
 from infobatch_stream.planning.entries import Entries
 from infobatch_stream.planning.epoch_plan import EpochPlan
-from infobatch_stream.planning.lookahead import Outlook
+from infobatch_stream.planning.lookahead import Lookahead
 from infobatch_stream.sources.base import Source
 from infobatch_stream.workers.collation import Collation, Trial
-from infobatch_stream.workers.prefetch import Ahead
+from infobatch_stream.workers.prefetch import Prefetcher
 from infobatch_stream.workers.seeding import random_state_kept, seeded, set_seed
 
 __all__ = ["Fetcher", "OnError", "Request", "Requests"]
@@ -64,7 +64,7 @@ class Requests:
         seed: int,
         rank: int,
         world_size: int,
-        outlook: Outlook | None = None,
+        outlook: Lookahead | None = None,
     ) -> None:
         """From now on, the steps first.. of ``plan`` for ``rank`` of ``world_size``; outlook: on shards to bring."""
         self._plan = plan
@@ -110,7 +110,7 @@ class Fetcher(Dataset[Any]):
 
     def __init__(self, source: Source, collation: Collation, on_error: OnError) -> None:
         self._source = source
-        self._ahead = Ahead(source)
+        self._ahead = Prefetcher(source)
         self._collation = collation
         self._on_error = on_error
         self._draws = source.draws or not collation.is_known  # whether code of the user's runs

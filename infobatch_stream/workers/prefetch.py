@@ -11,14 +11,14 @@ from typing import Any
 
 from infobatch_stream.sources.base import Source
 
-__all__ = ["THREADS", "Ahead"]
+__all__ = ["THREADS", "Prefetcher"]
 
 THREADS = 2  # per process, besides the one that reads
 
 
 @dataclass
 class _Wanted:
-    """What the threads of one process are to bring. It outlives the Ahead by the downloads that are under way."""
+    """What the threads of one process are to bring. It outlives the Prefetcher by the downloads that are under way."""
 
     source: Source
     now: deque[int] = field(default_factory=deque)  # a batch waits for these
@@ -86,7 +86,7 @@ class _Wanted:
             threading.Thread(target=self.work, name="infobatch-ahead", daemon=True).start()
 
 
-class Ahead:
+class Prefetcher:
     """Brings shards of a source: at once those that a batch waits for, and between times those that others need next.
 
     The threads are daemons, so they keep no process alive; they are begun anew in each process that this is passed to,

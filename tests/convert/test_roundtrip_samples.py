@@ -16,7 +16,7 @@ from infobatch_stream.convert import convert, write_shards
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.schema import KEY, MEMBERS
 from infobatch_stream.report.dataset import open_shards
-from infobatch_stream.report.previews import exhibits
+from infobatch_stream.report.previews import previews
 
 PICTURE = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3))
 ARRAY = np.arange(6, dtype=np.uint8).reshape(2, 3)
@@ -162,7 +162,7 @@ def test_keys_that_no_tar_could_have_are_shown_and_exported(tmp_path, encoding, 
     write_mds(tmp_path / "src", {KEY: encoding, "n": "int"}, [{KEY: key, "n": 1}])
     shards = open_shards(str(tmp_path / "src"))
     assert shards.keys(np.array([0])) == [shown]
-    assert exhibits(shards, np.array([0]))[0].key == shown
+    assert previews(shards, np.array([0]))[0].key == shown
 
 
 def test_columns_of_which_one_is_called_like_a_reserved_field_can_be_left_out_or_renamed(tmp_path):

@@ -18,7 +18,7 @@ from infobatch_stream.store import history_array
 from infobatch_stream.store.header import read_header
 from infobatch_stream.store.history import EDGES, SHARES, Epoch, History, epochs, training
 from infobatch_stream.store.recorded_losses import scores_at
-from infobatch_stream.store.staging import Draft
+from infobatch_stream.store.staging import StagedStore
 
 
 def test_each_epoch_has_a_row_that_says_what_its_plan_was_and_what_it_left(tmp_path):
@@ -266,7 +266,7 @@ def test_a_store_that_is_replaced_by_one_further_on_keeps_the_rows_that_it_commi
     monkeypatch.undo()
     ahead = ScoreStore.open(tmp_path / "whole.zarr", "r")
     header = read_header(tmp_path / "whole.zarr").replace(epoch=5)
-    draft = Draft(path, header, scores=ahead.scores, replace=True)
+    draft = StagedStore(path, header, scores=ahead.scores, replace=True)
     draft.keep_history()
     draft.place()
     wanted = epochs(tmp_path / "whole.zarr")[: 2 if moment == "before" else 3]

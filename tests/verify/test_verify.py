@@ -34,7 +34,7 @@ from infobatch_stream.formats.mds_encodings import fixed_size
 from infobatch_stream.formats.shard_set import STATE
 from infobatch_stream.sources.webdataset.index_cache import load_index
 from infobatch_stream.verify.checksums import BLOCK, Stream, decompressed
-from infobatch_stream.verify.diagnostics import Findings, Problem, Severity
+from infobatch_stream.verify.diagnostics import Diagnostics, Problem, Severity
 from infobatch_stream.verify.duplicates import digest, find_duplicates
 from infobatch_stream.verify.validators import mds_check, tar_check
 from infobatch_stream.verify.verify import Report, verify
@@ -731,7 +731,7 @@ def test_fixed_sizes_are_streamings():
 
 
 def test_many_problems_of_a_shard_are_counted_and_a_few_listed():
-    findings = Findings("f")
+    findings = Diagnostics("f")
     findings.add_rows(Severity.ERROR, range(1000), "x", str)
     assert findings.counts == {Severity.ERROR: 1000}
     assert len(findings.problems()) == 11

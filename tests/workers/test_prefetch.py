@@ -17,9 +17,9 @@ from support.ddp.launch import environment, wait_for
 
 from infobatch_stream import DataError, SoftPruning
 from infobatch_stream.planning.epoch_plan import EpochPlan
-from infobatch_stream.planning.lookahead import Outlook, shards_in_window
+from infobatch_stream.planning.lookahead import Lookahead, shards_in_window
 from infobatch_stream.sources.remote.single_flight import claim_of, claimed
-from infobatch_stream.workers.prefetch import THREADS, Ahead
+from infobatch_stream.workers.prefetch import THREADS, Prefetcher
 
 # ---- what is seen
 
@@ -51,7 +51,7 @@ def test_steps_are_those_of_the_plan_and_shards_come_in_the_order_of_need(seed, 
         steps = [plan.step(step, rank, world) for step in range(first, plan.steps)]
         needs = [shards_of(entries, sizes) for entries in steps]
         told = set()
-        sights = list(Outlook(sizes, ahead, capacity).steps(plan, first, rank, world))
+        sights = list(Lookahead(sizes, ahead, capacity).steps(plan, first, rank, world))
         assert len(sights) == len(steps)
         for place, (sight, entries) in enumerate(zip(sights, steps, strict=True)):
             for name in ("index", "weight", "record"):
@@ -71,7 +71,7 @@ def test_steps_are_those_of_the_plan_and_shards_come_in_the_order_of_need(seed, 
 def test_a_step_shares_shards_with_the_one_before_first():
     sizes = np.full(40, 20)
     plan = plan_of(0, sizes, window=400)
-    first, second = list(Outlook(sizes, 8).steps(plan, 0, 0, 1))[:2]
+    first, second = list(Lookahead(sizes, 8).steps(plan, 0, 0, 1))[:2]
     shared = set(flat(first.shards)) & set(flat(second.shards))
     assert shared
     assert list(map(set, second.shards)) == [shared, set(flat(second.shards)) - shared]
@@ -81,7 +81,7 @@ def test_shards_without_a_kept_sample_are_never_seen():
     sizes = np.full(30, 10)
     scores = np.repeat(np.arange(30, dtype=np.float32), 10)
     plan = EpochPlan(scores, SoftPruning(0.99), seed=0, epoch=1, global_batch=8, shard_sizes=sizes, window=50)
-    sights = list(Outlook(sizes, 64).steps(plan, 0, 0, 1))
+    sights = list(Lookahead(sizes, 64).steps(plan, 0, 0, 1))
     seen = set().union(*({*flat(sight.shards), *sight.bring} for sight in sights))
     kept = set().union(*(shards_of(plan.step(step), sizes) for step in range(plan.steps)))
     assert seen == kept
@@ -152,7 +152,7 @@ def _no_thread_is_left():
 
 def test_what_a_batch_waits_for_is_here_when_it_goes_on_and_the_rest_comes_by_itself():
     source = Source(seconds=0.002)
-    ahead = Ahead(source)
+    ahead = Prefetcher(source)
     assert ahead.bring((0, 0), ((5, 3), (8, 1)), (2, 9, 4)) == {}
     assert {5, 3, 8, 1} <= set(source.asked)
     settle(lambda: {2, 9, 4} <= set(source.asked))
@@ -165,7 +165,7 @@ def test_what_a_batch_waits_for_is_here_when_it_goes_on_and_the_rest_comes_by_it
 
 def test_nothing_is_begun_ahead_while_a_batch_waits():
     source = Source()
-    ahead = Ahead(source)
+    ahead = Prefetcher(source)
     source.gated = {0, 20}
     ahead.bring((0, 0), (), (20,))  # under way before
     settle(lambda: source.asked == [20])
@@ -182,7 +182,7 @@ def test_nothing_is_begun_ahead_while_a_batch_waits():
 def test_only_what_was_under_way_goes_on_while_a_batch_waits():
     source = Source()
     source.gated = {0}
-    ahead = Ahead(source)
+    ahead = Prefetcher(source)
     waiting = threading.Thread(target=ahead.bring, args=((0, 0), ((0,),), tuple(range(20, 30))))
     waiting.start()
     settle(lambda: source.asked == [0])
@@ -197,7 +197,7 @@ def test_only_what_was_under_way_goes_on_while_a_batch_waits():
 def test_a_group_is_complete_before_the_next_is_begun():
     source = Source()
     source.gated = {1, 2}
-    ahead = Ahead(source)
+    ahead = Prefetcher(source)
     waiting = threading.Thread(target=ahead.bring, args=((0, 0), ((1, 2), (3, 4)), ()))
     waiting.start()
     settle(lambda: {1, 2} <= set(source.asked))
@@ -211,7 +211,7 @@ def test_a_group_is_complete_before_the_next_is_begun():
 
 def test_failures_of_a_batch_are_told_and_others_are_left_to_who_reads():
     source = Source(bad=(3, 7))
-    ahead = Ahead(source)
+    ahead = Prefetcher(source)
     failed = ahead.bring((0, 0), ((1, 3),), (7, 8))
     assert {shard: str(error) for shard, error in failed.items()} == {3: "no shard 3"}
     settle(lambda: {7, 8} <= set(source.asked))
@@ -222,7 +222,7 @@ def test_another_epoch_or_an_earlier_step_forgets_what_was_wanted_later():
     for place in ((1, 0), (0, 3), (0, 0)):
         source = Source()
         source.gated = {10, 11}
-        ahead = Ahead(source)
+        ahead = Prefetcher(source)
         ahead.bring((0, 3), (), (10, 11, 12, 13))
         settle(lambda source=source: len(source.asked) == 2)
         ahead.bring(place, (), (14,))
@@ -235,7 +235,7 @@ def test_another_epoch_or_an_earlier_step_forgets_what_was_wanted_later():
 def test_a_dropped_one_ends_after_the_downloads_under_way():
     source = Source()
     source.gated = {0, 1}
-    ahead = Ahead(source)
+    ahead = Prefetcher(source)
     ahead.bring((0, 0), (), tuple(range(30)))
     settle(lambda: len(source.asked) == THREADS)
     del ahead
@@ -245,7 +245,7 @@ def test_a_dropped_one_ends_after_the_downloads_under_way():
 
 
 def test_a_pickled_one_begins_anew():
-    ahead = Ahead(Source())
+    ahead = Prefetcher(Source())
     ahead.bring((0, 0), ((1, 2),), (3,))
     again = pickle.loads(pickle.dumps(ahead))
     assert again.bring((0, 0), ((1,),), (3,)) == {}
@@ -255,7 +255,7 @@ def test_a_pickled_one_begins_anew():
 def forked(pipe):
     source = Source()
     source.gated = {0}
-    ahead = Ahead(source)
+    ahead = Prefetcher(source)
     ahead.bring((0, 0), (), (0, *range(1, 5)))
     settle(lambda: 0 in source.asked)
     pipe.send("begun")
@@ -277,9 +277,9 @@ def test_a_forked_one_begins_anew():
 
 def test_a_thread_that_waits_for_ever_keeps_no_process_alive():
     code = (
-        "import time\nfrom infobatch_stream.workers.prefetch import Ahead\n"
+        "import time\nfrom infobatch_stream.workers.prefetch import Prefetcher\n"
         "class Source:\n    capacity = None\n    bring = lambda self, shard: time.sleep(1000)\n"
-        "ahead = Ahead(Source())\nahead.bring((0, 0), (), (1, 2, 3))\nprint('end')\n"
+        "ahead = Prefetcher(Source())\nahead.bring((0, 0), (), (1, 2, 3))\nprint('end')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")

@@ -14,12 +14,12 @@ from infobatch_stream.store import bootstrap as opening
 from infobatch_stream.store import layout
 from infobatch_stream.store import replicated as shared_store
 from infobatch_stream.store import score_store as store
-from infobatch_stream.store.bootstrap import Opening
+from infobatch_stream.store.bootstrap import Bootstrap
 from infobatch_stream.store.history import History
-from infobatch_stream.store.replicated import SharedStore
-from infobatch_stream.store.run_lock import Owner
+from infobatch_stream.store.replicated import ReplicatedStore
+from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
-from infobatch_stream.store.staging import Draft
+from infobatch_stream.store.staging import StagedStore
 
 
 def small_blocks():
@@ -174,7 +174,7 @@ class Point:
 
 
 COMMIT = {
-    "before the merge": Point(before(SharedStore, "merge"), who="any"),
+    "before the merge": Point(before(ReplicatedStore, "merge"), who="any"),
     "between chunks of the merge": Point(after(ScoreStore, "put_pending"), who="two nodes", most=12),
     "before the commit": Point(before(ScoreStore, "commit")),
     "in the history before the commit": Point(before(History, "_record")),
@@ -192,19 +192,21 @@ COMMIT = {
 }
 OPENING = {
     "marker file shown": Point(after(opening, "make_held"), who="several ranks"),
-    "stores looked at": Point(after(Opening, "_look")),
+    "stores looked at": Point(after(Bootstrap, "_look")),
     "in the draft": Point(after(layout, "_write_shard"), opens="checkpoint", most=2),
-    "draft whole": Point(before(Draft, "place"), opens="checkpoint"),
+    "draft whole": Point(before(StagedStore, "place"), opens="checkpoint"),
     "between the renames": Point(
         after(Path, "rename", lambda _, to: ".old-" in str(to)), opens="checkpoint", aside=True
     ),
     "draft renamed": Point(after(Path, "rename", lambda here, _: ".new-" in str(here)), opens="checkpoint"),
     "old store half removed": Point(_old_half_removed, opens="checkpoint", aside=True),
-    "copy to a new node": Point(after(Draft, "fill"), who="second", opens="continue", lost=True, aside=True, most=7),
-    "copy of a checkpoint to a node": Point(
-        after(Draft, "fill"), who="second", opens="checkpoint", aside=True, most=14
+    "copy to a new node": Point(
+        after(StagedStore, "fill"), who="second", opens="continue", lost=True, aside=True, most=7
     ),
-    "store claimed": Point(after(Owner, "claim")),
+    "copy of a checkpoint to a node": Point(
+        after(StagedStore, "fill"), who="second", opens="checkpoint", aside=True, most=14
+    ),
+    "store claimed": Point(after(RunLock, "claim")),
     "token written": Point(_token, most=2),
 }
 STATE = {
