@@ -304,7 +304,7 @@ def test_a_store_that_is_a_link_stays_one_when_it_is_replaced(good, tmp_path):
     run = loader(link, 2, existing="overwrite")
     iter(run)
     assert link.is_symlink()
-    assert run._store.path == real
+    assert run.store.path == real
     assert ScoreStore.open(real, "r").epoch == 0
     assert [entry.name for entry in real.parent.iterdir()] == ["real.zarr"]
 

@@ -205,7 +205,7 @@ def test_a_loader_whose_store_another_of_the_process_has_taken_over_is_refused_a
             StoreError, match=r"another loader of this process has begun .* give each a store of its own"
         ):
             start()
-    assert (second._store.pending == 1).all()
+    assert (second.store.pending == 1).all()
     finish(second)
 
 
