@@ -15,7 +15,6 @@ opening the store finishes what was begun.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self
 
@@ -27,12 +26,11 @@ from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.store import layout
 from infobatch_stream.store.history import History
 from infobatch_stream.store.location import location
+from infobatch_stream.store.mapped_array import MappedArray, read_only
 from infobatch_stream.store.recorded_losses import scores_at
 from infobatch_stream.store.staging import StagedStore, put_back
 
 __all__ = ["ScoreStore"]
-
-_BLOCK = 1 << 18  # scores handled at once: what is made of them stays in the cache
 
 
 class ScoreStore:
@@ -51,10 +49,9 @@ class ScoreStore:
         self.epoch = header.epoch
         self._mode = mode
         self._retired = False
-        self._scores = layout.map_array(path, "scores", self.num_samples, "r")  # only a commit maps it to write
-        self._pending = layout.map_array(path, "pending", self.num_samples, mode)
+        self._scores = MappedArray(path, "scores", self.num_samples, "r")  # only a commit maps it to write
+        self._pending = MappedArray(path, "pending", self.num_samples, mode)
         self._finished: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-        self._identities = {array: layout.identity(path, array) for array in layout.ARRAYS}
 
     @classmethod
     def create(
@@ -114,20 +111,17 @@ class ScoreStore:
     def _show_finished(self, header: layout.Header) -> None:
         """Show what the commit that is under way, or was cut off, comes to; nothing is written."""
         if header.state == "apply":  # pending is whole until all of it is in scores
-            pending = np.array(self._pending)  # first: once it is cleared, scores have all of it
-            scores = np.where(np.isfinite(pending), pending, self._scores)
+            pending = np.array(self._pending.values)  # first: once it is cleared, scores have all of it
+            scores = np.where(np.isfinite(pending), pending, self._scores.values)
             self.epoch += 1
         else:
-            scores = np.array(self._scores)
+            scores = np.array(self._scores.values)
         self._finished = scores, np.full(self.num_samples, np.nan, dtype=np.float32)
 
     @property
     def scores(self) -> NDArray[np.float32]:
         """float32[N], read-only view of the committed scores; NaN = never seen. Changes at a commit only."""
-        if self._finished:
-            return _read_only(self._finished[0])
-        self._check_length("scores")
-        return _read_only(self._scores)
+        return read_only(self._finished[0]) if self._finished else self._scores.view()
 
     def at(self, epoch: int) -> NDArray[np.float32]:
         """float32[N]: the scores that the first ``epoch`` epochs left; NaN = never seen.
@@ -140,10 +134,7 @@ class ScoreStore:
     @property
     def pending(self) -> NDArray[np.float32]:
         """float32[N], read-only view of what this epoch recorded so far; NaN = not seen in it."""
-        if self._finished:
-            return _read_only(self._finished[1])
-        self._check_length("pending")
-        return _read_only(self._pending)
+        return read_only(self._finished[1]) if self._finished else self._pending.view()
 
     def record(self, index: NDArray[np.int64], loss: ArrayLike) -> int:
         """Note ``loss`` (float[k]) as this epoch's scores of the samples ``index`` (int64[k]).
@@ -170,12 +161,12 @@ class ScoreStore:
                 f"record got indices from {index.min()} to {index.max()}; "
                 f"this store has the samples 0 to {self.num_samples - 1}."
             )
-        self._check_file("pending")
+        self._pending.check()
         finite = np.isfinite(values)
         if np.logical_and.reduce(finite):
-            self._pending[index] = values
+            self._pending.values[index] = values
             return 0
-        self._pending[index[finite]] = values[finite]
+        self._pending.values[index[finite]] = values[finite]
         return int(index.size - np.count_nonzero(finite))
 
     def commit(self, epoch: int | None = None, *, history: History | None = None) -> None:
@@ -220,15 +211,11 @@ class ScoreStore:
     def _finish(self, header: layout.Header) -> None:
         """Do what is left of a commit. Repeating it changes nothing."""
         if header.state == "apply":
-            scores = layout.map_array(self.path, "scores", self.num_samples, "r+")
-            old, new = scores.view(np.ndarray), self._pending.view(np.ndarray)
-            for block in self._blocks():
-                _take_seen(old[block], new[block])
-            scores.flush()
+            MappedArray(self.path, "scores", self.num_samples, "r+").take_seen(self._pending.values)
             header = header.replace(state="reset", epoch=header.epoch + 1)
             layout.write_header(self.path, header)
         if header.state == "reset":
-            self._clear_pending()
+            self._pending.clear()
             header = header.replace(state="ready")
             layout.write_header(self.path, header)
         self.epoch = header.epoch
@@ -236,21 +223,16 @@ class ScoreStore:
     def put_pending(self, start: int, losses: NDArray[np.float32]) -> None:
         """Replace what was recorded of the samples from ``start`` on by ``losses`` (float32[k]), NaN = not seen."""
         self._check_writable()
-        self._pending[start : start + len(losses)] = losses
+        self._pending.values[start : start + len(losses)] = losses
 
     def discard_pending(self) -> None:
         """Forget what was recorded since the last commit."""
         self._check_writable()
-        self._clear_pending()
-
-    def _clear_pending(self) -> None:
-        for block in self._blocks():
-            self._pending[block] = np.nan
-        self._pending.flush()
+        self._pending.clear()
 
     def flush(self) -> None:
         """Bring what was recorded to the disk, for a machine that may go down. One process does it for all."""
-        self._pending.flush()
+        self._pending.values.flush()
 
     def check(self) -> None:
         """Raise StoreError unless the files are those that were mapped, and at this epoch, and may be written to."""
@@ -262,7 +244,7 @@ class ScoreStore:
 
     def check_scores(self) -> None:
         """Raise StoreError unless `scores` shows the file that is in the store: for who reads it bit by bit."""
-        self._check_file("scores")
+        self._scores.check()
 
     def refresh(self) -> None:
         """Take note of a commit that another process made."""
@@ -273,15 +255,11 @@ class ScoreStore:
     @property
     def token(self) -> int:
         """The 32 bits of the first pending score: what one process sets here, all that share the file see."""
-        return int(self._pending[:1].view(np.uint32)[0])
+        return int(self._pending.values[:1].view(np.uint32)[0])
 
     @token.setter
     def token(self, bits: int) -> None:
-        self._pending[:1].view(np.uint32)[0] = bits
-
-    def _blocks(self) -> Iterator[slice]:
-        for start in range(0, self.num_samples, _BLOCK):
-            yield slice(start, min(start + _BLOCK, self.num_samples))
+        self._pending.values[:1].view(np.uint32)[0] = bits
 
     def retire(self) -> None:
         """Record and commit nothing from now on: another loader of this process has taken the store over."""
@@ -303,56 +281,9 @@ class ScoreStore:
         )
 
     def _check_mapped(self) -> None:
-        for array in layout.ARRAYS:
-            self._check_file(array)
-
-    def _check_file(self, array: str) -> None:
-        """Raise StoreError unless an array's file is the one that is mapped, in full length: else SIGBUS awaits."""
-        try:
-            found = layout.identity(self.path, array)
-        except StoreError as error:
-            raise StoreError(
-                f"{error} What this run recorded since its last commit is lost; go on from a checkpoint "
-                "(load_state_dict)."
-            ) from error
-        if found != self._identities[array]:
-            raise self._replaced()
-
-    def _check_length(self, array: str) -> None:
-        """Raise StoreError when the mapped file was cut. One that was replaced or removed can be read."""
-        inode, size = self._identities[array]
-        try:
-            found = layout.identity(self.path, array)
-        except StoreError:
-            return
-        if found[0] == inode and found[1] < size:
-            raise self._replaced()
-
-    def _replaced(self) -> StoreError:
-        return StoreError(
-            f"the files of {self.path} were replaced by another program, or cut, while they were in use; what this run "
-            "recorded since is not in them. Do not write to a store that a run has open; go on from a checkpoint "
-            "(load_state_dict)."
-        )
+        self._scores.check()
+        self._pending.check()
 
     def __repr__(self) -> str:
         """Path, number of samples and epoch."""
         return f"ScoreStore({str(self.path)!r}, num_samples={self.num_samples}, epoch={self.epoch})"
-
-
-def _take_seen(scores: NDArray[np.float32], new: NDArray[np.float32]) -> None:
-    """Put ``new`` into ``scores`` where it is finite: what is not recorded is NaN, or a bit of it was flipped.
-
-    By arithmetic on the bits: NaN come at random, so a branch for each sample, as in copyto(where=), takes five times
-    as long.
-    """
-    seen = np.isfinite(new)
-    if seen.any():  # else the pages need not be written
-        bits = scores.view(np.int32)
-        bits ^= (bits ^ new.view(np.int32)) * seen
-
-
-def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    view = array.view(np.ndarray)
-    view.flags.writeable = False
-    return view
