@@ -253,7 +253,7 @@ def exclusive(path: Path) -> Iterator[None]:
     except OSError as error:
         raise not_a_store(path, error.strerror or str(error)) from error
     try:
-        with suppress(OSError):  # a file system without locks; Owner says so
+        with suppress(OSError):  # a file system without locks; RunLock says so
             lock(folder, wait=True)
         yield
     finally:

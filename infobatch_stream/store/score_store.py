@@ -37,8 +37,10 @@ class ScoreStore:
     """The scores of N samples. Made by `create` or `open`; several processes may have it open at once.
 
     Attributes:
-        path: Path of the group. num_samples: N. fingerprint: of the dataset whose scores these are.
-        epoch: how many epochs were committed; refreshed by `commit` and `refresh`.
+        path: Path of the group.
+        num_samples: N.
+        fingerprint: Of the dataset whose scores these are.
+        epoch: How many epochs were committed; refreshed by `commit` and `refresh`.
     """
 
     def __init__(self, path: Path, header: layout.Header, mode: Literal["r", "r+"]) -> None:
@@ -65,13 +67,22 @@ class ScoreStore:
         epoch: int = 0,
         replace: bool = False,
     ) -> Self:
-        """Make a store for ``num_samples`` samples and open it. Appears whole, or not at all.
+        """Make a store and open it. It appears whole, or not at all.
 
-        scores, pending: float32[N] to begin with instead of NaN. replace: put it in the place of an existing
-        store (of nothing else).
+        Every byte is written here, so a run cannot hit a full disk later.
 
-        Raises StoreError when the path is taken, when it cannot be written or the disk is full (every byte is
-        written here, so a run cannot hit a full disk later); ConfigError for impossible arguments.
+        Args:
+            path: Of the folder to be made.
+            num_samples: N, at least 1.
+            fingerprint: Of the dataset; a run with another one is refused.
+            scores: float32[N] to begin with instead of NaN.
+            pending: float32[N], losses of the epoch that is going on, likewise.
+            epoch: How many epochs the scores are of.
+            replace: Put it in the place of an existing store (of nothing else).
+
+        Raises:
+            StoreError: When the path is taken, cannot be written, or the disk is full.
+            ConfigError: For impossible arguments.
         """
         header = layout.Header(
             whole_number("num_samples", num_samples, 1), fingerprint, whole_number("epoch", epoch, 0), "ready"
@@ -86,10 +97,14 @@ class ScoreStore:
     def open(cls, path: str | os.PathLike[str], mode: Literal["r", "r+"] = "r+") -> Self:
         """Open an existing store after checking its metadata, sizes and shard indexes.
 
-        mode: "r+" to record and commit; it first finishes a commit that a killed process left. "r" changes
-        nothing on disk, and shows a commit that was cut off as finished (one that begins later may show through).
+        Args:
+            path: Of its folder.
+            mode: "r+" to record and commit; it first finishes a commit that a killed process left. "r" changes
+                nothing on disk, and shows a commit that was cut off as finished (one that begins later may show
+                through).
 
-        Raises StoreError for a path that is missing, foreign, truncated, extended or of a newer format.
+        Raises:
+            StoreError: For a path that is missing, foreign, truncated, extended or of a newer format.
         """
         check_choice("mode", mode, ("r", "r+"))
         path = location(path)
@@ -137,45 +152,36 @@ class ScoreStore:
         return read_only(self._finished[1]) if self._finished else self._pending.view()
 
     def record(self, index: NDArray[np.int64], loss: ArrayLike) -> int:
-        """Note ``loss`` (float[k]) as this epoch's scores of the samples ``index`` (int64[k]).
+        """Note losses as this epoch's scores.
 
-        Losses that are not finite, or not in float32, are not recorded. Returns how many those were. Of an index
-        that occurs twice the last loss counts. Any number of processes may record at once: other samples are
-        never touched.
+        Any number of processes may record at once: other samples are never touched.
+
+        Args:
+            index: int64[k], the samples; of one that occurs twice the last loss counts.
+            loss: float[k].
+
+        Returns:
+            How many losses were not recorded, since they are not finite in float32.
+
+        Raises:
+            ConfigError: For other shapes or types, and samples that there are not.
+            StoreError: When the store may not be written to, or its files were replaced.
         """
         self._check_writable()
-        index, values = np.asarray(index), np.asarray(loss)
-        if values.dtype != np.float32:
-            if values.dtype.kind not in "fiu":
-                raise ConfigError(f"record takes a loss of real numbers; got {values.dtype}.")
-            with np.errstate(over="ignore"):
-                values = values.astype(np.float32)
-        if index.dtype != np.int64 or index.shape != values.shape or index.ndim != 1:
-            raise ConfigError(
-                f"record takes index int64[k] and loss float[k]; got {index.dtype}{list(index.shape)} "
-                f"and {values.dtype}{list(values.shape)}."
-            )
-        # As uint64 a negative index is larger than any. Methods of arrays take twice as long as these functions.
-        if index.size and np.maximum.reduce(index.view(np.uint64)) >= self.num_samples:
-            raise ConfigError(
-                f"record got indices from {index.min()} to {index.max()}; "
-                f"this store has the samples 0 to {self.num_samples - 1}."
-            )
-        self._pending.check()
-        finite = np.isfinite(values)
-        if np.logical_and.reduce(finite):
-            self._pending.values[index] = values
-            return 0
-        self._pending.values[index[finite]] = values[finite]
-        return int(index.size - np.count_nonzero(finite))
+        return self._pending.put(np.asarray(index), np.asarray(loss))
 
     def commit(self, epoch: int | None = None, *, history: History | None = None) -> None:
         """Make what was recorded the scores of the next epoch; ``epoch`` grows by one.
 
-        To be called by one process, when no other records or reads; the others `refresh` afterwards. epoch: the one
-        to commit, if that may have been done before: then nothing happens. history: is told of it. Raises StoreError
-        when the store is not at its epoch any more, or its files were replaced or cut by another program since they
-        were mapped.
+        To be called by one process, when no other records or reads; the others `refresh` afterwards.
+
+        Args:
+            epoch: The one to commit, if that may have been done before: then nothing happens.
+            history: Takes a row of the epoch.
+
+        Raises:
+            StoreError: When the store is not at its epoch any more, or its files were replaced or cut by another
+                program since they were mapped.
         """
         self._check_writable()
         with layout.exclusive(self.path):

@@ -24,7 +24,7 @@ class PathTakenError(StoreError):
 class StagedStore:
     """The files of a new store, in a hidden folder next to ``path``; `place` makes them the store at ``path``.
 
-    Every byte is written at once, so that a run cannot hit a full disk later. A draft whose process was killed is
+    Every byte is written at once, so that a run cannot hit a full disk later. One whose process was killed is
     removed by the next one for the same path: its folder is locked (flock) as long as its process lives.
 
     Raises StoreError when ``path`` is taken by something else than a store to be replaced, when the folder cannot be
@@ -144,7 +144,7 @@ def put_back(path: Path) -> None:
 
 
 def tidy(path: Path) -> None:
-    """Remove what processes that were killed left beside ``path``: drafts, stores moved aside, marks of ranks."""
+    """Remove what processes that were killed left beside ``path``: staged and replaced stores, marks of ranks."""
     with suppress(OSError):
         for kind in ("new", "rank", *(["old"] if path.exists() else [])):
             remove_abandoned(path.parent, f".{path.name}.{kind}-")
