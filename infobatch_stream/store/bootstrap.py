@@ -14,7 +14,7 @@ from infobatch_stream._files import make_held, mark
 from infobatch_stream._platform import is_network, kernel, name_of_file_system
 from infobatch_stream.distributed import Groups, Ranks
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store import layout
+from infobatch_stream.store.header import Header, check_is_store, read_header
 from infobatch_stream.store.history import mend
 from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
@@ -42,9 +42,9 @@ class Contents:
     epoch: int
 
 
-def check_same_data(path: Path, num_samples: int, fingerprint: str) -> layout.Header:
+def check_same_data(path: Path, num_samples: int, fingerprint: str) -> Header:
     """The header of the store at ``path``. Raises StoreError when it was made for another dataset."""
-    header = layout.read_header(path)
+    header = read_header(path)
     if (header.num_samples, header.fingerprint) != (num_samples, fingerprint):
         raise StoreError(
             f"{path} holds the scores of another dataset: {header.num_samples:,} samples ({header.fingerprint}), "
@@ -167,7 +167,7 @@ class Bootstrap:
             return None
         self._replaces = True
         if self._contents or self._existing == "overwrite":
-            layout.check_is_store(path)
+            check_is_store(path)
             if (path / "pending").is_dir():  # else it is damaged, and used by nobody
                 self._lock()
             return None
@@ -185,7 +185,7 @@ class Bootstrap:
         return store.epoch
 
     def _prepare(self, epoch: int) -> None:
-        header = layout.Header(self._num_samples, self._fingerprint, epoch, "ready")
+        header = Header(self._num_samples, self._fingerprint, epoch, "ready")
         put = self._contents or Contents(None, None, epoch)
         try:
             self._staged = StagedStore(

@@ -13,8 +13,8 @@ from typing import Self
 
 from infobatch_stream.distributed import Groups, Ranks
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store import layout
 from infobatch_stream.store.bootstrap import BLOCK, Bootstrap, Contents, Existing, neighbours
+from infobatch_stream.store.header import read_header
 from infobatch_stream.store.history import Epoch, History
 from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
@@ -102,7 +102,7 @@ class ReplicatedStore:
             self._ranks.together("the exchange of scores", self._exchange)
 
     def _check_begun(self) -> None:
-        header = layout.read_header(self.store.path)
+        header = read_header(self.store.path)
         if (header.state, header.epoch) != ("ready", self._committing):
             raise StoreError(
                 f"the commit of epoch {self._committing} failed on one of the ranks, and was begun in "

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from infobatch_stream._validation import check_choice, whole_number
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.store import layout
+from infobatch_stream.store.header import Header, read_header, remove_leftovers, write_header
 from infobatch_stream.store.history import History
 from infobatch_stream.store.location import location
 from infobatch_stream.store.mapped_array import MappedArray, read_only
@@ -43,7 +44,7 @@ class ScoreStore:
         epoch: How many epochs were committed; refreshed by `commit` and `refresh`.
     """
 
-    def __init__(self, path: Path, header: layout.Header, mode: Literal["r", "r+"]) -> None:
+    def __init__(self, path: Path, header: Header, mode: Literal["r", "r+"]) -> None:
         """Map the arrays of a validated store; use `open`."""
         self.path = path
         self.num_samples = header.num_samples
@@ -84,7 +85,7 @@ class ScoreStore:
             StoreError: When the path is taken, cannot be written, or the disk is full.
             ConfigError: For impossible arguments.
         """
-        header = layout.Header(
+        header = Header(
             whole_number("num_samples", num_samples, 1), fingerprint, whole_number("epoch", epoch, 0), "ready"
         )
         if not isinstance(fingerprint, str):
@@ -111,19 +112,19 @@ class ScoreStore:
         if mode == "r+":
             put_back(path)
             with layout.exclusive(path):
-                layout.remove_leftovers(path)
-                header = layout.read_header(path)
+                remove_leftovers(path)
+                header = read_header(path)
                 layout.check_files(path, header.num_samples)
                 if header.state != "ready":
                     cls(path, header, mode)._finish_or_tell(header)
-        header = layout.read_header(path)
+        header = read_header(path)
         layout.check_files(path, header.num_samples)
         store = cls(path, header, mode)
         if header.state != "ready":  # only in mode "r"
             store._show_finished(header)
         return store
 
-    def _show_finished(self, header: layout.Header) -> None:
+    def _show_finished(self, header: Header) -> None:
         """Show what the commit that is under way, or was cut off, comes to; nothing is written."""
         if header.state == "apply":  # pending is whole until all of it is in scores
             pending = np.array(self._pending.values)  # first: once it is cleared, scores have all of it
@@ -185,7 +186,7 @@ class ScoreStore:
         """
         self._check_writable()
         with layout.exclusive(self.path):
-            header = layout.read_header(self.path)
+            header = read_header(self.path)
             if epoch is not None:
                 if (header.state, header.epoch) == ("ready", epoch + 1):
                     return
@@ -201,12 +202,12 @@ class ScoreStore:
         if history:
             history.after(self.scores)
 
-    def _finish_or_tell(self, header: layout.Header, *, begun: bool = True) -> None:
+    def _finish_or_tell(self, header: Header, *, begun: bool = True) -> None:
         """Do what is left of a commit from ``header`` on, which is to be written first unless it is ``begun``."""
         try:
             if not begun:
                 self.flush()
-                layout.write_header(self.path, header)
+                write_header(self.path, header)
             self._finish(header)
         except OSError as error:
             raise StoreError(
@@ -214,16 +215,16 @@ class ScoreStore:
                 "again or open the store anew."
             ) from error
 
-    def _finish(self, header: layout.Header) -> None:
+    def _finish(self, header: Header) -> None:
         """Do what is left of a commit. Repeating it changes nothing."""
         if header.state == "apply":
             MappedArray(self.path, "scores", self.num_samples, "r+").take_seen(self._pending.values)
             header = header.replace(state="reset", epoch=header.epoch + 1)
-            layout.write_header(self.path, header)
+            write_header(self.path, header)
         if header.state == "reset":
             self._pending.clear()
             header = header.replace(state="ready")
-            layout.write_header(self.path, header)
+            write_header(self.path, header)
         self.epoch = header.epoch
 
     def put_pending(self, start: int, losses: NDArray[np.float32]) -> None:
@@ -244,7 +245,7 @@ class ScoreStore:
         """Raise StoreError unless the files are those that were mapped, and at this epoch, and may be written to."""
         self._check_writable()
         self._check_mapped()
-        header = layout.read_header(self.path)
+        header = read_header(self.path)
         if header.epoch != self.epoch:
             raise self._elsewhere(header)
 
@@ -255,7 +256,7 @@ class ScoreStore:
     def refresh(self) -> None:
         """Take note of a commit that another process made."""
         self._check_mapped()
-        header = layout.read_header(self.path)
+        header = read_header(self.path)
         self.epoch = header.epoch
 
     @property
@@ -280,7 +281,7 @@ class ScoreStore:
         if self._mode == "r":
             raise StoreError(f"{self.path} was opened for reading; open it with mode='r+' to record or commit.")
 
-    def _elsewhere(self, header: layout.Header) -> StoreError:
+    def _elsewhere(self, header: Header) -> StoreError:
         return StoreError(
             f"{self.path} stands at epoch {header.epoch} ({header.state}), not at epoch {self.epoch} (ready) as this "
             "process left it: another run uses the same store. Give each its own."

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from infobatch_stream._files import abandoned, hold, make_held, mark, remove_abandoned, sync
 from infobatch_stream.errors import StoreError
 from infobatch_stream.store import layout
+from infobatch_stream.store.header import Header, check_is_store, read_header
 from infobatch_stream.store.history import carry, mend
 
 __all__ = ["StagedStore", "PathTakenError", "put_back", "tidy"]
@@ -34,7 +35,7 @@ class StagedStore:
     def __init__(
         self,
         path: Path,
-        header: layout.Header,
+        header: Header,
         *,
         scores: ArrayLike | None = None,
         pending: ArrayLike | None = None,
@@ -51,7 +52,7 @@ class StagedStore:
             if path.exists():
                 if not replace:
                     raise _taken(path)
-                layout.check_is_store(path)
+                check_is_store(path)
                 self._old = path.stat().st_ino
             path.parent.mkdir(parents=True, exist_ok=True)
             tidy(path)
@@ -80,7 +81,7 @@ class StagedStore:
     def keep_history(self) -> None:
         """Take over what is known of earlier epochs from the store at the path, if it is of the same data."""
         with suppress(StoreError):  # damaged: it is replaced for that
-            old = layout.read_header(self._path)
+            old = read_header(self._path)
             if (old.num_samples, old.fingerprint) != (self._header.num_samples, self._header.fingerprint):
                 return
             with suppress(StoreError):

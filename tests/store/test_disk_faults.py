@@ -17,7 +17,7 @@ from support.ddp.children import Child
 from support.ddp.victims import N, finish, loader_of, losses, train
 
 from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning, StoreError
-from infobatch_stream.store import header, layout
+from infobatch_stream.store import header, layout, score_store
 
 ROOT = os.geteuid() == 0
 SIZE = 40_000  # whose arrays take 40 pages: a map of a file that was cut ends the process where there is none
@@ -177,7 +177,7 @@ def test_a_commit_that_a_full_disk_stopped_half_way_is_told_on_opening_too(tmp_p
         write(path, header)
 
     with monkeypatch.context() as patched:
-        patched.setattr(layout, "write_header", full)
+        patched.setattr(score_store, "write_header", full)
         with pytest.raises(StoreError, match="No space left"):
             loader.commit()
         del loader

@@ -15,7 +15,7 @@ from support.ddp.victims import N, finish, loader_of, losses, train
 
 from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError
 from infobatch_stream.recorder import Recorder, _Copy
-from infobatch_stream.store import layout
+from infobatch_stream.store.header import read_header
 
 YEARS = 50 * 365 * 86_400
 
@@ -31,10 +31,10 @@ def test_a_reader_sees_plausible_scores_always_and_exactly_an_epochs_between_com
     with Child(victims.many_commits, path, size, epochs) as run:
         assert run.hears() == "ready"
         while len(seen) < epochs // 2:  # whatever the pace of the two
-            before = layout.read_header(path)
+            before = read_header(path)
             store = ScoreStore.open(path, "r")
             scores, pending = np.array(store.scores), np.array(store.pending)
-            after = layout.read_header(path)
+            after = read_header(path)
             for found in (scores, pending):
                 assert np.isin(found[~np.isnan(found)], possible).all()
             assert before.epoch <= store.epoch <= after.epoch + 1  # a commit under way may show as finished

@@ -19,9 +19,8 @@ from support.histories import loader, train
 from support.hostile import Bomb
 
 from infobatch_stream import ConfigError, ScoreStore, StoreError
-from infobatch_stream.store.header import Header
+from infobatch_stream.store.header import Header, write_header
 from infobatch_stream.store.history import epochs, training
-from infobatch_stream.store.layout import write_header
 from infobatch_stream.store.location import location, location_on_node
 
 

@@ -17,8 +17,8 @@ from infobatch_stream import InfoBatchLoader, ScoreStore
 from infobatch_stream._platform import fill_in_node
 from infobatch_stream.distributed import Groups
 from infobatch_stream.store import bootstrap as opening
-from infobatch_stream.store import layout
 from infobatch_stream.store import replicated as shared_store
+from infobatch_stream.store import score_store
 from support.ddp.cases import FORK, RUN, error_of, train
 from support.ddp.data import Noisy, loss_of, wds
 from support.ddp.launch import end_with_parent, process_group
@@ -165,18 +165,18 @@ STARTS = {
 @contextmanager
 def snapshots(here, name):
     """Keep a copy of the store for each of its states during commits, as a kill there would leave it."""
-    write, folder = layout.write_header, local(here) / "snapshots"
+    write, folder = score_store.write_header, local(here) / "snapshots"
 
     def keep(path, header):
         write(path, header)
         state = "" if header.state == "ready" else f" {header.state}"
         shutil.copytree(path, folder / f"{header.epoch}{state}", dirs_exist_ok=True)
 
-    layout.write_header = keep
+    score_store.write_header = keep
     try:
         yield folder
     finally:
-        layout.write_header = write
+        score_store.write_header = write
 
 
 def starts(out, here, rank):

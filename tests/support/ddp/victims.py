@@ -20,13 +20,13 @@ import torch.distributed as dist
 
 from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError
 from infobatch_stream import _files as litter
-from infobatch_stream.store import header, layout
+from infobatch_stream.store import header, layout, mapped_array
 from infobatch_stream.store import staging as draft
 from support.ddp.children import members
 from support.ddp.data import loss_of
 
 N = 40
-_TRACED = {module.__file__ for module in (draft, header, layout, litter)}
+_TRACED = {module.__file__ for module in (draft, header, layout, litter, mapped_array)}
 FORKED = {"num_workers": 2, "multiprocessing_context": "fork"}
 
 
