@@ -92,15 +92,15 @@ def blocks(state):
     """Between two blocks of the copy of the scores (``apply``) or of the clearing of pending."""
 
     def install(strike):
-        true = ScoreStore._blocks
+        true = mapped_array.MappedArray._blocks
 
         def wrapped(self):
             for block in true(self):
-                if read_header(self.path).state == state:
+                if read_header(self._path).state == state:
                     strike()
                 yield block
 
-        ScoreStore._blocks = wrapped
+        mapped_array.MappedArray._blocks = wrapped
 
     return install
 
