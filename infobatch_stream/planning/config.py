@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from infobatch_stream._validation import whole_number
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.planning.epoch_plan import EpochPlan, count_steps
+from infobatch_stream.planning.deal import count_steps
+from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.position import RunPosition
 from infobatch_stream.planning.shape import Shape
 from infobatch_stream.policies.base import Policy, Schedule, annealing_epoch, try_policy

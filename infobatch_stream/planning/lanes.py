@@ -4,17 +4,19 @@ Data in shards is shuffled within a window as the shards are read; data without 
 compute more than a step at once and keep it, since the next step wants what stands behind it.
 """
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.planning._small_cache import SmallCache
+from infobatch_stream.planning.deal import Stretch
 from infobatch_stream.planning.entries import Entries, KeptEntries, KeptSamples
 from infobatch_stream.planning.rng import bijection
 from infobatch_stream.planning.window_shuffle import WindowShuffle
 
-__all__ = ["Lane", "PermutedLane", "StraightLane", "WindowLane", "fill"]
+__all__ = ["Lane", "PermutedLane", "StraightLane", "WindowLane", "fill", "repeat"]
 
 _AHEAD: Final = 1 << 13  # entries computed at once where the window does not say how many: 64 KiB of int64
 
@@ -71,32 +73,38 @@ class WindowLane:
 class PermutedLane:
     """The places start..stop-1 of a permutation of all kept samples; order: (seed, epoch).
 
-    width: columns of the lane in a step. A rank asks for the same columns step by step, so those of the steps ahead
-    are computed along with the first, and the columns of other ranks are not.
+    stretches: how many columns of the lane a step takes, from which place on. A rank asks for the same columns step by
+    step, so those of the steps ahead are computed along with the first, and the columns of other ranks are not.
     """
 
-    def __init__(self, kept: KeptSamples, start: int, stop: int, width: int, order: tuple[int, int]) -> None:
+    def __init__(
+        self, kept: KeptSamples, start: int, stop: int, stretches: Sequence[Stretch], order: tuple[int, int]
+    ) -> None:
         self.size = stop - start
         self._kept = kept
         self._start = start
-        self._width = width
+        ends = [*(later.first for later in stretches[1:]), self.size]
+        self._stretches = [(*stretch, end) for stretch, end in zip(stretches, ends, strict=True)]
         self._order = order
-        self._blocks = SmallCache[tuple[int, int, int], Entries](2)
+        self._blocks = SmallCache[tuple[int, int, int, int], Entries](2)
 
     def entries(self, start: int, stop: int) -> Entries:
         """Entries number start..stop-1 of the reading order."""
-        (step, column), own = divmod(start, self._width), stop - start
-        if column + own > self._width:
+        number = next((n for n, (_, _, end) in enumerate(self._stretches) if start < end), 0)
+        first, width, end = self._stretches[number]
+        (step, column), own = divmod(start - first, max(1, width)), stop - start
+        if column + own > width or stop > end:
             return self._at(np.arange(start, stop, dtype=np.int64))
         block, row = divmod(step, _steps_ahead(own))
-        return self._blocks.get((block, column, own), self._block_of).take(slice(row * own, (row + 1) * own))
+        return self._blocks.get((number, block, column, own), self._block_of).take(slice(row * own, (row + 1) * own))
 
-    def _block_of(self, key: tuple[int, int, int]) -> Entries:
-        block, column, own = key
+    def _block_of(self, key: tuple[int, int, int, int]) -> Entries:
+        number, block, column, own = key
+        first, width, end = self._stretches[number]
         steps = _steps_ahead(own)
-        firsts = (block * steps + np.arange(steps, dtype=np.int64)) * self._width + column
+        firsts = first + (block * steps + np.arange(steps, dtype=np.int64)) * width + column
         places = (firsts[:, None] + np.arange(own, dtype=np.int64)).reshape(-1)
-        return self._at(places[places < self.size])
+        return self._at(places[places < end])
 
     def _at(self, places: NDArray[np.int64]) -> Entries:
         return self._kept.at(bijection(*self._order, self._kept.size, self._start + places))
@@ -137,6 +145,10 @@ def fill(lane: Lane, start: int, stop: int) -> Entries:
     """
     back = lane.size - 1 - (np.arange(start, stop, dtype=np.int64) - lane.size) % lane.size
     low = int(back.min())
-    repeated = lane.entries(low, int(back.max()) + 1).take(back - low)
-    nothing = np.zeros(stop - start, dtype=np.bool_)
-    return Entries(repeated.index, nothing.astype(np.float32), nothing)
+    return repeat(lane.entries(low, int(back.max()) + 1).take(back - low))
+
+
+def repeat(entries: Entries) -> Entries:
+    """The same samples with weight 0 and unrecorded, to fill up a batch."""
+    nothing = np.zeros(entries.index.size, dtype=np.bool_)
+    return Entries(entries.index, nothing.astype(np.float32), nothing)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infobatch_stream.errors import ConfigError
+from infobatch_stream.planning.deal import count_steps
 from infobatch_stream.planning.entries import Entries
-from infobatch_stream.planning.epoch_plan import EpochPlan, count_steps
+from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.rng import bijection, permutation
 from infobatch_stream.planning.selection import Selection
 from infobatch_stream.planning.window_shuffle import WindowShuffle
