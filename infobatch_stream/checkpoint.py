@@ -17,6 +17,7 @@ from infobatch_stream.store.score_store import ScoreStore
 __all__ = ["Saved", "pack", "unpack"]
 
 _FORMAT = 2
+_NEWER = {"constant_steps": False}  # what states of before it was an option were saved with
 _BLOCK = 1 << 18  # scores whose checksum is taken at once: they stay in the cache
 
 
@@ -95,7 +96,7 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     if not isinstance(saved, dict):
         raise ConfigError("the state is damaged: it has no settings; load another one.")
     for name, here in settings.items():
-        there = saved.get(name)
+        there = saved.get(name, _NEWER.get(name))
         if here != there:
             raise ConfigError(
                 f"the state was saved with {name}={there!r}, this loader has {name}={here!r}. Picks repeat only with "

@@ -45,7 +45,7 @@ class InfoBatchLoader:
         dataset: A streaming.StreamingDataset, an IndexedWebDataset, or any map-style dataset.
         store: Path of the score store (made at the first iteration), or a ScoreStore. On several machines a path that
             is local on each; "{node}" in it becomes the number of the node (or the name of the host).
-        batch_size: Samples per batch of a rank.
+        batch_size: Samples per batch of a rank; with constant_steps that of an epoch that prunes nothing.
         epochs: Of the whole run.
         policy: Which scores are kept, how often.
         delta: From epoch floor(delta * epochs) on all samples are kept.
@@ -54,6 +54,8 @@ class InfoBatchLoader:
         shuffle_window: Entries among which samples of shards are shuffled; a larger one mixes better, over more shards.
         canonical_nodes: Lanes of the plan; default the number of nodes at the first start. Travels with the state.
         drop_last: Drop the last, incomplete step instead of filling it up with entries of weight 0.
+        constant_steps: Make as many steps in every epoch as if nothing were pruned, each of a smaller batch, instead of
+            fewer steps of ``batch_size``. Then no optimizer and no schedule notices that samples are skipped.
         on_error: "raise", or "replace" to put a readable sample with weight 0 for one that cannot be read.
         existing: What to do with a store that holds epochs: "error", "overwrite" or "continue".
         predownload: How many steps ahead the shards that this rank needs are downloaded (StreamingDataset's: samples).
@@ -89,6 +91,7 @@ class InfoBatchLoader:
         shuffle_window: int = 65536,
         canonical_nodes: int | None = None,
         drop_last: bool = False,
+        constant_steps: bool = False,
         on_error: OnError = "raise",
         existing: Existing = "error",
         predownload: int = 64,
@@ -104,7 +107,7 @@ class InfoBatchLoader:
         self._predownload = whole_number("predownload", predownload, 0)
         check_choice("on_error", on_error, ("raise", "replace"))
         check_choice("existing", existing, ("error", "overwrite", "continue"))
-        config = RunConfig(policy, delta, seed, shuffle, shuffle_window, drop_last)
+        config = RunConfig(policy, delta, seed, shuffle, shuffle_window, drop_last, bool(constant_steps))
         source = open_source(dataset, batch_size=self.batch_size, shuffle=shuffle)
         self._batches = Batches(source, Collation(collate_fn, collate_with_picks), on_error, dataloader)
         self.dataloader: DataLoader[Any] = self._batches.dataloader
@@ -171,10 +174,27 @@ class InfoBatchLoader:
         """Steps of an epoch that prunes nothing."""
         return self._run.unpruned_steps()
 
+    @property
+    def constant_steps(self) -> bool:
+        """Whether every epoch has as many steps as one that prunes nothing."""
+        return self._run.config.constant_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, as OneCycleLR takes them.
+
+        Raises:
+            ConfigError: Where that is not known in advance, since pruned epochs have fewer steps.
+        """
+        return self._run.total_steps
+
     # Batches -----------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Steps of the current epoch; before the first is begun, of one that prunes nothing."""
+        """Steps of the current epoch; before the first is begun, of one that prunes nothing.
+
+        With constant_steps all epochs have equally many.
+        """
         run = self._run
         return run.unpruned_steps(self.epoch) if run.scores.store is None else run.plan().steps
 
@@ -222,10 +242,12 @@ class InfoBatchLoader:
         )
 
     def update(self, losses: Tensor, picks: Picks, *, score: Tensor | None = None) -> Tensor:
-        """Record the losses of a batch, and return ``mean(weight * losses)``, to go backward from.
+        """Record the losses of a batch, and return ``sum(weight * losses) / batch_size``, to go backward from.
 
-        Divided by the batch size and not by the sum of weights, as published: fewer steps of a larger expected
-        gradient, and over the epoch the same expected sum. Losses that are not finite are not recorded.
+        Divided by ``batch_size`` and not by the sum of weights, as published: fewer steps of a larger expected
+        gradient, and over the epoch the same expected sum. With constant_steps batches are smaller, and are divided by
+        ``batch_size`` too: as many steps of the same expected gradient, and the mean over DDP's ranks is exact
+        although they may differ by a sample. Losses that are not finite are not recorded.
 
         Args:
             losses: float[b], one per sample, any device; left as they are.
@@ -242,7 +264,8 @@ class InfoBatchLoader:
             check_losses("score", score, len(picks))
         if picks._origin.step is not None:  # else they were only peeked at
             self._run.record(losses if score is None else score, picks)
-        return weighted_mean(losses, picks.weight)
+        # With constant_steps a batch holds fewer samples than it stands for; else as many, or what collation left.
+        return weighted_mean(losses, picks.weight, self.batch_size if self.constant_steps else None)
 
     # Commits and states ------------------------------------------------------------------------------------------
 

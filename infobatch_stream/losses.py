@@ -45,10 +45,14 @@ def check_losses(name: str, losses: Tensor, samples: int) -> None:
     raise ConfigError(text)
 
 
-def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
-    """``mean(weight * losses)`` on the device of the losses, without a wait for it. Both float[b]."""
+def weighted_mean(losses: Tensor, weight: Tensor, batch_size: int | None = None) -> Tensor:
+    """``sum(weight * losses) / batch_size`` on the device of the losses, without a wait for it. Both float[b].
+
+    batch_size: None: b.
+    """
     if weight.device != losses.device:
         if losses.is_cuda and weight.is_cpu:
             weight = weight.pin_memory()  # a copy from other memory may wait for the device
         weight = weight.to(losses.device, non_blocking=losses.is_cuda)
-    return (losses * weight).mean()
+    weighted = losses * weight
+    return weighted.mean() if batch_size is None else weighted.sum() / batch_size

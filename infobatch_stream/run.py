@@ -21,6 +21,7 @@ from infobatch_stream.planning.config import RunConfig
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.global_batch import GlobalBatch
 from infobatch_stream.planning.position import RunPosition
+from infobatch_stream.policies.pruning import FullData
 from infobatch_stream.run_store import RunStore
 from infobatch_stream.sources import Source
 from infobatch_stream.store.bootstrap import Contents, Existing
@@ -137,6 +138,16 @@ class Run:
         """Steps of ``epoch`` if nothing were pruned."""
         return self.config.steps_unpruned(self.source, epoch, self.batch.size)
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs. Raises ConfigError where that is not known in advance."""
+        if not self.config.constant_steps and not isinstance(self.config.policy, FullData):
+            raise ConfigError(
+                "how many steps the run has is not known in advance: pruned epochs have fewer. Give InfoBatchLoader("
+                "constant_steps=True), or let learning rates follow loader.progress."
+            )
+        return sum(self.unpruned_steps(epoch) for epoch in range(self.epochs))
+
     # An epoch ----------------------------------------------------------------------------------------------------
 
     def begin(self) -> EpochPlan:
@@ -161,6 +172,8 @@ class Run:
             self.warn_once("infinite", f"{plan.infinite} scores of {self.scores.path} are infinite {_FLIPPED}")
         advice = self.config.check(position, plan.entries, epochs=position.begun)
         self.warn_once("policy" if epoch else "nothing to prune", advice)
+        if self.config.constant_steps:
+            self.warn_once("small batches", self.batch.advice(plan.smallest))
         self.iteration = object()
         self._started = self._started or time.monotonic()
         return plan

@@ -31,6 +31,7 @@ class RunConfig:
     shuffle: bool
     shuffle_window: int
     drop_last: bool
+    constant_steps: bool = False
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -109,9 +110,10 @@ class RunConfig:
             shuffle=self.shuffle,
             window=self.shuffle_window,
             drop_last=self.drop_last,
+            constant_steps=self.constant_steps,
         )
 
     def steps_unpruned(self, source: Shape, epoch: int, global_batch: int) -> int:
-        """Steps of ``epoch`` if nothing were pruned."""
+        """Steps of ``epoch`` if nothing were pruned; with constant steps of every one."""
         pool = source.pool(epoch)
         return count_steps(source.num_samples if pool is None else int(pool.index.size), global_batch, self.drop_last)

@@ -6,6 +6,8 @@ from infobatch_stream.errors import ConfigError
 
 __all__ = ["GlobalBatch"]
 
+_FEW = 8  # samples of a rank under which statistics of a batch are noise, and devices idle
+
 
 @dataclass(frozen=True)
 class GlobalBatch:
@@ -43,3 +45,13 @@ class GlobalBatch:
                 f"(batch_size {self.batch_size} x {self.world_size} ranks); choose a divisor."
             )
         return lanes
+
+    def advice(self, smallest: int) -> str:
+        """What to say of a pruned step of ``smallest`` entries over all ranks; "" if it is large enough."""
+        if smallest >= min(_FEW, self.batch_size) * self.world_size:
+            return ""
+        return (
+            f"a step of this epoch holds {smallest} samples on {self.world_size} rank(s), while batch_size is "
+            f"{self.batch_size}: fewer than {_FEW} for each rank. Normalisation over a batch and small devices' speed "
+            "suffer. Raise batch_size, or prune less."
+        )
