@@ -40,7 +40,8 @@ LONG = {
 
 def pytest_configure(config):
     """Let runs be as short as a test needs, although users are warned of those that prune nothing."""
-    config.addinivalue_line("filterwarnings", "ignore:InfoBatchLoader. nothing can be pruned:RuntimeWarning")
+    for warned in ("nothing can be pruned", "a step of this epoch holds"):
+        config.addinivalue_line("filterwarnings", f"ignore:InfoBatchLoader. {warned}:RuntimeWarning")
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that are `long` are left out

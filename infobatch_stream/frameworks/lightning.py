@@ -21,8 +21,8 @@ class InfoBatchCallback(Callback):
     saved at the end of an epoch (Lightning would not), and asks for the length of every epoch anew. Without a
     checkpoint the Trainer counts from the epoch of the loader, which is not 0 with existing="continue".
 
-    Raises ConfigError for options of the Trainer that do not go with epochs of changing length, for the Tuner, and when
-    no epoch is left.
+    Raises ConfigError for options of the Trainer that do not go with epochs of changing length (which constant_steps
+    makes equal), for the Tuner, and when no epoch is left.
     """
 
     def __init__(self, loader: InfoBatchLoader) -> None:
@@ -37,7 +37,7 @@ class InfoBatchCallback(Callback):
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         _check_tuner(trainer)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            _check(trainer, self._loader.epochs)
+            _check(trainer, self._loader)
             if self._loader.spent:  # of a fit that was broken off: the iterator would begin the next epoch
                 self._loader.commit()
             _count_from(trainer, self._loader.epoch)  # a checkpoint, which is loaded later, says otherwise
@@ -109,27 +109,29 @@ def _count_from(trainer: Trainer, epoch: int) -> None:
     progress.ready = progress.started = progress.processed = progress.completed = epoch
 
 
-def _check(trainer: Trainer, epochs: int) -> None:
-    """Raise ConfigError for what takes epochs to be of one length, or counts steps instead of epochs."""
-    if trainer.max_epochs != epochs:
+def _check(trainer: Trainer, loader: InfoBatchLoader) -> None:
+    """Raise ConfigError for what takes epochs to be of one length, unless they are, or leaves samples out."""
+    if trainer.max_epochs != loader.epochs:
         raise ConfigError(
-            f"Trainer(max_epochs={trainer.max_epochs}) and InfoBatchLoader(epochs={epochs}) differ: the loader plans "
-            "the whole run. Give both the same number; max_epochs=loader.epochs."
+            f"Trainer(max_epochs={trainer.max_epochs}) and InfoBatchLoader(epochs={loader.epochs}) differ: the loader "
+            "plans the whole run. Give both the same number; max_epochs=loader.epochs."
         )
-    if trainer.max_steps != -1:
+    if trainer.max_steps != -1 and not loader.constant_steps:
         raise ConfigError(
             f"Trainer(max_steps={trainer.max_steps}): how many steps a run has is not known in advance, since pruned "
-            "epochs are shorter. Leave max_steps out, and give max_epochs."
+            "epochs are shorter. Leave max_steps out, and give max_epochs; or give the loader constant_steps=True."
         )
     if trainer.limit_train_batches != 1.0:
         raise ConfigError(
             f"limit_train_batches is {trainer.limit_train_batches} (overfit_batches sets it too): epochs that are cut "
             "off leave samples out. Leave both out; for a short try, use fewer samples or fast_dev_run."
         )
-    if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is not None:
+    by_batches = isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is not None
+    if by_batches and not loader.constant_steps:
         raise ConfigError(
             f"Trainer(val_check_interval={trainer.val_check_interval}): an epoch may have fewer batches than that. "
-            "Give a share of the epoch, as 0.5, or check_val_every_n_epoch=None to count the batches of the whole run."
+            "Give a share of the epoch, as 0.5, or check_val_every_n_epoch=None to count the batches of the whole run; "
+            "or give the loader constant_steps=True."
         )
 
 

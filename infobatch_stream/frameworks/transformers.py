@@ -69,10 +69,11 @@ class InfoBatchTrainer(Trainer):
         ):
             if found != wanted:
                 raise ConfigError(f"TrainingArguments({name}={found}), the loader has {wanted}: give both the same.")
-        if args.max_steps > 0:
+        if args.max_steps > 0 and not loader.constant_steps:
             raise ConfigError(
                 f"TrainingArguments(max_steps={args.max_steps}): how many steps a run has is not known in advance, "
-                "since pruned epochs are shorter. Leave max_steps out, and give num_train_epochs."
+                "since pruned epochs are shorter. Leave max_steps out, and give num_train_epochs; or give the loader "
+                "constant_steps=True."
             )
         if args.auto_find_batch_size:
             raise ConfigError("auto_find_batch_size cannot change the batch size of the loader: leave it out.")
@@ -136,7 +137,10 @@ class InfoBatchTrainer(Trainer):
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: Any, total_train_batch_size: int
     ) -> tuple[Any, ...]:
-        """What the Trainer takes for the size of the run: that of one that prunes nothing, which no run exceeds."""
+        """What the Trainer takes for the size of the run: that of one that prunes nothing, which no run exceeds.
+
+        With constant_steps it is the size.
+        """
         loader = self._loader
         samples = loader.num_samples
         steps = loader.unpruned_steps
@@ -145,13 +149,14 @@ class InfoBatchTrainer(Trainer):
         per_epoch = self._steps_before / (loader.epoch + 0.5) if self._steps_before else updates
         # Without a checkpoint it counts from 0, and so gets as many epochs as the loader has left.
         epochs = loader.epochs if self._steps_before else loader.epochs - loader.epoch
-        return epochs, per_epoch, samples, samples * epochs, True, len(dataloader), updates * epochs
+        most = min(args.max_steps, updates * epochs) if args.max_steps > 0 else updates * epochs
+        return epochs, per_epoch, samples, samples * epochs, True, len(dataloader), most
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The scheduler that ``args`` name, along the loader's progress instead of the number of steps."""
+        """The scheduler that ``args`` name; unless steps are constant, along the loader's progress instead of them."""
         own = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, cast(Any, optimizer))
-        if own and isinstance(scheduler, LambdaLR):
+        if own and isinstance(scheduler, LambdaLR) and not self._loader.constant_steps:
             scheduler.lr_lambdas = [self._by_progress(rate, num_training_steps) for rate in scheduler.lr_lambdas]
         return scheduler
 

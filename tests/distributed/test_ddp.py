@@ -206,6 +206,15 @@ def test_a_model_under_ddp_is_that_of_one_process_with_the_same_global_batch(rul
         assert torch.allclose(one, whole, rtol=1e-5)
 
 
+def test_with_constant_steps_it_is_too_although_ranks_hold_other_numbers_of_samples(rules, tmp_path):
+    (here, pruned), (there, _) = rules["trained_with_constant_steps"]
+    alone, wanted = train_model(plain(tmp_path, "alone", batch_size=8, constant_steps=True))
+    assert pruned == wanted > 0
+    for one, other, whole in zip(here, there, alone, strict=True):
+        assert torch.equal(one, other)
+        assert torch.allclose(one, whole, rtol=1e-12)  # in double precision: nothing but the order of sums differs
+
+
 # ---- processes and groups
 
 

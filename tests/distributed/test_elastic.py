@@ -17,6 +17,7 @@ REASONS = {
     "shuffle": "shuffle=True, this loader has shuffle=False",
     "shuffle_window": "shuffle_window=16, this loader has shuffle_window=17",
     "drop_last": "drop_last=False, this loader has drop_last=True",
+    "constant_steps": "constant_steps=False, this loader has constant_steps=True",
     "another size": f"num_samples={elastic.N}, this loader has num_samples={elastic.N + 4}",
     "another dataset": "this loader has fingerprint='wds:",
     "newer format": "the state has format 3; this version of infobatch-stream reads format 2",
@@ -40,7 +41,7 @@ def check_goes_on(tmp_path, case, every, seconds):
     assert first == last < second  # the last epoch anneals
 
 
-@pytest.mark.parametrize("case", ["map", "wds"])
+@pytest.mark.parametrize("case", ["map", "wds", "wds, constant steps"])
 def test_the_picks_and_scores_are_the_same_on_other_ranks(tmp_path, case):
     check_goes_on(tmp_path, case, OTHERS, seconds=180)
 

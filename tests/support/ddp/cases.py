@@ -279,6 +279,10 @@ def trained_model(out, rank):
     return train_model(plain(out, "model"))
 
 
+def trained_with_constant_steps(out, rank):
+    return train_model(plain(out, "constant", constant_steps=True))
+
+
 # ---- peers
 
 
@@ -322,6 +326,7 @@ RULES = {
     "epochs_on_one": epochs_on_one,
     "outside_its_group": outside_its_group,
     "trained_model": trained_model,
+    "trained_with_constant_steps": trained_with_constant_steps,
     "state_on_one": state_on_one,
     "state_on_the_other": state_on_the_other,
 }

@@ -29,6 +29,8 @@ CASES = {
     "wds": ("wds", {"drop_last": True, "canonical_nodes": 4}),
     "map, last step dropped": ("map", {"drop_last": True, "canonical_nodes": 8, "num_workers": 1}),
     "wds, last step filled up": ("wds", {"num_workers": 2}),
+    "map, constant steps": ("map", {"constant_steps": True}),
+    "wds, constant steps": ("wds", {"constant_steps": True, "canonical_nodes": 4, "num_workers": 1}),
 }
 
 
@@ -173,6 +175,7 @@ OPTIONS = {
     "shuffle": {"shuffle": False},
     "shuffle_window": {"shuffle_window": 17},
     "drop_last": {"drop_last": True},
+    "constant_steps": {"constant_steps": True},
     "another size": {"size": N + 4},
     "another dataset": {"kind": "wds"},
 }
