@@ -12,7 +12,7 @@ from infobatch_stream.planning.deal import count_steps
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.position import RunPosition
 from infobatch_stream.planning.shape import Shape
-from infobatch_stream.policies.base import Policy, Schedule, annealing_epoch, try_policy
+from infobatch_stream.policies.base import Policy, Schedule, annealing_epoch, prunes_always, try_policy
 from infobatch_stream.policies.pruning import FullData
 
 __all__ = ["RunConfig"]
@@ -62,12 +62,12 @@ class RunConfig:
 
         Raises ConfigError at epoch 0 when no such run can be what the policy asks for, or its rule is none.
         """
-        policy, annealing = self.policy, annealing_epoch(self.delta, epochs)
-        said = "" if isinstance(policy, Policy) else policy.check(position.moment(epochs, self.delta, entries))
+        policy, annealing = self.policy, self.annealing(epochs)
+        said = "" if isinstance(policy, Policy) else policy.check(position.moment(epochs, annealing, entries))
         if position.epoch or isinstance(policy, FullData):
             return said
-        if annealing > 1:
-            second = RunPosition(1, entries=entries, trained=entries).moment(epochs, self.delta, entries)
+        if annealing > 1 or prunes_always(policy):
+            second = RunPosition(1, entries=entries, trained=entries).moment(epochs, annealing, entries)
             try_policy(policy if isinstance(policy, Policy) else policy.at(second))
             return said
         return said or (
@@ -76,9 +76,9 @@ class RunConfig:
             f"{self.delta:g}) until that is at least 2, or give policy=FullData()"
         )
 
-    def anneals(self, epoch: int, epochs: int) -> bool:
-        """Whether ``epoch`` of a run of ``epochs`` trains on all samples, with weight 1."""
-        return epoch >= annealing_epoch(self.delta, epochs)
+    def annealing(self, epochs: int) -> int:
+        """From which epoch on a run of ``epochs`` trains on all samples, with weight 1; ``epochs`` for none."""
+        return epochs if prunes_always(self.policy) else annealing_epoch(self.delta, epochs)
 
     def plan(
         self,
@@ -95,9 +95,10 @@ class RunConfig:
         pool = source.pool(epoch)
         entries = source.num_samples if pool is None else int(pool.index.size)
         policy: Policy = FullData()
-        if not self.anneals(epoch, epochs):
+        annealing = self.annealing(epochs)
+        if epoch < annealing:
             chosen = self.policy
-            policy = chosen if isinstance(chosen, Policy) else chosen.at(position.moment(epochs, self.delta, entries))
+            policy = chosen if isinstance(chosen, Policy) else chosen.at(position.moment(epochs, annealing, entries))
         return EpochPlan(
             scores,
             policy,

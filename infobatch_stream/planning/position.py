@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from infobatch_stream.policies.base import Moment, annealing_epoch
+from infobatch_stream.policies.base import Moment
 
 __all__ = ["RunPosition"]
 
@@ -49,10 +49,13 @@ class RunPosition:
         self.trained += trained
         self.updated = self.exhausted = False
 
-    def moment(self, epochs: int, delta: float, entries: int) -> Moment:
-        """What a schedule of policies sees, of a run of ``epochs``; entries: of this epoch."""
+    def moment(self, epochs: int, annealing: int, entries: int) -> Moment:
+        """What a schedule of policies sees, of a run of ``epochs`` that anneals from ``annealing`` on.
+
+        entries: of this epoch.
+        """
         known = (self.entries, self.entries - self.trained) if self.knows_all else (None, None)
-        return Moment(self.epoch, epochs, annealing_epoch(delta, epochs), entries, *known)
+        return Moment(self.epoch, epochs, annealing, entries, *known)
 
     def to_state(self, steps: int, lanes: int) -> dict[str, Any]:
         """The ``progress`` of a state. steps: of this epoch; lanes: of every plan."""

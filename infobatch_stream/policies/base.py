@@ -19,7 +19,7 @@ from infobatch_stream.score_stats import Summary
 
 __all__ = [
     "Moment", "Policy", "Rule", "Schedule", "StepRule", "annealing_epoch", "check_keep", "keep_probabilities",
-    "rule_of", "threshold_of", "try_policy",
+    "prunes_always", "rule_of", "threshold_of", "try_policy",
 ]  # fmt: skip
 
 # Weights are 1 / probability. Under 2^-10 a single sample would outweigh a thousand others.
@@ -132,6 +132,14 @@ def _float32_at_least(edge: float) -> np.float32:
 def annealing_epoch(delta: float, epochs: int) -> int:
     """The first epoch of a run of ``epochs`` that keeps everything, as published."""
     return math.floor(delta * epochs)
+
+
+def prunes_always(policy: object) -> bool:
+    """Whether ``policy`` prunes every epoch alike: also the first, which has no scores, and those of annealing.
+
+    It says so by an attribute ``prunes_always``, and gives rules that have a keep probability for NaN too.
+    """
+    return bool(getattr(policy, "prunes_always", False))
 
 
 def check_keep(name: str, keep: Sequence[float]) -> None:

@@ -7,11 +7,12 @@ the terms are the samples' gradients, and a power of the loss stands in for thei
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream._validation import check_choice
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.policies.base import Moment, Policy, annealing_epoch, check_keep
 from infobatch_stream.score_stats import Summary, upper_halves
@@ -21,6 +22,8 @@ __all__ = ["BudgetPruning", "ProportionalPruning", "TableRule"]
 _ONE: Final = 1 << 16
 _INFINITE: Final = 0x7F80  # the upper half of infinity; those above it are of what is not a number
 _SIGN: Final = 0x8000
+_ASCENDING: Final = np.concatenate([np.arange(_SIGN + _INFINITE - 1, _SIGN - 1, -1), np.arange(_INFINITE)])
+_UNIT: Final = np.ones(1, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +53,28 @@ class ProportionalPruning:
     """Skip ``share`` of the entries of an epoch: keep with probability ``clip(c * score**power, floor, 1)``.
 
     c is such that the expected number of kept entries is what was asked for, to 2^-16 of them. What has no score is
-    kept, and the others make up for it as far as ``floor`` allows. Scores of 0 and below count as the smallest one
-    above.
+    kept, and the others make up for it as far as ``floor`` allows; or, with ``prunes_always``, it counts as of the
+    median score. Scores of 0 and below count as the smallest one above.
 
     Attributes:
         share: Of the entries of the epoch that is skipped.
         power: In [0, 2], rounded to 2^-16; 0 draws all alike.
         floor: The least keep probability.
+        prunes_always: Whether what has no score is pruned too.
     """
 
     share: float
     power: float
     floor: float
+    prunes_always: bool = False
 
     def rule(self, summary: Summary) -> TableRule:
         """The table. The same bits on every machine: all it takes are operations that IEEE 754 rounds correctly."""
         counts, unseen = summary.tally()
+        median = _median(counts)
+        if self.prunes_always:
+            counts[median] += unseen
+            unseen = 0
         present = np.flatnonzero(counts)
         counts = counts[present]
         wanted = round(((1 - self.share) * (int(counts.sum()) + unseen) - unseen) * _ONE)
@@ -79,23 +88,33 @@ class ProportionalPruning:
         while low < (middle := math.sqrt(low) * math.sqrt(high)) < high:
             low, high = (middle, high) if excess(middle) < 0 else (low, middle)
         units = _units(min((low, high), key=lambda scale: abs(excess(scale))) * sizes, least)
-        units[_INFINITE:_SIGN] = units[_SIGN + _INFINITE :] = _ONE  # not a number: never seen
+        # Not a number: never seen.
+        units[_INFINITE:_SIGN] = units[_SIGN + _INFINITE :] = units[median] if self.prunes_always else _ONE
         return TableRule(units.astype(np.uint32))
 
 
-@dataclass(frozen=True)
-class BudgetPruning:
-    """Skip ``fraction`` of the samples of the whole run: its first epoch and annealing, which skip nothing, included.
+def _median(counts: NDArray[np.int64]) -> int:
+    """The upper half of the median of so many scores by upper half, int64[2^16]; of 1.0 when there is none."""
+    ends = np.cumsum(counts[_ASCENDING])
+    return int(_ASCENDING[ends.searchsorted(ends[-1] / 2, "right")]) if ends[-1] else int(upper_halves(_UNIT)[0])
 
-    Every epoch between them keeps with probability ``clip(c * score**power, floor, 1)``, and weighs by its inverse; c
-    is solved for the share that is still to be skipped, divided evenly among the epochs that may. So the run meets
-    its budget although every draw is by chance and samples without a score are always kept, as far as the epochs that
-    are left allow; the loader warns when they do not.
+
+@dataclass(frozen=True, repr=False)
+class BudgetPruning:
+    """Skip ``fraction`` of the samples of the whole run, keeping with probability ``clip(c * score**power, floor, 1)``.
+
+    What is kept weighs by the inverse of its probability. With spread="middle", as published, the first epoch (which
+    has no scores) and annealing skip nothing; c is solved for the share that is still to be skipped, divided evenly
+    among the epochs between them. So the run meets its budget although every draw is by chance and samples without a
+    score are always kept, as far as the epochs that are left allow; the loader warns when they do not. With
+    spread="even" every epoch skips the same share: there is no annealing, and samples without a score count as of the
+    median score, so that the first epoch skips at random.
 
     Attributes:
         fraction: Of all samples of the run that is skipped, in [0, 1); see `largest` for what can be met.
         power: Of the score, in [0, 2]: 0 skips at random, 1 keeps in proportion to the loss.
         floor: The least keep probability, in [2^-10, 1]; no sample weighs more than 1 / floor.
+        spread: "middle" or "even".
 
     Raises:
         ConfigError: For other values.
@@ -104,12 +123,14 @@ class BudgetPruning:
     fraction: float
     power: float = 0.5
     floor: float = 0.15
+    spread: Literal["middle", "even"] = "middle"
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values that cannot work."""
         name = f"BudgetPruning(fraction={self.fraction!r}, power={self.power!r}, floor={self.floor!r})"
         if not all(isinstance(value, int | float | np.floating) for value in (self.fraction, self.power, self.floor)):
             raise ConfigError(f"{name}: all three are numbers.")
+        check_choice(f"{name}: spread", self.spread, ("middle", "even"))
         if not 0 <= self.fraction < 1:
             raise ConfigError(
                 f"{name}: fraction is the share of the whole run's samples to skip, in [0, 1); 0.4 skips 40 %."
@@ -122,16 +143,33 @@ class BudgetPruning:
         for field in ("fraction", "power", "floor"):
             object.__setattr__(self, field, float(getattr(self, field)))
 
+    def __repr__(self) -> str:
+        """As of a dataclass; without the spread where it is the default, as in states of before there were two."""
+        spread = "" if self.spread == "middle" else f", spread={self.spread!r}"
+        return f"BudgetPruning(fraction={self.fraction!r}, power={self.power!r}, floor={self.floor!r}{spread})"
+
+    @property
+    def prunes_always(self) -> bool:
+        """Whether the first epoch and those of annealing prune too."""
+        return self.spread == "even"
+
     def largest(self, epochs: int, delta: float = 0.875) -> float:
         """The largest fraction that can be met in a run of ``epochs``, of which floor(delta * epochs) may prune."""
         return self._most(epochs, annealing_epoch(delta, epochs))
 
     def _most(self, epochs: int, annealing: int) -> float:
+        if self.prunes_always:
+            return 1 - self.floor
         return max(0, annealing - 1) / epochs * (1 - self.floor)  # the first epoch has no scores to go by
 
     def check(self, moment: Moment) -> str:
         """At epoch 0 raise ConfigError for a fraction above the largest; later say when it cannot be met any more."""
         most = self._most(moment.epochs, moment.annealing)
+        if self.prunes_always and self.fraction > most:
+            raise ConfigError(
+                f"{self} asks for more than can be skipped: each epoch keeps at least {self.floor:g}, so the largest "
+                f"fraction is {most:g}. Ask for less, or lower the floor."
+            )
         if moment.epoch == 0 and self.fraction > most:
             raise ConfigError(
                 f"{self} asks for more than can be skipped: of {moment.epochs} epochs {max(0, moment.annealing - 1)} "
@@ -139,7 +177,7 @@ class BudgetPruning:
                 f"least {self.floor:g}, so the largest fraction is {math.floor(most * 10000) / 10000:g}. Ask for less, "
                 "raise epochs or delta, or lower the floor."
             )
-        if moment.offered is None or moment.skipped is None:
+        if moment.offered is None or moment.skipped is None or self.prunes_always:
             return ""
         run = moment.offered + moment.entries * (moment.epochs - moment.epoch)
         reached = (moment.skipped + moment.entries * self._left(moment) * (1 - self.floor)) / run
@@ -158,6 +196,8 @@ class BudgetPruning:
 
     def at(self, moment: Moment) -> Policy:
         """What is left to skip, divided by the epochs that are left for it."""
+        if self.prunes_always:
+            return ProportionalPruning(self.fraction, self.power, self.floor, prunes_always=True)
         if moment.offered is None or moment.skipped is None:
             share = self.fraction * moment.epochs / max(1, moment.annealing - 1)
         else:

@@ -316,3 +316,69 @@ def test_a_run_that_was_continued_without_a_checkpoint_goes_on_at_the_pace_of_th
     assert loader.stats["pruned"] / N == pytest.approx(0.5 * 10 / 7, abs=0.05)
     state = loader.state_dict()
     assert state["progress"]["knows_all"] is False
+
+
+# --- spread evenly
+
+
+@quick
+@given(scores=some_scores, share=shares, power=powers, floor=floors)
+def test_what_has_no_score_counts_as_of_the_median_one(scores, share, power, floor):
+    rule = ProportionalPruning(share, power, floor, prunes_always=True).rule(Summary(scores))
+    chance = rule(scores)
+    least = math.ceil(floor * 2**16) * UNIT
+    assert chance.mean() == pytest.approx(max(1 - share, least), abs=2 * UNIT)
+    unseen = np.isnan(scores)
+    if unseen.any() and not unseen.all():
+        seen = np.sort(scores[~unseen])
+        low, high = rule(seen[[(seen.size - 1) // 2, seen.size // 2]])
+        assert low - UNIT <= chance[unseen][0] <= high + UNIT
+
+
+def test_spread_evenly_every_epoch_skips_the_same_share_and_the_weighted_sum_stays_unbiased(tmp_path):
+    size, epochs = 2000, 4
+    loader = InfoBatchLoader(
+        list(range(size)),
+        tmp_path / "scores.zarr",
+        batch_size=100,
+        epochs=epochs,
+        policy=BudgetPruning(0.4, spread="even"),
+        constant_steps=True,
+    )
+    loss = torch.from_numpy(losses(size)) + 0.01
+    for epoch in range(epochs):
+        weights = torch.zeros(size)
+        for _, picks in loader:
+            loader.update(loss[picks.index], picks)
+            weights[picks.index] += picks.weight
+        assert loader.step == len(loader) == 20
+        assert (weights > 0).sum() == pytest.approx(0.6 * size, abs=5 * math.sqrt(size))
+        assert weights.sum() == pytest.approx(size, rel=0.1)
+        if epoch == 0:
+            assert sorted(set(weights.tolist())) == pytest.approx([0, 1 / 0.6], rel=1e-4)  # at random
+    assert loader.stats["saved"] == pytest.approx(0.4, abs=0.03)
+
+
+def test_spread_evenly_a_run_may_be_of_one_epoch(tmp_path):
+    policy = BudgetPruning(0.3, spread="even")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader = InfoBatchLoader(list(range(1000)), tmp_path / "scores.zarr", batch_size=10, epochs=1, policy=policy)
+        picked = sum(len(picks) for _, picks in loader if loader.update(torch.ones(len(picks)), picks) is not None)
+    assert 600 < picked < 800
+
+
+def test_spread_evenly_all_but_the_floor_can_be_skipped(tmp_path):
+    assert BudgetPruning(0.1, floor=0.2, spread="even").largest(7) == pytest.approx(0.8)
+    policy = BudgetPruning(0.85, floor=0.2, spread="even")
+    with pytest.raises(ConfigError, match=r"the largest fraction is 0\.8\. Ask for less, or lower the floor"):
+        InfoBatchLoader([1, 2, 3], tmp_path / "scores.zarr", batch_size=1, epochs=9, policy=policy)
+
+
+def test_the_repr_by_which_states_are_compared_tells_the_spread_where_it_is_not_the_default():
+    assert repr(BudgetPruning(0.5)) == "BudgetPruning(fraction=0.5, power=0.5, floor=0.15)"
+    assert (
+        repr(BudgetPruning(0.5, spread="even")) == "BudgetPruning(fraction=0.5, power=0.5, floor=0.15, spread='even')"
+    )
+    with pytest.raises(ConfigError, match="spread='late'"):
+        BudgetPruning(0.5, spread="late")
