@@ -1,4 +1,4 @@
-"""Every example of the README and of the manual runs, as it stands there, on real shards; and their links lead somewhere."""
+"""Every example of the README and of the manual runs, as it stands there; and their links lead somewhere."""
 
 import os
 import re
