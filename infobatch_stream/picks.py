@@ -15,8 +15,11 @@ __all__ = ["Origin", "Picks"]
 class Origin:
     """Where a batch comes from.
 
-    run: of the loader that made it, a number that no other loader of this process has. step: None for a batch that was
-    only peeked at. replaced: why samples of the batch could not be read.
+    Attributes:
+        run: Of the loader that made it, a number that no other loader of this process has.
+        epoch: Of that run.
+        step: None for a batch that was only peeked at.
+        replaced: Why samples of the batch could not be read.
     """
 
     run: int

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from infobatch_stream.distributed import Ranks
 from infobatch_stream.recorder import Recorder
 from infobatch_stream.sources import Source
-from infobatch_stream.store.bootstrap import Contents, Existing, check_owner
+from infobatch_stream.store.bootstrap import Contents, Existing, check_same_data
 from infobatch_stream.store.history import Epoch
 from infobatch_stream.store.replicated import ReplicatedStore
 from infobatch_stream.store.score_store import ScoreStore
@@ -35,12 +35,12 @@ class RunStore:
         self.path, self.existing = path, existing
         self.recorder = Recorder()
         self._source, self._history = source, history
-        self._shared: ReplicatedStore | None = None
+        self._replicated: ReplicatedStore | None = None
 
     @property
     def store(self) -> ScoreStore | None:
         """That of this node; None before it is open."""
-        return None if self._shared is None else self._shared.store
+        return None if self._replicated is None else self._replicated.store
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -51,7 +51,7 @@ class RunStore:
     def check_dataset(self) -> None:
         """Raise StoreError where a store of another dataset stands, if it would be gone on with."""
         if self.existing != "overwrite" and self.path.exists():
-            check_owner(self.path, self._source.num_samples, self._source.fingerprint)
+            check_same_data(self.path, self._source.num_samples, self._source.fingerprint)
 
     def check_scores(self) -> None:
         """Raise StoreError if the scores are no longer those that a plan reads as it goes."""
@@ -63,15 +63,15 @@ class RunStore:
 
         Raises OutOfStepError where the ranks differ in ``settings``.
         """
-        if self._shared is not None and contents is None:
+        if self._replicated is not None and contents is None:
             return False
         ranks.agree("open", **settings, existing=self.existing)
         self.iterated_by(None)  # what is loaded now ends this loader's own epoch
         source = self._source
-        self._shared = ReplicatedStore.open(
+        self._replicated = ReplicatedStore.open(
             ranks, self.path, source.num_samples, source.fingerprint, self.existing, contents
         )
-        self.recorder.attach(self._shared.store)
+        self.recorder.attach(self._replicated.store)
         return True
 
     def settle(self) -> None:
@@ -81,8 +81,8 @@ class RunStore:
 
     def iterated_by(self, iterator: object) -> None:
         """No other loader of this process may take the store as long as this iterator is in use; None: it may."""
-        if self._shared is not None:
-            self._shared.iterated_by(iterator)
+        if self._replicated is not None:
+            self._replicated.iterated_by(iterator)
 
     def commit(self, row: Epoch) -> None:
         """Make what was recorded the scores of the next epoch. Collective. row: what became of this one."""
@@ -96,13 +96,13 @@ class RunStore:
 
     def save_what_can_be(self) -> None:
         """Bring this rank's losses to the disk, as far as that still goes: another error is passing."""
-        if self._shared is not None:
+        if self._replicated is not None:
             with suppress(Exception):  # after a fault of the device nothing more comes from it
                 self.recorder.flush()
             with suppress(Exception):
-                self._shared.store.flush()
+                self._replicated.store.flush()
 
     @property
     def _opened(self) -> ReplicatedStore:
-        assert self._shared is not None
-        return self._shared
+        assert self._replicated is not None
+        return self._replicated

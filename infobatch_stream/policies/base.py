@@ -48,9 +48,14 @@ class Policy(Protocol):
 class Moment:
     """Where a run stands when an epoch is planned.
 
-    epoch: from 0. epochs: of the whole run. annealing: from this epoch on everything is kept. entries: of this epoch.
-    offered, skipped: entries of the epochs before this one, and those that were not trained on; None where that is
-    not known, because the run was continued without a checkpoint.
+    Attributes:
+        epoch: From 0.
+        epochs: Of the whole run.
+        annealing: From this epoch on everything is kept.
+        entries: Of this epoch.
+        offered: Total entries of the epochs before; None where that is not known, because the run was continued
+            without a checkpoint.
+        skipped: How many of those were not trained on; None likewise.
     """
 
     epoch: int
@@ -79,8 +84,12 @@ class Schedule(Protocol):
 class StepRule:
     """``keep[i]`` for scores under ``edges[i]`` (and not under ``edges[i-1]``), ``keep[-1]`` for the rest.
 
-    Raises ConfigError for edges that fall, or that are not one fewer than the probabilities; and for probabilities
-    that are neither 0 nor in [2^-10, 1].
+    Attributes:
+        edges: n scores, none below the one before.
+        keep: n + 1 keep probabilities, each 0 or in [2^-10, 1].
+
+    Raises:
+        ConfigError: For edges or probabilities that are not so.
     """
 
     edges: tuple[float, ...]

@@ -51,7 +51,12 @@ class ProportionalPruning:
 
     c is such that the expected number of kept entries is what was asked for, to 2^-16 of them. What has no score is
     kept, and the others make up for it as far as ``floor`` allows. Scores of 0 and below count as the smallest one
-    above. power: in [0, 2], rounded to 2^-16; 0 draws all alike.
+    above.
+
+    Attributes:
+        share: Of the entries of the epoch that is skipped.
+        power: In [0, 2], rounded to 2^-16; 0 draws all alike.
+        floor: The least keep probability.
     """
 
     share: float
@@ -87,8 +92,13 @@ class BudgetPruning:
     its budget although every draw is by chance and samples without a score are always kept, as far as the epochs that
     are left allow; the loader warns when they do not.
 
-    fraction: in [0, 1); see `largest` for what can be met. power: of the score, in [0, 2]: 0 skips at random, 1 keeps
-    in proportion to the loss. floor: the least keep probability, in [2^-10, 1]; no sample weighs more than 1 / floor.
+    Attributes:
+        fraction: Of all samples of the run that is skipped, in [0, 1); see `largest` for what can be met.
+        power: Of the score, in [0, 2]: 0 skips at random, 1 keeps in proportion to the loss.
+        floor: The least keep probability, in [2^-10, 1]; no sample weighs more than 1 / floor.
+
+    Raises:
+        ConfigError: For other values.
     """
 
     fraction: float

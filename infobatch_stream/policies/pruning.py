@@ -26,7 +26,13 @@ class FullData:
 class SoftPruning:
     """InfoBatch's rule (Qin et al., ICLR 2024): below the mean score, drop with probability ``ratio``.
 
-    ``ratio`` in [0, 1); the paper's 0.5 by default. Kept low scores weigh 1 / (1 - ratio).
+    Kept low scores weigh 1 / (1 - ratio).
+
+    Attributes:
+        ratio: In [0, 1); the paper's 0.5 by default.
+
+    Raises:
+        ConfigError: For other values.
     """
 
     ratio: float = 0.5
@@ -52,8 +58,13 @@ class QuantilePruning:
     The defaults are those of the paper's 40 % row on ImageNet: the lowest 20 % kept with probability 0.25, up to
     85 % with 0.5, the hardest 15 % always. Scores that are all equal fall into the last band.
 
-    quantiles: increasing shares in (0, 1). keep: one probability more than there are quantiles, each in
-    [2^-10, 1], or 0 for a band that is dropped altogether (the gradient is then no longer unbiased).
+    Attributes:
+        quantiles: Shares in (0, 1) that increase.
+        keep: One probability more than there are quantiles, each in [2^-10, 1], or 0 for a band that is dropped
+            altogether (the gradient is then no longer unbiased).
+
+    Raises:
+        ConfigError: For other values.
     """
 
     quantiles: Sequence[float] = (0.20, 0.85)

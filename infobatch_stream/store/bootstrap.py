@@ -14,13 +14,13 @@ from infobatch_stream._files import make_held, mark
 from infobatch_stream._platform import is_network, kernel, name_of_file_system
 from infobatch_stream.distributed import Groups, Ranks
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store import layout
+from infobatch_stream.store.header import Header, check_is_store, read_header
 from infobatch_stream.store.history import mend
 from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
 from infobatch_stream.store.staging import PathTakenError, StagedStore, put_back, tidy
 
-__all__ = ["BLOCK", "Contents", "Existing", "Bootstrap", "check_owner", "neighbours"]
+__all__ = ["BLOCK", "Contents", "Existing", "Bootstrap", "check_same_data", "neighbours"]
 
 Existing = Literal["error", "overwrite", "continue"]
 
@@ -42,9 +42,9 @@ class Contents:
     epoch: int
 
 
-def check_owner(path: Path, num_samples: int, fingerprint: str) -> layout.Header:
+def check_same_data(path: Path, num_samples: int, fingerprint: str) -> Header:
     """The header of the store at ``path``. Raises StoreError when it was made for another dataset."""
-    header = layout.read_header(path)
+    header = read_header(path)
     if (header.num_samples, header.fingerprint) != (num_samples, fingerprint):
         raise StoreError(
             f"{path} holds the scores of another dataset: {header.num_samples:,} samples ({header.fingerprint}), "
@@ -117,9 +117,9 @@ def _check_machines(sharing: list[tuple[str, str, str]]) -> None:
 
 
 class Bootstrap:
-    """One opening of the stores of a run. `store` does it.
+    """The opening of the stores of a run. `store` does it.
 
-    Arguments as of `SharedStore.open`; groups: of the processes that share a store.
+    Arguments as of `ReplicatedStore.open`; groups: of the processes that share a store.
     """
 
     def __init__(
@@ -136,9 +136,9 @@ class Bootstrap:
         self._path, self._num_samples, self._fingerprint = path, num_samples, fingerprint
         self._existing, self._contents = existing, contents
         self._run = ranks.gather(_RUN)[0]
-        self._owner: RunLock | None = None  # of the store that stands there
-        self._new: RunLock | None = None  # of the draft
-        self._draft: StagedStore | None = None
+        self._run_lock: RunLock | None = None  # of the store that stands there
+        self._new: RunLock | None = None  # of the staged store
+        self._staged: StagedStore | None = None
         self._replaces = False
 
     def store(self) -> tuple[ScoreStore, RunLock]:
@@ -152,27 +152,27 @@ class Bootstrap:
             self._ranks.together(_CALL, lambda: self._prepare(epoch) if leads and not stays else None)
             if leads and self._groups.count > 1 and (contents or (epoch and set(epochs) != {epoch})):
                 self._copy(0 if contents else epochs.index(epoch))
-            self._ranks.together(_CALL, self._place if self._draft else _nothing)
+            self._ranks.together(_CALL, self._place if self._staged else _nothing)
         finally:
-            if self._draft:
-                self._draft.discard()
+            if self._staged:
+                self._staged.discard()
         return self._ranks.together(_CALL, self._map)
 
     def _look(self) -> int | None:
         """The epoch of the store that stands here; None when there is none that may stay."""
         path = self._path
         put_back(path)
-        tidy(path)  # here too: a run that goes on may make no draft
+        tidy(path)  # here too: a run that goes on may stage no store
         if not path.exists():
             return None
         self._replaces = True
         if self._contents or self._existing == "overwrite":
-            layout.check_is_store(path)
+            check_is_store(path)
             if (path / "pending").is_dir():  # else it is damaged, and used by nobody
-                self._claim()
+                self._lock()
             return None
-        check_owner(path, self._num_samples, self._fingerprint)
-        self._claim()
+        check_same_data(path, self._num_samples, self._fingerprint)
+        self._lock()
         store = ScoreStore.open(path)
         if self._existing == "error" and store.epoch:
             raise StoreError(
@@ -185,30 +185,30 @@ class Bootstrap:
         return store.epoch
 
     def _prepare(self, epoch: int) -> None:
-        header = layout.Header(self._num_samples, self._fingerprint, epoch, "ready")
+        header = Header(self._num_samples, self._fingerprint, epoch, "ready")
         put = self._contents or Contents(None, None, epoch)
         try:
-            self._draft = StagedStore(
+            self._staged = StagedStore(
                 self._path, header, scores=put.scores, pending=put.pending, replace=self._replaces
             )
         except PathTakenError:
             RunLock.check_unused(self._path)
             raise
-        self._draft.keep_history()
-        self._new = RunLock.claim(self._draft.folder, self._run, shown=self._path)
+        self._staged.keep_history()
+        self._new = RunLock.acquire(self._staged.folder, self._run, shown=self._path)
 
     def _place(self) -> None:
-        """Put the draft in its place. It is claimed already, so whoever finds it there finds it in use."""
-        assert self._draft
+        """Put the staged store in its place. It is locked already, so whoever finds it there finds it in use."""
+        assert self._staged
         try:
-            self._draft.place()
+            self._staged.place()
         except PathTakenError:  # another run was quicker
             RunLock.check_unused(self._path)
             raise
-        self._owner = self._new
+        self._run_lock = self._new
 
     def _copy(self, source: int) -> None:
-        """Bring the scores of the group ``source`` into the drafts of the others. Collective among the leaders."""
+        """Copy the scores of the group ``source`` into the other staged stores. Collective among the leaders."""
         contents = self._contents
         here: dict[str, NDArray[np.float32] | None] = {"scores": None}
         if contents:
@@ -220,11 +220,11 @@ class Bootstrap:
                 size = min(BLOCK, self._num_samples - start)
                 mine = np.empty(size, np.float32) if whole is None else np.array(whole[start : start + size])
                 values = self._groups.from_group(source, mine)
-                if self._draft and whole is None:
-                    self._draft.fill(array, start, values)
+                if self._staged and whole is None:
+                    self._staged.fill(array, start, values)
 
-    def _claim(self) -> None:
-        self._owner = RunLock.claim(self._path, self._run)
+    def _lock(self) -> None:
+        self._run_lock = RunLock.acquire(self._path, self._run)
 
     def _map(self) -> tuple[ScoreStore, RunLock]:
         if not self._path.exists():
@@ -234,7 +234,7 @@ class Bootstrap:
         store = ScoreStore.open(self._path)
         if self._groups.leads:
             mend(store.path, store.epoch, store.scores)
-        return store, self._owner or RunLock.join(self._path)
+        return store, self._run_lock or RunLock.join(self._path)
 
 
 def _nothing() -> None:

@@ -22,37 +22,10 @@ from zarr.codecs import BytesCodec
 
 from infobatch_stream._files import lock, sync, unlock
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store.header import (
-    FORMAT,
-    KEY,
-    Header,
-    check_is_store,
-    not_a_store,
-    out_of_range,
-    read_header,
-    read_json,
-    remove_leftovers,
-    restore,
-    short,
-    write_header,
-)
+from infobatch_stream.store.header import KEY, Header, not_a_store, out_of_range, read_json, restore, short
 from infobatch_stream.store.safe_files import open_inside
 
-__all__ = [
-    "FORMAT",
-    "Header",
-    "check_files",
-    "check_is_store",
-    "exclusive",
-    "file_size",
-    "identity",
-    "map_array",
-    "not_a_store",
-    "read_header",
-    "remove_leftovers",
-    "write_header",
-    "write_new",
-]
+__all__ = ["ARRAYS", "check_files", "exclusive", "file_size", "identity", "map_array", "write_new"]
 
 ARRAYS = ("scores", "pending")
 
@@ -253,7 +226,7 @@ def exclusive(path: Path) -> Iterator[None]:
     except OSError as error:
         raise not_a_store(path, error.strerror or str(error)) from error
     try:
-        with suppress(OSError):  # a file system without locks; Owner says so
+        with suppress(OSError):  # a file system without locks; RunLock says so
             lock(folder, wait=True)
         yield
     finally:

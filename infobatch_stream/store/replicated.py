@@ -13,8 +13,8 @@ from typing import Self
 
 from infobatch_stream.distributed import Groups, Ranks
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store import layout
 from infobatch_stream.store.bootstrap import BLOCK, Bootstrap, Contents, Existing, neighbours
+from infobatch_stream.store.header import read_header
 from infobatch_stream.store.history import Epoch, History
 from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
@@ -28,11 +28,11 @@ _QUIET_NAN = 0x7FC00000  # a token is carried by a NaN, so one that is left behi
 class ReplicatedStore:
     """This process's part in the store of a run. Attributes: store: that of this node."""
 
-    def __init__(self, ranks: Ranks, groups: Groups, store: ScoreStore, owner: RunLock) -> None:
+    def __init__(self, ranks: Ranks, groups: Groups, store: ScoreStore, run_lock: RunLock) -> None:
         """Use `open`."""
-        self._ranks, self._groups, self._owner = ranks, groups, owner
+        self._ranks, self._groups, self._run_lock = ranks, groups, run_lock
         self.store = store
-        owner.used_by(store.retire)
+        run_lock.used_by(store.retire)
         self._committing: int | None = None  # the epoch of a commit that is going on, or failed
 
     @classmethod
@@ -56,15 +56,15 @@ class ReplicatedStore:
         by another run; ConfigError for a network file system with ranks on several machines.
         """
         groups = ranks.grouped(neighbours(ranks, path))
-        opening = Bootstrap(ranks, groups, path, num_samples, fingerprint, existing, contents)
-        shared = cls(ranks, groups, *opening.store())
-        shared._prove()
-        shared._owner.take_over()
-        return shared
+        bootstrap = Bootstrap(ranks, groups, path, num_samples, fingerprint, existing, contents)
+        opened = cls(ranks, groups, *bootstrap.store())
+        opened._prove()
+        opened._run_lock.take_over()
+        return opened
 
     def iterated_by(self, iterator: object) -> None:
         """No other loader of this process may take the store as long as this iterator is in use; None: it may."""
-        self._owner.iterated_by(iterator)
+        self._run_lock.iterated_by(iterator)
 
     def _prove(self) -> None:
         """Raise on every rank unless each sees in its map what every other of its group writes there."""
@@ -102,7 +102,7 @@ class ReplicatedStore:
             self._ranks.together("the exchange of scores", self._exchange)
 
     def _check_begun(self) -> None:
-        header = layout.read_header(self.store.path)
+        header = read_header(self.store.path)
         if (header.state, header.epoch) != ("ready", self._committing):
             raise StoreError(
                 f"the commit of epoch {self._committing} failed on one of the ranks, and was begun in "

@@ -37,7 +37,7 @@ class RunLock:
     _all: ClassVar["weakref.WeakSet[RunLock]"] = weakref.WeakSet()
 
     def __init__(self, path: Path, shown: Path | None = None) -> None:
-        """Use `claim` or `join`."""
+        """Use `acquire` or `join`."""
         self._path = shown or path
         place = path / _NAME
         try:
@@ -62,45 +62,45 @@ class RunLock:
         self._iterator = _nobody if iterator is None else weakref.ref(iterator)
 
     @classmethod
-    def claim(cls, path: Path, run: str, shown: Path | None = None) -> Self:
+    def acquire(cls, path: Path, run: str, shown: Path | None = None) -> Self:
         """Take the store for ``run``, a text that only its processes know. shown: the path that errors name.
 
-        A process may claim what its run has: a loader is made again in a notebook, say. The older one has lost it then.
+        A process may acquire what its run has: a loader is made again in a notebook, say. The older one then loses it.
         Raises StoreError when processes of another run hold it, or another loader of this process is iterating.
         """
-        owner = cls(path, shown)
-        if owner._lock(warn=True):
-            owner._write(run)
+        held = cls(path, shown)
+        if held._lock(warn=True):
+            held._write(run)
         else:
-            found = owner._read()
+            found = held._read()
             # The number too, since a process that was forked has the text of its parent.
             if (found.get("run"), found.get("pid")) != (run, os.getpid()):
-                raise owner._in_use()
-            for other in owner._others():
+                raise held._in_use()
+            for other in held._others():
                 if getattr(other._iterator(), "gi_frame", None) is not None:
                     raise StoreError(
-                        f"{owner._path} is in use: another loader of this process is in the midst of an epoch with it. "
+                        f"{held._path} is in use: another loader of this process is in the midst of an epoch with it. "
                         "Give each loader a store of its own; to go on with this one, drop the other's iterator (del). "
                         "A notebook keeps the last error, and the iterator with it: there run this again."
                     )
-        owner._share()
-        return owner
+        held._share()
+        return held
 
     @classmethod
     def join(cls, path: Path) -> Self:
-        """Hold the store with the process of this run that claimed it."""
-        owner = cls(path)
-        owner._share()
-        return owner
+        """Hold the store with the process of this run that acquired it."""
+        held = cls(path)
+        held._share()
+        return held
 
     @classmethod
     def check_unused(cls, path: Path) -> None:
         """Raise StoreError when another run holds the store, if there is one."""
         if not (path / _NAME).is_file():
             return
-        owner = cls(path)
-        if not owner._lock():
-            raise owner._in_use()
+        held = cls(path)
+        if not held._lock():
+            raise held._in_use()
 
     @classmethod
     def of(cls, path: Path) -> str:
@@ -142,8 +142,8 @@ class RunLock:
     def _others(self) -> list["RunLock"]:
         """Other holds of this process on the same store."""
         mine = os.fstat(self._file)
-        owners = [other for other in self._all if other is not self and other._close.alive]
-        return [other for other in owners if os.path.samestat(os.fstat(other._file), mine)]
+        found = [other for other in self._all if other is not self and other._close.alive]
+        return [other for other in found if os.path.samestat(os.fstat(other._file), mine)]
 
     def _in_use(self) -> StoreError:
         return StoreError(
@@ -172,8 +172,8 @@ class RunLock:
     @classmethod
     def _forget(cls) -> None:
         """In a forked worker, which does not train: it must not keep the lock beyond the life of its parent."""
-        for owner in list(cls._all):
-            owner._close()
+        for held in list(cls._all):
+            held._close()
 
 
 at_fork_in_child(RunLock._forget)

@@ -15,7 +15,6 @@ opening the store finishes what was begun.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self
 
@@ -25,25 +24,27 @@ from numpy.typing import ArrayLike, NDArray
 from infobatch_stream._validation import check_choice, whole_number
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.store import layout
+from infobatch_stream.store.header import Header, read_header, remove_leftovers, write_header
 from infobatch_stream.store.history import History
 from infobatch_stream.store.location import location
+from infobatch_stream.store.mapped_array import MappedArray, read_only
 from infobatch_stream.store.recorded_losses import scores_at
 from infobatch_stream.store.staging import StagedStore, put_back
 
 __all__ = ["ScoreStore"]
-
-_BLOCK = 1 << 18  # scores handled at once: what is made of them stays in the cache
 
 
 class ScoreStore:
     """The scores of N samples. Made by `create` or `open`; several processes may have it open at once.
 
     Attributes:
-        path: Path of the group. num_samples: N. fingerprint: of the dataset whose scores these are.
-        epoch: how many epochs were committed; refreshed by `commit` and `refresh`.
+        path: Path of the group.
+        num_samples: N.
+        fingerprint: Of the dataset whose scores these are.
+        epoch: How many epochs were committed; refreshed by `commit` and `refresh`.
     """
 
-    def __init__(self, path: Path, header: layout.Header, mode: Literal["r", "r+"]) -> None:
+    def __init__(self, path: Path, header: Header, mode: Literal["r", "r+"]) -> None:
         """Map the arrays of a validated store; use `open`."""
         self.path = path
         self.num_samples = header.num_samples
@@ -51,10 +52,9 @@ class ScoreStore:
         self.epoch = header.epoch
         self._mode = mode
         self._retired = False
-        self._scores = layout.map_array(path, "scores", self.num_samples, "r")  # only a commit maps it to write
-        self._pending = layout.map_array(path, "pending", self.num_samples, mode)
+        self._scores = MappedArray(path, "scores", self.num_samples, "r")  # only a commit maps it to write
+        self._pending = MappedArray(path, "pending", self.num_samples, mode)
         self._finished: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-        self._identities = {array: layout.identity(path, array) for array in layout.ARRAYS}
 
     @classmethod
     def create(
@@ -68,15 +68,24 @@ class ScoreStore:
         epoch: int = 0,
         replace: bool = False,
     ) -> Self:
-        """Make a store for ``num_samples`` samples and open it. Appears whole, or not at all.
+        """Make a store and open it. It appears whole, or not at all.
 
-        scores, pending: float32[N] to begin with instead of NaN. replace: put it in the place of an existing
-        store (of nothing else).
+        Every byte is written here, so a run cannot hit a full disk later.
 
-        Raises StoreError when the path is taken, when it cannot be written or the disk is full (every byte is
-        written here, so a run cannot hit a full disk later); ConfigError for impossible arguments.
+        Args:
+            path: Of the folder to be made.
+            num_samples: N, at least 1.
+            fingerprint: Of the dataset; a run with another one is refused.
+            scores: float32[N] to begin with instead of NaN.
+            pending: float32[N], losses of the epoch that is going on, likewise.
+            epoch: How many epochs the scores are of.
+            replace: Put it in the place of an existing store (of nothing else).
+
+        Raises:
+            StoreError: When the path is taken, cannot be written, or the disk is full.
+            ConfigError: For impossible arguments.
         """
-        header = layout.Header(
+        header = Header(
             whole_number("num_samples", num_samples, 1), fingerprint, whole_number("epoch", epoch, 0), "ready"
         )
         if not isinstance(fingerprint, str):
@@ -89,45 +98,46 @@ class ScoreStore:
     def open(cls, path: str | os.PathLike[str], mode: Literal["r", "r+"] = "r+") -> Self:
         """Open an existing store after checking its metadata, sizes and shard indexes.
 
-        mode: "r+" to record and commit; it first finishes a commit that a killed process left. "r" changes
-        nothing on disk, and shows a commit that was cut off as finished (one that begins later may show through).
+        Args:
+            path: Of its folder.
+            mode: "r+" to record and commit; it first finishes a commit that a killed process left. "r" changes
+                nothing on disk, and shows a commit that was cut off as finished (one that begins later may show
+                through).
 
-        Raises StoreError for a path that is missing, foreign, truncated, extended or of a newer format.
+        Raises:
+            StoreError: For a path that is missing, foreign, truncated, extended or of a newer format.
         """
         check_choice("mode", mode, ("r", "r+"))
         path = location(path)
         if mode == "r+":
             put_back(path)
             with layout.exclusive(path):
-                layout.remove_leftovers(path)
-                header = layout.read_header(path)
+                remove_leftovers(path)
+                header = read_header(path)
                 layout.check_files(path, header.num_samples)
                 if header.state != "ready":
                     cls(path, header, mode)._finish_or_tell(header)
-        header = layout.read_header(path)
+        header = read_header(path)
         layout.check_files(path, header.num_samples)
         store = cls(path, header, mode)
         if header.state != "ready":  # only in mode "r"
             store._show_finished(header)
         return store
 
-    def _show_finished(self, header: layout.Header) -> None:
+    def _show_finished(self, header: Header) -> None:
         """Show what the commit that is under way, or was cut off, comes to; nothing is written."""
         if header.state == "apply":  # pending is whole until all of it is in scores
-            pending = np.array(self._pending)  # first: once it is cleared, scores have all of it
-            scores = np.where(np.isfinite(pending), pending, self._scores)
+            pending = np.array(self._pending.values)  # first: once it is cleared, scores have all of it
+            scores = np.where(np.isfinite(pending), pending, self._scores.values)
             self.epoch += 1
         else:
-            scores = np.array(self._scores)
+            scores = np.array(self._scores.values)
         self._finished = scores, np.full(self.num_samples, np.nan, dtype=np.float32)
 
     @property
     def scores(self) -> NDArray[np.float32]:
         """float32[N], read-only view of the committed scores; NaN = never seen. Changes at a commit only."""
-        if self._finished:
-            return _read_only(self._finished[0])
-        self._check_length("scores")
-        return _read_only(self._scores)
+        return read_only(self._finished[0]) if self._finished else self._scores.view()
 
     def at(self, epoch: int) -> NDArray[np.float32]:
         """float32[N]: the scores that the first ``epoch`` epochs left; NaN = never seen.
@@ -140,55 +150,43 @@ class ScoreStore:
     @property
     def pending(self) -> NDArray[np.float32]:
         """float32[N], read-only view of what this epoch recorded so far; NaN = not seen in it."""
-        if self._finished:
-            return _read_only(self._finished[1])
-        self._check_length("pending")
-        return _read_only(self._pending)
+        return read_only(self._finished[1]) if self._finished else self._pending.view()
 
     def record(self, index: NDArray[np.int64], loss: ArrayLike) -> int:
-        """Note ``loss`` (float[k]) as this epoch's scores of the samples ``index`` (int64[k]).
+        """Note losses as this epoch's scores.
 
-        Losses that are not finite, or not in float32, are not recorded. Returns how many those were. Of an index
-        that occurs twice the last loss counts. Any number of processes may record at once: other samples are
-        never touched.
+        Any number of processes may record at once: other samples are never touched.
+
+        Args:
+            index: int64[k], the samples; of one that occurs twice the last loss counts.
+            loss: float[k].
+
+        Returns:
+            How many losses were not recorded, since they are not finite in float32.
+
+        Raises:
+            ConfigError: For other shapes or types, and samples that there are not.
+            StoreError: When the store may not be written to, or its files were replaced.
         """
         self._check_writable()
-        index, values = np.asarray(index), np.asarray(loss)
-        if values.dtype != np.float32:
-            if values.dtype.kind not in "fiu":
-                raise ConfigError(f"record takes a loss of real numbers; got {values.dtype}.")
-            with np.errstate(over="ignore"):
-                values = values.astype(np.float32)
-        if index.dtype != np.int64 or index.shape != values.shape or index.ndim != 1:
-            raise ConfigError(
-                f"record takes index int64[k] and loss float[k]; got {index.dtype}{list(index.shape)} "
-                f"and {values.dtype}{list(values.shape)}."
-            )
-        # As uint64 a negative index is larger than any. Methods of arrays take twice as long as these functions.
-        if index.size and np.maximum.reduce(index.view(np.uint64)) >= self.num_samples:
-            raise ConfigError(
-                f"record got indices from {index.min()} to {index.max()}; "
-                f"this store has the samples 0 to {self.num_samples - 1}."
-            )
-        self._check_file("pending")
-        finite = np.isfinite(values)
-        if np.logical_and.reduce(finite):
-            self._pending[index] = values
-            return 0
-        self._pending[index[finite]] = values[finite]
-        return int(index.size - np.count_nonzero(finite))
+        return self._pending.put(np.asarray(index), np.asarray(loss))
 
     def commit(self, epoch: int | None = None, *, history: History | None = None) -> None:
         """Make what was recorded the scores of the next epoch; ``epoch`` grows by one.
 
-        To be called by one process, when no other records or reads; the others `refresh` afterwards. epoch: the one
-        to commit, if that may have been done before: then nothing happens. history: is told of it. Raises StoreError
-        when the store is not at its epoch any more, or its files were replaced or cut by another program since they
-        were mapped.
+        To be called by one process, when no other records or reads; the others `refresh` afterwards.
+
+        Args:
+            epoch: The one to commit, if that may have been done before: then nothing happens.
+            history: Takes a row of the epoch.
+
+        Raises:
+            StoreError: When the store is not at its epoch any more, or its files were replaced or cut by another
+                program since they were mapped.
         """
         self._check_writable()
         with layout.exclusive(self.path):
-            header = layout.read_header(self.path)
+            header = read_header(self.path)
             if epoch is not None:
                 if (header.state, header.epoch) == ("ready", epoch + 1):
                     return
@@ -204,12 +202,12 @@ class ScoreStore:
         if history:
             history.after(self.scores)
 
-    def _finish_or_tell(self, header: layout.Header, *, begun: bool = True) -> None:
+    def _finish_or_tell(self, header: Header, *, begun: bool = True) -> None:
         """Do what is left of a commit from ``header`` on, which is to be written first unless it is ``begun``."""
         try:
             if not begun:
                 self.flush()
-                layout.write_header(self.path, header)
+                write_header(self.path, header)
             self._finish(header)
         except OSError as error:
             raise StoreError(
@@ -217,71 +215,58 @@ class ScoreStore:
                 "again or open the store anew."
             ) from error
 
-    def _finish(self, header: layout.Header) -> None:
+    def _finish(self, header: Header) -> None:
         """Do what is left of a commit. Repeating it changes nothing."""
         if header.state == "apply":
-            scores = layout.map_array(self.path, "scores", self.num_samples, "r+")
-            old, new = scores.view(np.ndarray), self._pending.view(np.ndarray)
-            for block in self._blocks():
-                _take_seen(old[block], new[block])
-            scores.flush()
+            MappedArray(self.path, "scores", self.num_samples, "r+").take_seen(self._pending.values)
             header = header.replace(state="reset", epoch=header.epoch + 1)
-            layout.write_header(self.path, header)
+            write_header(self.path, header)
         if header.state == "reset":
-            self._clear_pending()
+            self._pending.clear()
             header = header.replace(state="ready")
-            layout.write_header(self.path, header)
+            write_header(self.path, header)
         self.epoch = header.epoch
 
     def put_pending(self, start: int, losses: NDArray[np.float32]) -> None:
         """Replace what was recorded of the samples from ``start`` on by ``losses`` (float32[k]), NaN = not seen."""
         self._check_writable()
-        self._pending[start : start + len(losses)] = losses
+        self._pending.values[start : start + len(losses)] = losses
 
     def discard_pending(self) -> None:
         """Forget what was recorded since the last commit."""
         self._check_writable()
-        self._clear_pending()
-
-    def _clear_pending(self) -> None:
-        for block in self._blocks():
-            self._pending[block] = np.nan
-        self._pending.flush()
+        self._pending.clear()
 
     def flush(self) -> None:
         """Bring what was recorded to the disk, for a machine that may go down. One process does it for all."""
-        self._pending.flush()
+        self._pending.values.flush()
 
     def check(self) -> None:
         """Raise StoreError unless the files are those that were mapped, and at this epoch, and may be written to."""
         self._check_writable()
         self._check_mapped()
-        header = layout.read_header(self.path)
+        header = read_header(self.path)
         if header.epoch != self.epoch:
             raise self._elsewhere(header)
 
     def check_scores(self) -> None:
         """Raise StoreError unless `scores` shows the file that is in the store: for who reads it bit by bit."""
-        self._check_file("scores")
+        self._scores.check()
 
     def refresh(self) -> None:
         """Take note of a commit that another process made."""
         self._check_mapped()
-        header = layout.read_header(self.path)
+        header = read_header(self.path)
         self.epoch = header.epoch
 
     @property
     def token(self) -> int:
         """The 32 bits of the first pending score: what one process sets here, all that share the file see."""
-        return int(self._pending[:1].view(np.uint32)[0])
+        return int(self._pending.values[:1].view(np.uint32)[0])
 
     @token.setter
     def token(self, bits: int) -> None:
-        self._pending[:1].view(np.uint32)[0] = bits
-
-    def _blocks(self) -> Iterator[slice]:
-        for start in range(0, self.num_samples, _BLOCK):
-            yield slice(start, min(start + _BLOCK, self.num_samples))
+        self._pending.values[:1].view(np.uint32)[0] = bits
 
     def retire(self) -> None:
         """Record and commit nothing from now on: another loader of this process has taken the store over."""
@@ -296,63 +281,16 @@ class ScoreStore:
         if self._mode == "r":
             raise StoreError(f"{self.path} was opened for reading; open it with mode='r+' to record or commit.")
 
-    def _elsewhere(self, header: layout.Header) -> StoreError:
+    def _elsewhere(self, header: Header) -> StoreError:
         return StoreError(
             f"{self.path} stands at epoch {header.epoch} ({header.state}), not at epoch {self.epoch} (ready) as this "
             "process left it: another run uses the same store. Give each its own."
         )
 
     def _check_mapped(self) -> None:
-        for array in layout.ARRAYS:
-            self._check_file(array)
-
-    def _check_file(self, array: str) -> None:
-        """Raise StoreError unless an array's file is the one that is mapped, in full length: else SIGBUS awaits."""
-        try:
-            found = layout.identity(self.path, array)
-        except StoreError as error:
-            raise StoreError(
-                f"{error} What this run recorded since its last commit is lost; go on from a checkpoint "
-                "(load_state_dict)."
-            ) from error
-        if found != self._identities[array]:
-            raise self._replaced()
-
-    def _check_length(self, array: str) -> None:
-        """Raise StoreError when the mapped file was cut. One that was replaced or removed can be read."""
-        inode, size = self._identities[array]
-        try:
-            found = layout.identity(self.path, array)
-        except StoreError:
-            return
-        if found[0] == inode and found[1] < size:
-            raise self._replaced()
-
-    def _replaced(self) -> StoreError:
-        return StoreError(
-            f"the files of {self.path} were replaced by another program, or cut, while they were in use; what this run "
-            "recorded since is not in them. Do not write to a store that a run has open; go on from a checkpoint "
-            "(load_state_dict)."
-        )
+        self._scores.check()
+        self._pending.check()
 
     def __repr__(self) -> str:
         """Path, number of samples and epoch."""
         return f"ScoreStore({str(self.path)!r}, num_samples={self.num_samples}, epoch={self.epoch})"
-
-
-def _take_seen(scores: NDArray[np.float32], new: NDArray[np.float32]) -> None:
-    """Put ``new`` into ``scores`` where it is finite: what is not recorded is NaN, or a bit of it was flipped.
-
-    By arithmetic on the bits: NaN come at random, so a branch for each sample, as in copyto(where=), takes five times
-    as long.
-    """
-    seen = np.isfinite(new)
-    if seen.any():  # else the pages need not be written
-        bits = scores.view(np.int32)
-        bits ^= (bits ^ new.view(np.int32)) * seen
-
-
-def _read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    view = array.view(np.ndarray)
-    view.flags.writeable = False
-    return view

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from infobatch_stream._files import abandoned, hold, make_held, mark, remove_abandoned, sync
 from infobatch_stream.errors import StoreError
 from infobatch_stream.store import layout
+from infobatch_stream.store.header import Header, check_is_store, read_header
 from infobatch_stream.store.history import carry, mend
 
 __all__ = ["StagedStore", "PathTakenError", "put_back", "tidy"]
@@ -24,7 +25,7 @@ class PathTakenError(StoreError):
 class StagedStore:
     """The files of a new store, in a hidden folder next to ``path``; `place` makes them the store at ``path``.
 
-    Every byte is written at once, so that a run cannot hit a full disk later. A draft whose process was killed is
+    Every byte is written at once, so that a run cannot hit a full disk later. One whose process was killed is
     removed by the next one for the same path: its folder is locked (flock) as long as its process lives.
 
     Raises StoreError when ``path`` is taken by something else than a store to be replaced, when the folder cannot be
@@ -34,7 +35,7 @@ class StagedStore:
     def __init__(
         self,
         path: Path,
-        header: layout.Header,
+        header: Header,
         *,
         scores: ArrayLike | None = None,
         pending: ArrayLike | None = None,
@@ -51,7 +52,7 @@ class StagedStore:
             if path.exists():
                 if not replace:
                     raise _taken(path)
-                layout.check_is_store(path)
+                check_is_store(path)
                 self._old = path.stat().st_ino
             path.parent.mkdir(parents=True, exist_ok=True)
             tidy(path)
@@ -80,7 +81,7 @@ class StagedStore:
     def keep_history(self) -> None:
         """Take over what is known of earlier epochs from the store at the path, if it is of the same data."""
         with suppress(StoreError):  # damaged: it is replaced for that
-            old = layout.read_header(self._path)
+            old = read_header(self._path)
             if (old.num_samples, old.fingerprint) != (self._header.num_samples, self._header.fingerprint):
                 return
             with suppress(StoreError):
@@ -144,7 +145,7 @@ def put_back(path: Path) -> None:
 
 
 def tidy(path: Path) -> None:
-    """Remove what processes that were killed left beside ``path``: drafts, stores moved aside, marks of ranks."""
+    """Remove what processes that were killed left beside ``path``: staged and replaced stores, marks of ranks."""
     with suppress(OSError):
         for kind in ("new", "rank", *(["old"] if path.exists() else [])):
             remove_abandoned(path.parent, f".{path.name}.{kind}-")

@@ -32,7 +32,7 @@ class Request:
     step None: peeked at, not spent. seed: what the batch's random state derives from. tried: whether it is tried first
     that the batch is made in the order of its samples.
 
-    shards: that it needs, where some may not be here yet, in groups: first what an earlier step needs too. ahead:
+    shards: that it needs, where some may not be here yet, in groups: first what an earlier step needs too. readahead:
     shards that later steps need.
     """
 
@@ -43,7 +43,7 @@ class Request:
     seed: tuple[int, int, int, int]
     tried: bool = False
     shards: tuple[tuple[int, ...], ...] = ()
-    ahead: tuple[int, ...] = ()
+    readahead: tuple[int, ...] = ()
 
 
 class Requests:
@@ -64,11 +64,11 @@ class Requests:
         seed: int,
         rank: int,
         world_size: int,
-        outlook: Lookahead | None = None,
+        lookahead: Lookahead | None = None,
     ) -> None:
-        """From now on, the steps first.. of ``plan`` for ``rank`` of ``world_size``; outlook: on shards to bring."""
+        """From now on, the steps first.. of ``plan`` for ``rank`` of ``world_size``, with the shards in view."""
         self._plan = plan
-        self._outlook = outlook
+        self._lookahead = lookahead
         self._run = run
         self._first = first
         self._seed = seed
@@ -79,12 +79,12 @@ class Requests:
         """One request a step."""
         plan, rank, world_size = self._plan, self._rank, self._world_size
         assert plan is not None
-        if self._outlook is None:
+        if self._lookahead is None:
             for step in range(self._first, plan.steps):
                 yield self._request(plan, step, plan.step(step, rank, world_size))
             return
-        for step, sight in enumerate(self._outlook.steps(plan, self._first, rank, world_size), self._first):
-            yield self._request(plan, step, sight.entries, sight.shards, sight.bring)
+        for step, upcoming in enumerate(self._lookahead.steps(plan, self._first, rank, world_size), self._first):
+            yield self._request(plan, step, upcoming.entries, upcoming.shards, upcoming.readahead)
 
     def _request(
         self,
@@ -92,10 +92,10 @@ class Requests:
         step: int,
         entries: Entries,
         shards: tuple[tuple[int, ...], ...] = (),
-        ahead: tuple[int, ...] = (),
+        readahead: tuple[int, ...] = (),
     ) -> Request:
         seeds = (self._seed, plan.epoch, step, self._rank)
-        return Request(entries, self._run, plan.epoch, step, seeds, step == self._first, shards, ahead)
+        return Request(entries, self._run, plan.epoch, step, seeds, step == self._first, shards, readahead)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -110,7 +110,7 @@ class Fetcher(Dataset[Any]):
 
     def __init__(self, source: Source, collation: Collation, on_error: OnError) -> None:
         self._source = source
-        self._ahead = Prefetcher(source)
+        self._prefetcher = Prefetcher(source)
         self._collation = collation
         self._on_error = on_error
         self._draws = source.draws or not collation.is_known  # whether code of the user's runs
@@ -122,7 +122,7 @@ class Fetcher(Dataset[Any]):
         replaced: tuple[str, ...] = ()
         lost: dict[int, Exception] = {}
         if request.shards:
-            lost = self._ahead.bring((request.epoch, request.seed[2]), request.shards, request.ahead)
+            lost = self._prefetcher.bring((request.epoch, request.seed[2]), request.shards, request.readahead)
         if lost and self._on_error == "raise":
             raise next(iter(lost.values()))
         with seeded(request.seed) if self._draws else nullcontext():

@@ -96,9 +96,9 @@ class Prefetcher:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._begin()
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._process = os.getpid()
         self._place: tuple[int, int] = -1, -1
         self._wanted = _Wanted(self._source)
@@ -111,7 +111,7 @@ class Prefetcher:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The state, with nothing to bring yet."""
         vars(self).update(state)
-        self._begin()
+        self._start()
 
     def bring(self, place: tuple[int, int], now: Iterable[Iterable[int]], later: Iterable[int]) -> dict[int, Exception]:
         """Have the shards ``now`` here, and begin to bring those for ``later``.
@@ -121,7 +121,7 @@ class Prefetcher:
         wants would take a share of the line from what the first one waits for. Returns what went wrong, by shard.
         """
         if self._process != os.getpid():
-            self._begin()  # forked: the threads, and whoever held the lock, are of another process
+            self._start()  # forked: the threads, and whoever held the lock, are of another process
         wanted = self._wanted
         with wanted.lock:
             if place <= self._place or place[0] != self._place[0]:

@@ -347,7 +347,7 @@ def test_every_block_of_the_page_gives_a_loss_of_its_samples(names, number):
     assert names["loss"].isfinite()
     assert names["loss"].requires_grad
     names["loader"].commit()
-    scores = np.asarray(names["loader"]._store.scores)
+    scores = np.asarray(names["loader"].store.scores)
     assert np.isfinite(scores).all()
     assert (scores >= 0).all()
 

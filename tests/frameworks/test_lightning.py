@@ -348,7 +348,7 @@ def test_the_tuner_is_refused_before_it_records_anything(tmp_path, method):
     with pytest.raises(ConfigError, match=r"Search beforehand.*without InfoBatchCallback"):
         getattr(Tuner(trainer_of(loader)), method)(model)
     assert not seen
-    assert not loader._path.exists()
+    assert not loader._run.scores.path.exists()
 
 
 @one_process

@@ -264,7 +264,7 @@ def test_losses_that_are_not_one_number_per_sample(begun, losses, found):
         with pytest.raises(ConfigError, match=rf"score is (torch\.)?{found}"):
             loader.update(torch.ones(8), picks, score=losses)
     assert loader.step == 0
-    assert np.isnan(ScoreStore.open(loader._path).pending).all()
+    assert np.isnan(ScoreStore.open(loader._run.scores.path).pending).all()
 
 
 @pytest.mark.parametrize("picks", [None, torch.arange(8), (1, 2), {"index": 1}], ids=str)

@@ -124,7 +124,7 @@ def test_picks_that_were_moved_still_record(make):
     epoch = [loader.update(loss_of(p.index), p.to(torch.device("cpu")).to("cpu")) for _, p in loader]
     loader.commit()
     assert len(epoch) == 7
-    assert np.array_equal(ScoreStore.open(loader._path).scores, loss_of(torch.arange(N)).numpy())
+    assert np.array_equal(ScoreStore.open(loader._run.scores.path).scores, loss_of(torch.arange(N)).numpy())
 
 
 @pytest.mark.parametrize("travel", [deepcopy, lambda picks: pickle.loads(ForkingPickler.dumps(picks))])
@@ -168,7 +168,9 @@ def test_losses_of_other_float_types_are_recorded_as_they_are(make, kind):
         loader.update(losses, picks)
         assert torch.equal(losses, before)  # never changed in place
     loader.commit()
-    assert np.array_equal(ScoreStore.open(loader._path).scores, loss_of(torch.arange(N)).to(kind).float().numpy())
+    assert np.array_equal(
+        ScoreStore.open(loader._run.scores.path).scores, loss_of(torch.arange(N)).to(kind).float().numpy()
+    )
 
 
 def test_score_is_recorded_instead_of_the_loss(make):
@@ -177,7 +179,7 @@ def test_score_is_recorded_instead_of_the_loss(make):
         loss = loader.update(loss_of(picks.index), picks, score=picks.index.float())
         assert loss.item() == pytest.approx((loss_of(picks.index) * picks.weight).mean().item())
     loader.commit()
-    assert np.array_equal(ScoreStore.open(loader._path).scores, np.arange(N, dtype=np.float32))
+    assert np.array_equal(ScoreStore.open(loader._run.scores.path).scores, np.arange(N, dtype=np.float32))
 
 
 def test_losses_that_are_not_finite_are_counted_and_warned_of_once(make):
@@ -196,7 +198,7 @@ def test_losses_that_are_not_finite_are_counted_and_warned_of_once(make):
     filled = [i for i, w in zip(joined(full, "index").tolist(), joined(full, "weight").tolist(), strict=True) if not w]
     assert loader.stats["not_finite"] == 4, filled  # filled-up entries do not count
     loader.commit()
-    scores = ScoreStore.open(loader._path).scores
+    scores = ScoreStore.open(loader._run.scores.path).scores
     assert np.isnan(scores[:4]).all()
     assert np.isfinite(scores[4:]).all()
     assert set(joined(epoch_of(loader), "index").tolist()) >= {0, 1, 2, 3}  # as never seen: kept
@@ -212,12 +214,12 @@ def test_losses_that_arrive_after_the_last_step_are_warned_of_too(make):
                 super().add(*copy)
 
     loader = make()
-    loader._scores.recorder = Late()
+    loader._run.scores.recorder = Late()
     epoch_of(loader, lambda index, epoch: torch.where(index == 3, torch.nan, loss_of(index)))
     with pytest.warns(RuntimeWarning, match="NaN or infinite"):
         loader.commit()
     assert loader.stats["not_finite"] == 1
-    assert np.flatnonzero(np.isnan(ScoreStore.open(loader._path).scores)).tolist() == [3]
+    assert np.flatnonzero(np.isnan(ScoreStore.open(loader._run.scores.path).scores)).tolist() == [3]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -235,7 +237,7 @@ def test_losses_on_a_cuda_device_are_recorded_alike_and_no_step_waits(make, tmp_
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
         loader.commit()
-        return torch.stack(found).cpu(), ScoreStore.open(loader._path).scores
+        return torch.stack(found).cpu(), ScoreStore.open(loader._run.scores.path).scores
 
     found, scores = run("cuda", "cuda.zarr")
     wanted, wanted_scores = run("cpu", "cpu.zarr")
@@ -253,7 +255,7 @@ def test_filled_up_entries_weigh_nothing_and_never_record(make):
     assert torch.cat(seen[:-1]).sum() == 0
     assert seen[-1].sum() == 7 * 8 - N
     loader.commit()
-    assert np.array_equal(ScoreStore.open(loader._path).scores, loss_of(torch.arange(N)).numpy())
+    assert np.array_equal(ScoreStore.open(loader._run.scores.path).scores, loss_of(torch.arange(N)).numpy())
 
 
 def test_after_each_epoch_the_store_holds_the_last_losses_recorded(make):
@@ -264,7 +266,7 @@ def test_after_each_epoch_the_store_holds_the_last_losses_recorded(make):
         for _, picks in batches:
             last[picks.index] = loss_of(picks.index, epoch).numpy()
         loader.commit()
-        store = ScoreStore.open(loader._path)
+        store = ScoreStore.open(loader._run.scores.path)
         assert np.array_equal(store.scores, last)
         assert store.epoch == loader.epoch == epoch + 1
 
@@ -286,9 +288,9 @@ def test_large_indices_and_half_precision_losses_stay_exact(make):
             break
     assert (picks.index > 2**24).any()
     loader.commit()
-    scores = ScoreStore.open(loader._path, mode="r").scores
+    scores = ScoreStore.open(loader._run.scores.path, mode="r").scores
     assert np.array_equal(scores, wanted.numpy(), equal_nan=True)
-    shutil.rmtree(loader._path)  # 160 MB
+    shutil.rmtree(loader._run.scores.path)  # 160 MB
 
 
 # ---- selection, through the loader
@@ -298,7 +300,7 @@ def test_weights_and_samples_are_those_of_the_policy(make):
     loader = make(policy=SoftPruning(0.5), epochs=8)
     epoch_of(loader)
     loader.commit()
-    scores = ScoreStore.open(loader._path).scores
+    scores = ScoreStore.open(loader._run.scores.path).scores
     low = scores < scores.mean(dtype=np.float64)
     batches = epoch_of(loader)
     index, weight = joined(batches, "index").numpy(), joined(batches, "weight").numpy()
@@ -378,7 +380,7 @@ def test_replace_keeps_steps_and_batch_sizes(make, workers):
     assert sorted(index[weight > 0].tolist()) == sorted(set(range(N)) - set(bad))
     assert loader.stats["unreadable"] >= len(bad)
     loader.commit()
-    assert np.flatnonzero(np.isnan(ScoreStore.open(loader._path).scores)).tolist() == bad
+    assert np.flatnonzero(np.isnan(ScoreStore.open(loader._run.scores.path).scores)).tolist() == bad
 
 
 def test_a_replacement_records_nothing(make):
@@ -388,7 +390,7 @@ def test_a_replacement_records_nothing(make):
     for _, picks in batches:
         loader.update(torch.where(picks.weight > 0, loss_of(picks.index), 1e9), picks)
     loader.commit()
-    odd = ScoreStore.open(loader._path).scores[1::2]
+    odd = ScoreStore.open(loader._run.scores.path).scores[1::2]
     assert np.array_equal(odd, loss_of(torch.arange(1, N, 2)).numpy())
 
 
@@ -407,7 +409,7 @@ def test_len_before_the_first_epoch_is_that_of_an_unpruned_one(make):
     assert len(loader) == 7
     assert len(epoch_of(loader)) == len(loader) == 7
     assert len(make(existing="continue", epochs=9)) == 7
-    assert not make(store=loader._path.with_name("other")).peek()[1].weight.eq(0).any()
+    assert not make(store=loader._run.scores.path.with_name("other")).peek()[1].weight.eq(0).any()
 
 
 def test_len_after_commit_is_that_of_the_coming_epoch(make):
@@ -451,7 +453,7 @@ def test_stats_tell_of_the_epoch(make):
         assert loader.kept_share == count / N
         assert stats["saved"] == pytest.approx(1 - kept / (N * (epoch + 1)))
         if epoch in (1, 2):  # the last is an annealing epoch: no threshold
-            mean = ScoreStore.open(loader._path, mode="r").scores.mean(dtype=np.float64)
+            mean = ScoreStore.open(loader._run.scores.path, mode="r").scores.mean(dtype=np.float64)
             assert stats["threshold"] == pytest.approx(mean)
             assert stats["mean_score"] == pytest.approx(mean)
     saved = stats["saved"]
@@ -486,7 +488,7 @@ def test_a_store_with_epochs_is_an_error_at_the_first_iteration(make):
         iter(loader)
     assert "existing='overwrite'" in str(caught.value)
     assert "existing='continue'" in str(caught.value)
-    assert ScoreStore.open(loader._path).epoch == 1
+    assert ScoreStore.open(loader._run.scores.path).epoch == 1
 
 
 def test_overwrite_begins_anew(make):
@@ -495,7 +497,7 @@ def test_overwrite_begins_anew(make):
     assert loader.epoch == 0
     assert loader.peek()[1].weight.unique().tolist() == [1]
     assert joined(epoch_of(loader), "weight").max() == 1
-    assert ScoreStore.open(loader._path).epoch == 0
+    assert ScoreStore.open(loader._run.scores.path).epoch == 0
 
 
 def test_continue_goes_on_with_scores_and_epoch(make):
@@ -514,11 +516,11 @@ def test_continue_goes_on_with_scores_and_epoch(make):
 def test_a_store_that_another_run_commits_meanwhile_is_refused(make):
     one_epoch(make)
     loader = make(existing="continue")
-    ScoreStore.open(loader._path).commit()
+    ScoreStore.open(loader._run.scores.path).commit()
     for _ in range(2):
         with pytest.raises(StoreError, match=r"stands at epoch 2 .*not at epoch 1.*another run"):
             iter(loader)
-    assert ScoreStore.open(loader._path).epoch == 2
+    assert ScoreStore.open(loader._run.scores.path).epoch == 2
 
 
 def test_continue_begins_where_there_is_no_store(make):
@@ -541,17 +543,17 @@ def test_pending_scores_of_a_killed_run_are_discarded_unless_continued(make):
         first.update(loss_of(picks.index), picks)
         break
     del first
-    assert np.isfinite(ScoreStore.open(make()._path).pending).sum() == 8
+    assert np.isfinite(ScoreStore.open(make()._run.scores.path).pending).sum() == 8
     continued = make(existing="continue")
     iter(continued)
-    assert np.isfinite(ScoreStore.open(continued._path).pending).sum() == 8
+    assert np.isfinite(ScoreStore.open(continued.store.path).pending).sum() == 8
     anew = make()
     iter(anew)
-    assert np.isnan(ScoreStore.open(anew._path).pending).all()
+    assert np.isnan(ScoreStore.open(anew.store.path).pending).all()
 
 
 def test_a_score_store_is_taken_for_a_path(make, tmp_path):
-    fingerprint = make()._source.fingerprint
+    fingerprint = make()._run.source.fingerprint
     store = ScoreStore.create(tmp_path / "mine.zarr", N, fingerprint=fingerprint)
     loader = make(store=store)
     epoch_of(loader)
@@ -565,7 +567,7 @@ def test_a_score_store_is_taken_for_a_path(make, tmp_path):
 def test_the_context_manager_commits(make):
     with make() as loader:
         epoch_of(loader)
-    assert loader.epoch == ScoreStore.open(loader._path).epoch == 1
+    assert loader.epoch == ScoreStore.open(loader._run.scores.path).epoch == 1
 
 
 def test_with_an_exception_it_only_flushes(make):
@@ -573,7 +575,7 @@ def test_with_an_exception_it_only_flushes(make):
     with pytest.raises(KeyboardInterrupt), loader:
         epoch_of(loader)
         raise KeyboardInterrupt
-    store = ScoreStore.open(loader._path)
+    store = ScoreStore.open(loader._run.scores.path)
     assert store.epoch == loader.epoch == 0
     assert np.isfinite(store.pending).all()
     assert np.isnan(store.scores).all()
@@ -587,7 +589,7 @@ def test_a_fault_of_the_recorder_does_not_hide_the_users_exception(make, monkeyp
 
     with pytest.raises(KeyError, match="mine"), loader:
         epoch_of(loader)
-        monkeypatch.setattr(loader._scores.recorder, "flush", fault)
+        monkeypatch.setattr(loader._run.scores.recorder, "flush", fault)
         raise KeyError("mine")
 
 
@@ -599,7 +601,7 @@ def test_after_a_break_iter_commits_and_begins_the_next_epoch(make):
             break
     iter(loader)
     assert (loader.epoch, loader.step) == (1, 0)
-    assert np.isfinite(ScoreStore.open(loader._path).scores).sum() == 24
+    assert np.isfinite(ScoreStore.open(loader._run.scores.path).scores).sum() == 24
 
 
 def test_an_epoch_of_which_nothing_was_updated_begins_again(make):
@@ -616,7 +618,7 @@ def test_peek_spends_nothing_touches_no_randomness_and_equals_the_next_batch(mak
     loader = make(epochs=3)
     before = state_of_rngs()
     peeked = loader.peek()
-    assert not loader._path.exists()
+    assert not loader._run.scores.path.exists()
     for _ in range(3):
         for data, picks in loader:
             assert state_of_rngs() == before
@@ -639,7 +641,7 @@ def test_update_with_peeked_picks_records_nothing(make):
     _, picks = loader.peek()
     loader.update(loss_of(picks.index), picks)
     assert loader.step == loader.epoch == 0
-    assert np.isnan(ScoreStore.open(loader._path).pending).all()
+    assert np.isnan(ScoreStore.open(loader._run.scores.path).pending).all()
     loader.commit()
     assert loader.epoch == 0
 

@@ -30,6 +30,7 @@ FLOORS = [
     ["workers"],
     ["checkpoint", "losses", "recorder"],
     ["run_store"],
+    ["run"],
     ["loader"],
     [""],  # the package's __init__: what users import
     ["frameworks", "live"],

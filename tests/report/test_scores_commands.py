@@ -65,7 +65,7 @@ def test_inspect_of_a_running_epoch_counts_what_it_recorded_and_names_the_proces
         going.update(losses(x, 0), picks)
         if going.step == 5:
             break
-    going._scores.recorder.flush()
+    going._run.scores.recorder.flush()
     found = json.loads(run("inspect", tmp_path / "s.zarr", "--json"))
     assert found["recorded_in_this_epoch"] == 5 * 32
     assert found["never_seen"] == COUNT

@@ -235,7 +235,7 @@ def test_a_state_of_another_mixture_is_refused(make, tmp_path, kind, options, th
     other = make(mixed(tmp_path, kind, **options), "other.zarr")
     with pytest.raises(ConfigError, match=rf"saved with mixing=.*this loader has mixing=.*{there}"):
         other.load_state_dict(state)
-    assert not other._path.exists()
+    assert not other._run.scores.path.exists()
 
 
 # ---- shards that are missing or damaged
@@ -249,7 +249,7 @@ def test_a_missing_shard_is_named_and_may_come_back(own, make):
     with within(20), pytest.raises(DataError, match=r"shard .*own/shard\.00002\.mds is missing.*no remote"):
         train(make(dataset))
     with within(20), pytest.raises(DataError, match=r"shard\.00002\.mds is missing"):
-        make(dataset)._source.read(24)  # nothing is left that the next to ask would wait for
+        make(dataset)._run.source.read(24)  # nothing is left that the next to ask would wait for
     (own / "shard.00002.mds").write_bytes(whole)
     with within(20):
         steps = train(make(dataset, epochs=1))
@@ -278,7 +278,7 @@ def disk(tmp_path):
 def test_a_local_folder_that_takes_no_shard_is_told_with_what_to_do(shards, make, disk, fault, advice):
     local = disk[0] / "local"
     dataset = Augmented(remote=shards, local=str(local), download_retry=1)
-    source = make(dataset)._source
+    source = make(dataset)._run.source
     if fault == "read only":
         disk[1]()
     elif fault == "full":
@@ -318,7 +318,7 @@ def test_a_shard_that_is_still_growing_is_waited_for(own, make):
     download = threading.Timer(0.5, finish)
     download.start()
     with within(20):
-        assert make(dataset)._source.read(24)[0] == 24
+        assert make(dataset)._run.source.read(24)[0] == 24
     download.join()
 
 
@@ -341,7 +341,7 @@ def test_a_failed_download_raises_in_every_process_and_may_be_tried_again(own, m
     with within(40), pytest.raises(DataError, match=rf"shard\.00001\.mds .*fetched from {own}"):
         train(loader)
     with within(20), pytest.raises(DataError, match=r"shard\.00001\.mds"):
-        loader._source.read(12)  # and in the main process
+        loader._run.source.read(12)  # and in the main process
     (own / "shard.00001.mds").write_bytes(whole)
     with within(20):
         steps = train(make(dataset, existing="overwrite", epochs=1, **options))
@@ -359,5 +359,5 @@ def test_downloads_that_fail_under_a_small_cache_hang_nobody(make, small_cache):
         list(batches)
     for index in range(0, 120, 12):  # each is there, or raises; none is left for others to wait for
         with within(10), suppress(DataError):
-            loader._source.read(index)
+            loader._run.source.read(index)
     assert _ShardState.PREPARING not in dataset._shard_states.numpy()

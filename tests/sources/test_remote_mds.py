@@ -141,7 +141,7 @@ def test_before_the_first_batch_is_taken_no_more_is_asked_for_than_the_bound(mak
         name = f"ahead {predownload}"
         loader = make(name, predownload=predownload)
         unseen = np.full(N, np.nan, np.float32)
-        plan = loader._config.plan(unseen, loader._source, RunPosition(), epochs=9, lanes=1, global_batch=8)
+        plan = loader._run.config.plan(unseen, loader._run.source, RunPosition(), epochs=9, lanes=1, global_batch=8)
         batches = iter(loader)
         next(batches)
         until(lambda: not threads())
@@ -182,7 +182,7 @@ def test_under_a_limit_it_is_kept_and_too_small_a_one_is_told(make, tmp_path, bu
     index = (bucket / "b" / "plain" / "index.json").stat().st_size
     limit = {"cache_limit": index + 8 * size}
     loader = make("enough", data=limit, epochs=2)
-    assert loader._source.capacity == 8
+    assert loader._run.source.capacity == 8
     seen = 0
     for epoch in range(2):
         for _, picks in loader:
@@ -367,7 +367,7 @@ def test_the_samples_of_a_lost_shard_are_replaced_and_asked_for_once_a_batch(mak
 
 def test_a_shard_evicted_by_its_own_batch_and_lost_at_the_server_is_named(make, server, bucket):
     limit = sum(file.stat().st_size for file in (bucket / "b" / "plain").iterdir()) // 3
-    source = make(data={"cache_limit": limit})._source
+    source = make(data={"cache_limit": limit})._run.source
     source.read(0)
     server.fail(r"shard\.00000", status=404)
     with within(30), pytest.raises(DataError, match=r"shard\.00000\.mds"):
@@ -430,7 +430,7 @@ def test_a_worker_that_ends_in_a_download_is_waited_for_by_nobody(make, server):
         train(make("again", **FORK))
         steps = train(loader)
     assert len(steps) > 60
-    assert _ShardState.PREPARING not in loader._source._dataset._shard_states.numpy()
+    assert _ShardState.PREPARING not in loader._run.source._dataset._shard_states.numpy()
 
 
 def sockets():
@@ -450,7 +450,7 @@ def test_nothing_grows_with_the_epochs(make, tmp_path, leave):
             if leave == "by a break" and place == 3:
                 break
         for file in (tmp_path / "run" / "local").glob("*.mds"):  # to be downloaded again
-            loader._source._dataset.evict_shard(int(file.name.split(".")[1]))
+            loader._run.source._dataset.evict_shard(int(file.name.split(".")[1]))
         until(lambda: not threads())
         facts.append(sockets())
     assert facts[-1] <= max(facts[1:4])

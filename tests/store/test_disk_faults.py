@@ -17,7 +17,7 @@ from support.ddp.children import Child
 from support.ddp.victims import N, finish, loader_of, losses, train
 
 from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning, StoreError
-from infobatch_stream.store import header, layout
+from infobatch_stream.store import header, layout, score_store
 
 ROOT = os.geteuid() == 0
 SIZE = 40_000  # whose arrays take 40 pages: a map of a file that was cut ends the process where there is none
@@ -148,7 +148,7 @@ def test_on_a_disk_that_fills_up_during_the_run_recording_goes_on_and_only_the_c
     resumed = loader_of(path)
     resumed.load_state_dict(torch.load(checkpoint))
     assert (resumed.epoch, resumed.step) == (1, 0)
-    assert np.array_equal(resumed._store.scores, losses(0))
+    assert np.array_equal(resumed.store.scores, losses(0))
 
 
 def test_after_a_full_disk_the_same_loader_commits_and_goes_on(small_disk, tmp_path):
@@ -163,7 +163,7 @@ def test_after_a_full_disk_the_same_loader_commits_and_goes_on(small_disk, tmp_p
     finish(loader)
     undisturbed = loader_of(tmp_path / "scores.zarr")
     finish(undisturbed)
-    assert np.array_equal(loader._store.scores, undisturbed._store.scores)
+    assert np.array_equal(loader.store.scores, undisturbed.store.scores)
 
 
 def test_a_commit_that_a_full_disk_stopped_half_way_is_told_on_opening_too(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_commit_that_a_full_disk_stopped_half_way_is_told_on_opening_too(tmp_p
         write(path, header)
 
     with monkeypatch.context() as patched:
-        patched.setattr(layout, "write_header", full)
+        patched.setattr(score_store, "write_header", full)
         with pytest.raises(StoreError, match="No space left"):
             loader.commit()
         del loader
@@ -185,7 +185,7 @@ def test_a_commit_that_a_full_disk_stopped_half_way_is_told_on_opening_too(tmp_p
             loader_of(tmp_path / "scores.zarr", existing="continue")
     loader = loader_of(tmp_path / "scores.zarr", existing="continue")
     assert loader.epoch == 1
-    assert np.array_equal(loader._store.scores, losses(0))
+    assert np.array_equal(loader.store.scores, losses(0))
 
 
 def test_a_folder_that_cannot_be_written_takes_no_store(small_disk, mount):
@@ -272,7 +272,7 @@ DAMAGE = {
 def undisturbed(tmp_path_factory):
     loader = loader_of(tmp_path_factory.mktemp("undisturbed") / "scores.zarr", SIZE, batch_size=SIZE // 8)
     finish(loader)
-    return np.array(loader._store.scores)
+    return np.array(loader.store.scores)
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -347,7 +347,7 @@ def test_a_score_that_a_flipped_bit_made_infinite_counts_as_never_seen_in_the_pl
     assert np.array_equal(state["scores"], wanted, equal_nan=True)
     again = loader_of(tmp_path / "again.zarr", **options)
     again.load_state_dict(state)
-    assert np.array_equal(again._store.scores, wanted, equal_nan=True)
+    assert np.array_equal(again.store.scores, wanted, equal_nan=True)
     state["scores"][:3] = torch.tensor([np.inf, -np.inf, np.inf])
     del state["checksum"]  # as an earlier version saved it
     with pytest.warns(RuntimeWarning, match="3 scores are infinite"):
@@ -360,11 +360,11 @@ def test_a_loss_that_a_flipped_bit_made_infinite_is_not_committed(tmp_path):
     train(loader)
     loader.commit()
     train(loader)
-    seen = np.flatnonzero(np.isfinite(loader._store.pending))[:2]
+    seen = np.flatnonzero(np.isfinite(loader.store.pending))[:2]
     put(path, "pending", dict(zip(seen, (np.inf, -np.inf), strict=True)))
-    wanted = np.where(np.isfinite(loader._store.pending), loader._store.pending, loader._store.scores)
+    wanted = np.where(np.isfinite(loader.store.pending), loader.store.pending, loader.store.scores)
     loader.commit()
-    assert np.array_equal(loader._store.scores, wanted)
+    assert np.array_equal(loader.store.scores, wanted)
 
 
 @pytest.mark.parametrize("array", ["scores", "pending"])

@@ -15,7 +15,7 @@ from support.ddp.victims import N, finish, loader_of, losses, train
 
 from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError
 from infobatch_stream.recorder import Recorder, _Copy
-from infobatch_stream.store import layout
+from infobatch_stream.store.header import read_header
 
 YEARS = 50 * 365 * 86_400
 
@@ -31,10 +31,10 @@ def test_a_reader_sees_plausible_scores_always_and_exactly_an_epochs_between_com
     with Child(victims.many_commits, path, size, epochs) as run:
         assert run.hears() == "ready"
         while len(seen) < epochs // 2:  # whatever the pace of the two
-            before = layout.read_header(path)
+            before = read_header(path)
             store = ScoreStore.open(path, "r")
             scores, pending = np.array(store.scores), np.array(store.pending)
-            after = layout.read_header(path)
+            after = read_header(path)
             for found in (scores, pending):
                 assert np.isin(found[~np.isnan(found)], possible).all()
             assert before.epoch <= store.epoch <= after.epoch + 1  # a commit under way may show as finished
@@ -64,7 +64,7 @@ def run_of(folder, store):
             loader.update(loss_of(picks.index, epoch), picks)
             steps.append((epoch, picks.index.tolist(), picks.weight.tolist()))
     loader.commit()
-    return steps, np.array(loader._store.scores)
+    return steps, np.array(loader.store.scores)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_files_that_seem_to_be_of_the_past_or_the_future_are_taken_as_they_are(t
         wds(folder), store, batch_size=8, epochs=5, delta=1, shuffle_window=16, existing="continue"
     )
     assert loader.epoch == 4
-    assert np.array_equal(loader._store.scores, wanted[1])
+    assert np.array_equal(loader.store.scores, wanted[1])
     train(loader)
     del loader
     # An index is of its tar if that has the size and the time that it says; its own time says nothing.
@@ -180,27 +180,27 @@ def test_losses_under_way_when_a_state_is_loaded_are_dropped_with_the_store_that
     train(loader, 1)
     state = loader.state_dict()
     copy = _Copy(np.arange(N), np.ones(N, bool), torch.full((N,), 9.0), Done())
-    loader._scores.recorder._copies = deque([copy])
+    loader._run.scores.recorder._copies = deque([copy])
     loader.load_state_dict(state)
-    loader._scores.recorder.flush()
-    assert np.isfinite(loader._store.pending).sum() == 8
-    assert not np.any(loader._store.pending == 9)
+    loader._run.scores.recorder.flush()
+    assert np.isfinite(loader.store.pending).sum() == 8
+    assert not np.any(loader.store.pending == 9)
 
 
 def test_losses_under_way_reach_the_store_before_a_commit(tmp_path):
     loader = loader_of(tmp_path / "scores.zarr")
     train(loader, 1)
-    loader._scores.recorder._copies = deque([_Copy(np.arange(N), np.ones(N, bool), torch.full((N,), 9.0), Done())])
+    loader._run.scores.recorder._copies = deque([_Copy(np.arange(N), np.ones(N, bool), torch.full((N,), 9.0), Done())])
     loader.commit()
-    assert np.all(loader._store.scores == 9)
-    assert isinstance(loader._scores.recorder, Recorder)
+    assert np.all(loader.store.scores == 9)
+    assert isinstance(loader._run.scores.recorder, Recorder)
 
 
 def test_a_run_whose_store_was_overwritten_by_hand_is_told_and_mended_by_a_state(tmp_path):
     loader = loader_of(tmp_path / "scores.zarr")
     train(loader, 2)
     state = loader.state_dict()
-    ScoreStore.create(tmp_path / "scores.zarr", N, loader._source.fingerprint, replace=True)
+    ScoreStore.create(tmp_path / "scores.zarr", N, loader._run.source.fingerprint, replace=True)
     with pytest.raises(StoreError, match="replaced by another program"):
         iter(loader)
     loader.load_state_dict(state)

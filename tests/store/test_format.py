@@ -10,6 +10,7 @@ import pytest
 from support.paths import ROOT
 
 from infobatch_stream.store import header, layout
+from infobatch_stream.store.header import Header, write_header
 from infobatch_stream.store.score_store import ScoreStore
 
 TEXT = (ROOT / "docs" / "format.md").read_text()
@@ -71,7 +72,7 @@ def test_the_reader_of_the_page_reads_a_store_whose_commit_was_broken_off(tmp_pa
     else:
         layout.map_array(store.path, "scores", size, "r+")[:] = after
         layout.map_array(store.path, "pending", size, "r+")[:done] = np.nan
-    layout.write_header(store.path, layout.Header(size, "digits", 3 if state == "apply" else 4, state))
+    write_header(store.path, Header(size, "digits", 3 if state == "apply" else 4, state))
     same(read_scores(store.path), 4, after)
     again = ScoreStore.open(store.path)
     same((again.epoch, again.scores), 4, after)

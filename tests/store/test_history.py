@@ -30,7 +30,7 @@ def test_each_epoch_has_a_row_that_says_what_its_plan_was_and_what_it_left(tmp_p
         stats.append(run.stats)
         run.commit()
         (*_, row) = epochs(path)
-        scores = run._store.scores
+        scores = run.store.scores
         assert (row.number, row.entries, row.kept) == (epoch, COUNT, stats[-1]["kept"])
         assert row.threshold == pytest.approx(stats[-1]["threshold"], nan_ok=True)
         assert row.mean == pytest.approx(scores.mean(), rel=1e-6)
@@ -188,8 +188,8 @@ def test_a_history_that_cannot_be_written_is_a_warning_and_the_scores_are_commit
     (path / "history").write_text("not a folder")
     with pytest.warns(RuntimeWarning, match="the history of epoch 0 could not be written"):
         run.commit()
-    assert run._store.epoch == 1
-    assert not np.isnan(run._store.scores).any()
+    assert run.store.epoch == 1
+    assert not np.isnan(run.store.scores).any()
 
 
 def test_what_a_broken_off_commit_wrote_is_not_counted_twice(tmp_path, monkeypatch):
@@ -299,7 +299,7 @@ def test_a_damaged_history_is_an_error_to_who_reads_it_and_a_warning_to_who_trai
     run = loader(path, 4, existing="continue")
     with pytest.warns(RuntimeWarning, match="the scores are not concerned"):
         train(run)
-    assert run._store.epoch == 4
+    assert run.store.epoch == 4
 
 
 @settings(deadline=None, max_examples=40)

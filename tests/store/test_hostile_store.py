@@ -19,9 +19,8 @@ from support.histories import loader, train
 from support.hostile import Bomb
 
 from infobatch_stream import ConfigError, ScoreStore, StoreError
-from infobatch_stream.store.header import Header
+from infobatch_stream.store.header import Header, write_header
 from infobatch_stream.store.history import epochs, training
-from infobatch_stream.store.layout import write_header
 from infobatch_stream.store.location import location, location_on_node
 
 
@@ -304,7 +303,7 @@ def test_a_store_that_is_a_link_stays_one_when_it_is_replaced(good, tmp_path):
     run = loader(link, 2, existing="overwrite")
     iter(run)
     assert link.is_symlink()
-    assert run._store.path == real
+    assert run.store.path == real
     assert ScoreStore.open(real, "r").epoch == 0
     assert [entry.name for entry in real.parent.iterdir()] == ["real.zarr"]
 

@@ -205,7 +205,7 @@ def test_a_loader_whose_store_another_of_the_process_has_taken_over_is_refused_a
             StoreError, match=r"another loader of this process has begun .* give each a store of its own"
         ):
             start()
-    assert (second._store.pending == 1).all()
+    assert (second.store.pending == 1).all()
     finish(second)
 
 
@@ -283,8 +283,8 @@ def test_whatever_is_in_the_file_a_lock_on_it_is_respected(path, name):
     with file.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)
         with pytest.raises(StoreError, match=r"is in use: .{10,200}\. Two runs on one store"):
-            RunLock.claim(path, "b")
-    RunLock.claim(path, "b")
+            RunLock.acquire(path, "b")
+    RunLock.acquire(path, "b")
 
 
 def test_a_missing_file_is_made(path):
@@ -309,7 +309,7 @@ def test_a_run_that_is_quicker_between_the_two_locks_wins(path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", steal)
     with pytest.raises(StoreError, match="is in use"):
-        RunLock.claim(path, "a")
+        RunLock.acquire(path, "a")
     thieves[0].close()
 
 

@@ -16,9 +16,9 @@ import zarr
 
 from infobatch_stream import _files as litter
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store import layout
+from infobatch_stream.store import layout, mapped_array
 from infobatch_stream.store import score_store as store_module
-from infobatch_stream.store.header import MAX_EPOCH, MAX_SAMPLES, checksum
+from infobatch_stream.store.header import MAX_EPOCH, MAX_SAMPLES, checksum, read_header, write_header
 from infobatch_stream.store.score_store import ScoreStore
 
 CHUNK = 1 << 22
@@ -84,7 +84,7 @@ def test_a_sample_without_a_new_loss_keeps_its_score(path):
 
 def test_a_commit_takes_every_bit_of_what_was_seen_and_leaves_the_rest(path):
     """In blocks of which nothing, all, a part was seen; of scores and losses of every kind that is finite."""
-    block, rng = store_module._BLOCK, np.random.default_rng(3)
+    block, rng = mapped_array._BLOCK, np.random.default_rng(3)
     size = 4 * block + 5
     bits = rng.integers(0, 2**32, (2, size), dtype=np.uint32).view(np.float32)
     old, new = np.where(np.isfinite(bits), bits, np.float32(-0.0))
@@ -247,10 +247,10 @@ KILL_EVERYWHERE = """
 import os, shutil, signal
 import infobatch_stream.store.score_store as module
 from infobatch_stream import _files
-from infobatch_stream.store import header
+from infobatch_stream.store import header, layout, mapped_array
 action, template, folder, stride = sys.argv[1:]
-module._BLOCK = 4
-files = [module.__file__, module.layout.__file__, header.__file__, _files.__file__]
+mapped_array._BLOCK = 4
+files = [module.__file__, layout.__file__, header.__file__, mapped_array.__file__, _files.__file__]
 reads = {"_check_depth", "_once", "_whole", "_found_array", "_expected_array", "<listcomp>", "<dictcomp>", "<genexpr>"}
 number = 0
 while True:
@@ -297,7 +297,7 @@ def assert_before_or_after(path):
     assert store.epoch in (3, 4)
     same(store.scores, FILLED if store.epoch == 3 else COMMITTED)
     same(store.pending, RECORDED if store.epoch == 3 else np.full(10, np.nan))
-    assert layout.read_header(path).state == "ready"
+    assert read_header(path).state == "ready"
     return store.epoch
 
 
@@ -307,7 +307,7 @@ def copy_of(store, folder):
 
 def test_a_commit_killed_anywhere_leaves_the_epoch_before_or_after(killed, tmp_path):
     assert len(killed) > 50
-    states = {layout.read_header(store).state for store in killed}
+    states = {read_header(store).state for store in killed}
     assert states == {"ready", "apply", "reset"}
     epochs = [assert_before_or_after(copy_of(store, tmp_path)) for store in killed]
     assert epochs == sorted(epochs)
@@ -326,7 +326,7 @@ def test_a_store_killed_in_its_commit_goes_on(killed, tmp_path):
 
 @pytest.mark.parametrize("state", ["apply", "reset"])
 def test_a_repair_killed_anywhere_is_repeated(killed, tmp_path, bare_python, state):
-    begun = [store for store in killed if layout.read_header(store).state == state]
+    begun = [store for store in killed if read_header(store).state == state]
     bare_python(KILL_EVERYWHERE, "open", begun[len(begun) // 2], tmp_path, 7)
     copies = sorted(tmp_path.iterdir())
     assert len(copies) > 20
@@ -335,7 +335,7 @@ def test_a_repair_killed_anywhere_is_repeated(killed, tmp_path, bare_python, sta
 
 def test_opening_for_reading_shows_a_cut_off_commit_as_finished(killed):
     for path in killed:
-        store, state = ScoreStore.open(path, "r"), layout.read_header(path).state
+        store, state = ScoreStore.open(path, "r"), read_header(path).state
         assert store.epoch in (3, 4)
         assert state != "apply" or store.epoch == 4
         same(store.scores, FILLED if store.epoch == 3 else COMMITTED)
@@ -371,11 +371,11 @@ def test_each_step_of_a_commit_is_on_the_disk_before_the_next_begins(path, monke
     """A machine that goes down must not find the header ahead of the data."""
     events = []
     store = filled(path)
-    flush, fsync, replace, write = np.memmap.flush, os.fsync, Path.replace, layout.write_header
+    flush, fsync, replace, write = np.memmap.flush, os.fsync, Path.replace, write_header
     monkeypatch.setattr(np.memmap, "flush", lambda map: (events.append(Path(map.filename).parts[-3]), flush(map))[1])
     monkeypatch.setattr(os, "fsync", lambda file: (events.append("fsync"), fsync(file))[1])
     monkeypatch.setattr(Path, "replace", lambda *at: (events.append("rename"), replace(*at))[1])
-    monkeypatch.setattr(layout, "write_header", lambda at, new: (events.append(new.state), write(at, new))[1])
+    monkeypatch.setattr(store_module, "write_header", lambda at, new: (events.append(new.state), write(at, new))[1])
     store.commit()
     header = ["fsync", "rename", "fsync"]
     assert events == ["pending", "apply", *header, "scores", "reset", *header, "pending", "ready", *header]
@@ -566,7 +566,7 @@ def test_a_commit_on_a_full_disk_says_so_and_can_be_repeated(small_disk):
 
 def test_a_commit_whose_disk_fills_up_half_way_can_be_repeated(path, monkeypatch):
     store = filled(path)
-    write = layout.write_header
+    write = write_header
 
     def full(at, header):
         if header.state == "reset":
@@ -574,7 +574,7 @@ def test_a_commit_whose_disk_fills_up_half_way_can_be_repeated(path, monkeypatch
         write(at, header)
 
     with monkeypatch.context() as patched:
-        patched.setattr(layout, "write_header", full)
+        patched.setattr(store_module, "write_header", full)
         with pytest.raises((StoreError, OSError), match="No space left"):
             store.commit()
     store.commit()
@@ -849,13 +849,13 @@ def flipped(whole, bits=range(8)):
 
 def test_no_flipped_bit_of_the_header_is_believed(path):
     filled(path)
-    expected = layout.read_header(path)
+    expected = read_header(path)
     whole = (path / "zarr.json").read_bytes()
     refused = 0
     for damaged in flipped(whole):
         (path / "zarr.json").write_bytes(damaged)
         try:
-            assert layout.read_header(path) == expected
+            assert read_header(path) == expected
         except StoreError:
             refused += 1
     assert refused > 4 * len(whole)  # the others are in blanks, and in words that mean nothing to us

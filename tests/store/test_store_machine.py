@@ -14,12 +14,13 @@ import zarr
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from infobatch_stream.store import header, layout
+from infobatch_stream.store import header, layout, mapped_array
 from infobatch_stream.store import score_store as store
+from infobatch_stream.store.header import read_header
 from infobatch_stream.store.score_store import ScoreStore
 
 SIZE = 7
-TRACED = {module.__file__ for module in (header, layout, store)}
+TRACED = {module.__file__ for module in (header, layout, mapped_array, store)}
 READS = {"_check_depth", "_once", "_whole", "_found_array", "_expected_array", "<listcomp>", "<dictcomp>", "<genexpr>"}
 # Python's own warning that forking a process with threads is risky; the child here runs nothing but the store.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -55,7 +56,7 @@ def die_at(line, act):
             return trace
 
         try:
-            store._BLOCK = 4  # so that there is a middle to die in
+            mapped_array._BLOCK = 4  # so that there is a middle to die in
             sys.settrace(trace)
             act()
             sys.settrace(None)
@@ -147,7 +148,7 @@ class Machine(RuleBasedStateMachine):
             same(handle.scores, self.scores)
             same(handle.pending, self.pending)
             assert handle.epoch == self.epoch
-        assert layout.read_header(self.path).state == "ready"
+        assert read_header(self.path).state == "ready"
 
     def teardown(self):
         group = zarr.open_group(self.path, mode="r", zarr_format=3)

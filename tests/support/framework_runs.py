@@ -58,7 +58,7 @@ def optimizer_of(parameters, loader):
 def report(loader, seen, model, **more):
     """What a test looks at."""
     weights = [weight.detach().clone() for weight in model.parameters()]
-    scores = torch.tensor(loader._store.scores)
+    scores = torch.tensor(loader.store.scores)
     return {"seen": seen, "scores": scores, "weights": weights, "epoch": loader.epoch, **more}
 
 

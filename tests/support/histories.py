@@ -32,5 +32,5 @@ def train(run, until=None):
             if until == (epoch, run.step):
                 return run.state_dict()
         run.commit()
-        left.append(np.array(run._store.scores))
+        left.append(np.array(run.store.scores))
     return left, seen

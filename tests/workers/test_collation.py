@@ -74,7 +74,7 @@ def train(loader, epochs=3):
             assert ((picks.weight == 2) <= (loss_of(index) < loader.stats["mean_score"])).all()
             loader.update(loss_of(index), picks)
     loader.commit()
-    return ScoreStore.open(loader._path).scores
+    return ScoreStore.open(loader._run.scores.path).scores
 
 
 # ---- the order of the rows
@@ -101,7 +101,7 @@ def test_a_sorted_copy_is_refused_before_anything_is_recorded(make, workers):
     loader = make(collate_fn=sorted_copy, num_workers=workers)
     with pytest.raises(ConfigError, match=r"not in the order of its samples.*samples\.sort.*collate_with_picks"):
         train(loader)
-    assert np.isnan(ScoreStore.open(loader._path).pending).all()
+    assert np.isnan(ScoreStore.open(loader._run.scores.path).pending).all()
 
 
 @pytest.mark.parametrize(

@@ -51,21 +51,21 @@ def test_steps_are_those_of_the_plan_and_shards_come_in_the_order_of_need(seed, 
         steps = [plan.step(step, rank, world) for step in range(first, plan.steps)]
         needs = [shards_of(entries, sizes) for entries in steps]
         told = set()
-        sights = list(Lookahead(sizes, ahead, capacity).steps(plan, first, rank, world))
-        assert len(sights) == len(steps)
-        for place, (sight, entries) in enumerate(zip(sights, steps, strict=True)):
+        upcoming = list(Lookahead(sizes, ahead, capacity).steps(plan, first, rank, world))
+        assert len(upcoming) == len(steps)
+        for place, (one, entries) in enumerate(zip(upcoming, steps, strict=True)):
             for name in ("index", "weight", "record"):
-                assert np.array_equal(getattr(sight.entries, name), getattr(entries, name))
-            assert sorted(flat(sight.shards)) == sorted(needs[place])
+                assert np.array_equal(getattr(one.entries, name), getattr(entries, name))
+            assert sorted(flat(one.shards)) == sorted(needs[place])
             view = set().union(*needs[place : place + ahead + 1])
-            assert set(sight.bring) <= view - needs[place]
+            assert set(one.readahead) <= view - needs[place]
             if capacity is not None:
-                assert len(sight.bring) + len(needs[place]) <= max(capacity, len(needs[place]))
+                assert len(one.readahead) + len(needs[place]) <= max(capacity, len(needs[place]))
             if ahead and capacity is None and place >= 8:  # by then the view is as wide as it gets
-                assert view <= told | set(sight.bring) | needs[place]
-            told |= set(sight.bring) | needs[place]
-            when = {shard: next(n for n, need in enumerate(needs[place:]) if shard in need) for shard in sight.bring}
-            assert [when[shard] for shard in sight.bring] == sorted(when.values())
+                assert view <= told | set(one.readahead) | needs[place]
+            told |= set(one.readahead) | needs[place]
+            when = {shard: next(n for n, need in enumerate(needs[place:]) if shard in need) for shard in one.readahead}
+            assert [when[shard] for shard in one.readahead] == sorted(when.values())
 
 
 def test_a_step_shares_shards_with_the_one_before_first():
@@ -81,8 +81,8 @@ def test_shards_without_a_kept_sample_are_never_seen():
     sizes = np.full(30, 10)
     scores = np.repeat(np.arange(30, dtype=np.float32), 10)
     plan = EpochPlan(scores, SoftPruning(0.99), seed=0, epoch=1, global_batch=8, shard_sizes=sizes, window=50)
-    sights = list(Lookahead(sizes, 64).steps(plan, 0, 0, 1))
-    seen = set().union(*({*flat(sight.shards), *sight.bring} for sight in sights))
+    upcoming = list(Lookahead(sizes, 64).steps(plan, 0, 0, 1))
+    seen = set().union(*({*flat(one.shards), *one.readahead} for one in upcoming))
     kept = set().union(*(shards_of(plan.step(step), sizes) for step in range(plan.steps)))
     assert seen == kept
     assert len(kept) < 30

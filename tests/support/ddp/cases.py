@@ -37,7 +37,7 @@ def train(loader, epochs=None, note=lambda loader: None):
             steps.append((picks.index, picks.weight, picks._record, noise))
         stats = loader.stats
         loader.commit()
-        scores = torch.tensor(ScoreStore.open(loader._path, mode="r").scores)
+        scores = torch.tensor(ScoreStore.open(loader._run.scores.path, mode="r").scores)
         facts = {"stats": stats, "scores": scores, "len": len(loader), "note": note(loader)}
         found.append({"epoch": epoch, "steps": steps, **facts})
     return found
@@ -129,7 +129,7 @@ def break_on_both(out, rank):
         if loader.step == 2:
             break
     iter(loader)
-    return loader.epoch, loader.step, int(torch.isfinite(torch.tensor(loader._store.scores)).sum())
+    return loader.epoch, loader.step, int(torch.isfinite(torch.tensor(loader.store.scores)).sum())
 
 
 def break_earlier(out, rank):
@@ -138,7 +138,7 @@ def break_earlier(out, rank):
         step(loader, picks)
         if loader.step == 3 - rank:
             break
-    return error_of(lambda: iter(loader)), loader.epoch, ScoreStore.open(loader._path).epoch
+    return error_of(lambda: iter(loader)), loader.epoch, ScoreStore.open(loader._run.scores.path).epoch
 
 
 def forgotten_update(out, rank):
@@ -146,7 +146,7 @@ def forgotten_update(out, rank):
     for _, picks in loader:
         if rank == 0:
             step(loader, picks)
-    return error_of(lambda: iter(loader)), loader.epoch, ScoreStore.open(loader._path).epoch
+    return error_of(lambda: iter(loader)), loader.epoch, ScoreStore.open(loader._run.scores.path).epoch
 
 
 def another_call(out, rank):
@@ -186,7 +186,7 @@ def state_without_scores(out, rank):
     has = "scores" in state
     state.pop("scores", None)
     fresh = plain(out, "scoreless-fresh")
-    return has, error_of(lambda: fresh.load_state_dict(state)), fresh._path.exists()
+    return has, error_of(lambda: fresh.load_state_dict(state)), fresh._run.scores.path.exists()
 
 
 def different(**options):
@@ -194,14 +194,14 @@ def different(**options):
         name = next(iter(options))
         loader = plain(out, f"different-{name}", **{name: options[name][rank]})
         found = error_of(lambda: iter(loader))
-        return found, loader._path.exists()
+        return found, loader._run.scores.path.exists()
 
     return case
 
 
 def different_datasets(out, rank):
     loader = InfoBatchLoader(Noisy(N + rank), Path(out, "datasets.zarr"), batch_size=4, epochs=2)
-    return error_of(lambda: iter(loader)), loader._path.exists()
+    return error_of(lambda: iter(loader)), loader._run.scores.path.exists()
 
 
 def different_stores(out, rank):
@@ -220,7 +220,7 @@ def failing_commit(out, rank):
         step(loader, picks)
     dist.barrier()
     if rank == 1:
-        shutil.rmtree(loader._path)
+        shutil.rmtree(loader._run.scores.path)
     dist.barrier()
     return error_of(loader.commit), loader.epoch
 
@@ -236,7 +236,7 @@ def error_in_the_block(out, rank):
 
     found = error_of(block)  # on every rank; leaving the block communicates nothing
     dist.barrier()
-    return found, int(torch.isfinite(torch.tensor(ScoreStore.open(loader._path).pending)).sum())
+    return found, int(torch.isfinite(torch.tensor(ScoreStore.open(loader._run.scores.path).pending)).sum())
 
 
 def epochs_on_one(out, rank):

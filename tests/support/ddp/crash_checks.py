@@ -7,9 +7,9 @@ import torch
 import zarr
 
 from infobatch_stream import ScoreStore
+from infobatch_stream.store.header import read_header
 from infobatch_stream.store.history import Epoch, training
 from infobatch_stream.store.history import epochs as epochs_of
-from infobatch_stream.store.layout import read_header
 from support.ddp.data import loss_of
 from support.ddp.kill_plans import EPOCHS, N
 

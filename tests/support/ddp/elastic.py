@@ -57,7 +57,7 @@ def steps_of(loader, epochs, states=None):
 
 def to_the_end(loader):
     loader.commit()
-    return np.nan_to_num(ScoreStore.open(loader._path, mode="r").scores, nan=-1.0).tolist()
+    return np.nan_to_num(ScoreStore.open(loader._run.scores.path, mode="r").scores, nan=-1.0).tolist()
 
 
 # ---- what ranks do
@@ -218,7 +218,7 @@ def refusals(rank, out):
     steps_of(loader, EPOCHS, states)
     loader.commit()
     older = states[10]
-    found = {"before": ScoreStore.open(loader._path, mode="r").epoch}
+    found = {"before": ScoreStore.open(loader._run.scores.path, mode="r").epoch}
     for name, options in OPTIONS.items():
         found[name] = outcome(out, rank, options, older)
     for name, (path, to) in STATES.items():
@@ -226,7 +226,7 @@ def refusals(rank, out):
         found[name] = outcome(out, rank, {}, older if gone else changed(older, *path, to=to))
     loader = make(out, SAVED_ON, rank, existing="error")
     loader.load_state_dict(older)
-    store = ScoreStore.open(loader._path, mode="r")
+    store = ScoreStore.open(loader._run.scores.path, mode="r")
     found["older"] = [loader.epoch, loader.step, store.epoch]
     found["loaded"] = [np.nan_to_num(part, nan=-1.0).tolist() for part in (store.scores, store.pending)]
     if rank == 0:

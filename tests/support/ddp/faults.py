@@ -112,7 +112,7 @@ def to_the_end(loader):
     """(the epoch that it stood at, its files and its scores at the end)."""
     first = loader.epoch
     train_noting(loader)
-    return first, digest_of(loader), torch.tensor(ScoreStore.open(loader._path, mode="r").scores)
+    return first, digest_of(loader), torch.tensor(ScoreStore.open(loader._run.scores.path, mode="r").scores)
 
 
 # ---- groups
@@ -189,7 +189,7 @@ def one_store_by_two_paths(out, here, rank, locks=True):
     if rank == 0:
         for place in places:
             place.mkdir()
-        ScoreStore.create(places[0] / f"{name}.zarr", nodes.N, make(places[0], "any")._source.fingerprint)
+        ScoreStore.create(places[0] / f"{name}.zarr", nodes.N, make(places[0], "any")._run.source.fingerprint)
         (places[1] / f"{name}.zarr").mkdir()
         subprocess.run(["mount", "--bind", places[0] / f"{name}.zarr", places[1] / f"{name}.zarr"], check=True)
     dist.barrier()

@@ -11,10 +11,11 @@ from typing import Any
 
 from infobatch_stream import _files, loader
 from infobatch_stream.store import bootstrap as opening
-from infobatch_stream.store import layout
+from infobatch_stream.store import layout, mapped_array
 from infobatch_stream.store import replicated as shared_store
 from infobatch_stream.store import score_store as store
 from infobatch_stream.store.bootstrap import Bootstrap
+from infobatch_stream.store.header import read_header
 from infobatch_stream.store.history import History
 from infobatch_stream.store.replicated import ReplicatedStore
 from infobatch_stream.store.run_lock import RunLock
@@ -24,7 +25,7 @@ from infobatch_stream.store.staging import StagedStore
 
 def small_blocks():
     """So that 44 samples are many blocks."""
-    store._BLOCK, opening.BLOCK, shared_store.BLOCK = 5, 7, 7
+    mapped_array._BLOCK, opening.BLOCK, shared_store.BLOCK = 5, 7, 7
 
 
 def before(owner, name, when=lambda *_, **__: True):
@@ -81,9 +82,9 @@ def header_points(state):
         return before(_files, "sync", lambda path: path.is_dir() and bool(calls) and calls[-1][1].state == state)
 
     return {
-        f"{state}: temporary file written": Point(within(layout, "write_header", renaming)),
-        f"{state}: renamed": Point(within(layout, "write_header", renamed)),
-        f"{state}: on the disk": Point(after(layout, "write_header", lambda _, new: new.state == state)),
+        f"{state}: temporary file written": Point(within(store, "write_header", renaming)),
+        f"{state}: renamed": Point(within(store, "write_header", renamed)),
+        f"{state}: on the disk": Point(after(store, "write_header", lambda _, new: new.state == state)),
     }
 
 
@@ -91,15 +92,15 @@ def blocks(state):
     """Between two blocks of the copy of the scores (``apply``) or of the clearing of pending."""
 
     def install(strike):
-        true = ScoreStore._blocks
+        true = mapped_array.MappedArray._blocks
 
         def wrapped(self):
             for block in true(self):
-                if layout.read_header(self.path).state == state:
+                if read_header(self._path).state == state:
                     strike()
                 yield block
 
-        ScoreStore._blocks = wrapped
+        mapped_array.MappedArray._blocks = wrapped
 
     return install
 
@@ -109,7 +110,7 @@ def _scores_flushed(strike):
 
     def flush(self):
         true(self)
-        if "/scores/" in str(self.filename) and layout.read_header(Path(self.filename).parents[2]).state == "apply":
+        if "/scores/" in str(self.filename) and read_header(Path(self.filename).parents[2]).state == "apply":
             strike()
 
     store.np.memmap.flush = flush
@@ -123,7 +124,7 @@ def _one_node_ahead(strike):
         other = self.path.with_name("scores-0.zarr")
         end = time.monotonic() + 5
         while True:
-            found = layout.read_header(other)
+            found = read_header(other)
             if (found.state, found.epoch) == ("ready", self.epoch + 1):
                 break
             assert time.monotonic() < end

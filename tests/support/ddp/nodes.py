@@ -17,8 +17,8 @@ from infobatch_stream import InfoBatchLoader, ScoreStore
 from infobatch_stream._platform import fill_in_node
 from infobatch_stream.distributed import Groups
 from infobatch_stream.store import bootstrap as opening
-from infobatch_stream.store import layout
 from infobatch_stream.store import replicated as shared_store
+from infobatch_stream.store import score_store
 from support.ddp.cases import FORK, RUN, error_of, train
 from support.ddp.data import Noisy, loss_of, wds
 from support.ddp.launch import end_with_parent, process_group
@@ -49,7 +49,10 @@ def digest_of(loader):
     """While no rank writes. What else lies beside the store, too."""
     if dist.is_initialized():
         dist.barrier()
-    found = digest(loader._path), sorted(path.name for path in loader._path.parent.glob(f".{loader._path.name}*"))
+    found = (
+        digest(loader._run.scores.path),
+        sorted(path.name for path in loader._run.scores.path.parent.glob(f".{loader._run.scores.path.name}*")),
+    )
     if dist.is_initialized():
         dist.barrier()
     return found
@@ -162,18 +165,18 @@ STARTS = {
 @contextmanager
 def snapshots(here, name):
     """Keep a copy of the store for each of its states during commits, as a kill there would leave it."""
-    write, folder = layout.write_header, local(here) / "snapshots"
+    write, folder = score_store.write_header, local(here) / "snapshots"
 
     def keep(path, header):
         write(path, header)
         state = "" if header.state == "ready" else f" {header.state}"
         shutil.copytree(path, folder / f"{header.epoch}{state}", dirs_exist_ok=True)
 
-    layout.write_header = keep
+    score_store.write_header = keep
     try:
         yield folder
     finally:
-        layout.write_header = write
+        score_store.write_header = write
 
 
 def starts(out, here, rank):
@@ -184,12 +187,12 @@ def starts(out, here, rank):
     with snapshots(here, "before") as folder:
         iter(loader)
         if leads:
-            shutil.copytree(loader._path, folder / "0")
+            shutil.copytree(loader._run.scores.path, folder / "0")
         for epoch in range(2):
             for _, picks in loader:
                 loader.update(loss_of(picks.index, epoch), picks)
                 if (epoch, loader.step, leads) == (1, 2, True):
-                    shutil.copytree(loader._path, folder / "1 losses")
+                    shutil.copytree(loader._run.scores.path, folder / "1 losses")
             loader.commit()
     found["whole"] = [epoch["note"] for epoch in train_noting(loader)]
     for name, there in STARTS.items():
@@ -220,7 +223,7 @@ def attempt(here, name, prepare, **options):
     path = local(here) / f"{name}.zarr"
     if (os.environ["GROUP_RANK"], os.environ["LOCAL_RANK"]) == ("1", "0"):
         path.parent.mkdir(exist_ok=True)
-        prepare(path, make(path.parent, "any")._source.fingerprint)
+        prepare(path, make(path.parent, "any")._run.source.fingerprint)
     dist.barrier()
     before = digest(path)
     dist.barrier()

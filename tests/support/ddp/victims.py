@@ -20,13 +20,13 @@ import torch.distributed as dist
 
 from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError
 from infobatch_stream import _files as litter
-from infobatch_stream.store import header, layout
+from infobatch_stream.store import header, layout, mapped_array
 from infobatch_stream.store import staging as draft
 from support.ddp.children import members
 from support.ddp.data import loss_of
 
 N = 40
-_TRACED = {module.__file__ for module in (draft, header, layout, litter)}
+_TRACED = {module.__file__ for module in (draft, header, layout, litter, mapped_array)}
 FORKED = {"num_workers": 2, "multiprocessing_context": "fork"}
 
 
@@ -248,7 +248,7 @@ def meet_damage(link, path, size):
     found = {name: error_of(call) for name, call in calls.items()}
     loader.load_state_dict(state)
     finish(loader)
-    return found, np.array(loader._store.scores)
+    return found, np.array(loader.store.scores)
 
 
 # ---- a process that is killed while it makes a store
@@ -377,7 +377,7 @@ def two_loaders(link, path, rank, existing):
         cycle.clear()
     del first
     loader = loader_of(path, batch_size=4, existing=existing)
-    began = None if loader._store is None else loader.epoch
+    began = None if loader.store is None else loader.epoch
     finish(loader)
     old = error_of(cycle[0].peek) if rank else None  # which talks to nobody
     dist.barrier()  # the group outlives both
