@@ -83,8 +83,18 @@ def server():
         yield s3
 
 
+@pytest.fixture
+def one_thread():
+    """Small models are slow on several threads where other tests run beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def run_shell(code):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-euc", code], env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
@@ -108,6 +118,7 @@ def names_of_a_reader():
 
 
 @pytest.mark.ddp
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*NumPy array is not writable:UserWarning")  # MDS gives such arrays
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork of a process with threads, Python 3.12+
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
