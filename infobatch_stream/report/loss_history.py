@@ -11,6 +11,8 @@ from infobatch_stream.store.recorded_losses import Recorded
 
 __all__ = ["Losses", "Moments"]
 
+Floats = NDArray[np.float64]
+
 _BLOCK = 1 << 16  # samples whose moments are brought up to date at once: what is made of them stays in the cache
 
 
@@ -22,10 +24,10 @@ class Moments:
     """
 
     start: int
-    times: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    lowest: NDArray[np.float64]
+    times: Floats
+    mean: Floats
+    spread: Floats
+    lowest: Floats
 
 
 class Losses:
@@ -57,6 +59,13 @@ class Losses:
                     one.add(row[number * _BLOCK : (number + 1) * _BLOCK])
             parts = zip(*(one.result() for one in sums), strict=True)
             yield Moments(start, *map(np.concatenate, parts))
+
+    def moments_of(self, index: NDArray[np.int64]) -> tuple[Floats, Floats, Floats, Floats]:
+        """How many losses each of ``index`` (int64[k]) has, their mean, standard deviation, lowest: float64[k] each."""
+        sums = _Sums(index.size)
+        for losses in self.of(index)[self.since :]:
+            sums.add(losses)
+        return sums.result()
 
     def of(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32[E, k]: the losses of the samples ``index`` (int64[k]) in each epoch, NaN where they have none.
@@ -92,8 +101,9 @@ class _Sums:
         self._squares += gap * np.where(seen, losses - self._mean, 0.0)
         np.fmin(self._lowest, losses, out=self._lowest)
 
-    def result(self) -> tuple[NDArray[np.float64], ...]:
+    def result(self) -> tuple[Floats, Floats, Floats, Floats]:
         """times, mean, spread, lowest."""
         times, seen = self._times, self._times > 0
         spread = np.sqrt(self._squares / np.maximum(times, 1.0))
-        return times, *(np.where(seen, one, np.nan) for one in (self._mean, spread, self._lowest))
+        mean, spread, lowest = (np.where(seen, one, np.nan) for one in (self._mean, spread, self._lowest))
+        return times, mean, spread, lowest

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from infobatch_stream._files import whole_file
 from infobatch_stream._formatting import DASH, duration, number, percent
-from infobatch_stream.report.charts import marker, spark
+from infobatch_stream.report.charts import Floats, Spark
 from infobatch_stream.report.dataset import check_same, open_shards
 from infobatch_stream.report.figures import amounts, distribution, points, trainings, trajectories
 from infobatch_stream.report.galleries import Gallery, choose
 from infobatch_stream.report.previews import Preview, previews
+from infobatch_stream.report.renderer import draw, draw_marker, draw_spark
 from infobatch_stream.report.snapshot import Snapshot
 from infobatch_stream.store.history import SHARES, Epoch
 
 __all__ = ["build", "write"]
 
-_SPARK: Final = (112, 26)
+_SPARK: Final = (112, 26)  # pixels of the line on a card
 _ROWS: Final = 400  # epochs in the table
 
 
@@ -70,8 +71,6 @@ def build(store: Path, *, dataset: str | None = None, count: int = 32, cache: Pa
         points=points(found, galleries),
         galleries=_shown(found, galleries, seen, lines),
         dataset=dataset,
-        markers={gallery.kind: marker(gallery.kind, 8.0, 8.0) for gallery in galleries},
-        titles={gallery.kind: gallery.title for gallery in galleries},
     )
 
 
@@ -88,6 +87,9 @@ def _page(**content: object) -> str:
     inline = {name: pages.loader.get_source(pages, f"report.{name}")[0] for name in ("css", "js")}
     return pages.get_template("report.html.j2").render(
         content,
+        draw=draw,
+        draw_marker=draw_marker,
+        draw_spark=lambda spark: draw_spark(spark, _SPARK),
         inline={name: Markup(text) for name, text in inline.items()},  # noqa: S704 - files of ours
         hashes={
             name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in inline.items()
@@ -141,7 +143,7 @@ def _table(known: list[Epoch]) -> list[list[str]]:
     ]
 
 
-def _lines(found: Snapshot, index: NDArray[np.int64]) -> dict[int, NDArray[np.float64]]:
+def _lines(found: Snapshot, index: NDArray[np.int64]) -> dict[int, Floats]:
     """The scores of samples by epoch, float64[E], where the losses were kept; else nothing."""
     if found.losses is None or not index.size:
         return {}
@@ -161,51 +163,33 @@ class _Card:
     anchor: bool
     score: str
     training: str
-    exhibit: Preview | None
-    spark: Markup | None
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A gallery, with its samples by label; the label is "" where none is known."""
-
-    gallery: Gallery
-    groups: list[tuple[str, list[_Card]]]
+    preview: Preview | None
+    spark: Spark | None
 
 
 def _shown(
-    found: Snapshot,
-    galleries: list[Gallery],
-    previews: dict[int, Preview],
-    lines: dict[int, NDArray[np.float64]],
-) -> list[_Shown]:
-    """The galleries with their cards; in each of them the labels that occur most come first."""
+    found: Snapshot, galleries: list[Gallery], previews: dict[int, Preview], lines: dict[int, Floats]
+) -> list[tuple[Gallery, list[tuple[str, list[_Card]]]]]:
+    """The galleries with their cards by label ("" where none is known), the labels that occur most first."""
     anchored: set[int] = set()
     shown = []
     for gallery in galleries:
         groups: dict[str, list[_Card]] = {}
-        scale = _scale([lines[index] for index in gallery.index.tolist() if index in lines])
+        low, high = _scale([lines[index] for index in gallery.index.tolist() if index in lines])
         for index in gallery.index.tolist():
-            exhibit = previews.get(index)
-            drawn = None
+            preview, spark = previews.get(index), None
             if index in lines:
-                drawn = spark(_SPARK, lines[index], scale, f"Scores of sample {index} by epoch")
-            card = _Card(
-                index,
-                index not in anchored,
-                number(float(found.scores[index])),
-                _training(found, index),
-                exhibit,
-                drawn,
-            )
+                spark = Spark(f"Scores of sample {index} by epoch", lines[index], low, high)
+            score = number(float(found.scores[index]))
+            card = _Card(index, index not in anchored, score, _training(found, index), preview, spark)
             anchored.add(index)
-            groups.setdefault(exhibit.label if exhibit else "", []).append(card)
+            groups.setdefault(preview.label if preview else "", []).append(card)
         order = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-        shown.append(_Shown(gallery, order))
+        shown.append((gallery, order))
     return shown
 
 
-def _scale(lines: list[NDArray[np.float64]]) -> tuple[float, float]:
+def _scale(lines: list[Floats]) -> tuple[float, float]:
     """From the lowest to the highest score above 0 in any of the lines, low < high."""
     known = np.concatenate([np.empty(0), *lines])
     known = known[np.isfinite(known) & (known > 0)]

@@ -1,17 +1,16 @@
-"""SVG as text: elements, scales, and the frame of a chart. Whatever is put into it is escaped."""
+"""SVG as text: elements, scales and paths. Whatever is put into it is escaped."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Frame", "Scale", "element", "join", "line_path", "short", "spans"]
+__all__ = ["Scale", "element", "join", "line_path", "short", "spans"]
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 38  # pixels around the plot, for ticks and labels
 _MULTIPLES: Final = (1, 2, 5)
 
 
@@ -103,56 +102,3 @@ class Scale:
             if len(numbers) <= most:
                 break
         return [step * number for number in numbers]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A chart of ``width`` x ``height`` pixels with a plot in it; x and y are its scales, as values."""
-
-    width: int
-    height: int
-    x: Scale
-    y: Scale
-
-    @classmethod
-    def of(
-        cls,
-        size: tuple[int, int],
-        x: tuple[float, float],
-        y: tuple[float, float],
-        log: Literal["", "y", "x", "xy"] = "",
-    ) -> "Frame":
-        """The frame for values from x[0] to x[1] and y[0] to y[1]."""
-        width, height = size
-        across = Scale(*x, _LEFT, width - _RIGHT, "x" in log)
-        return cls(width, height, across, Scale(*y, height - _BOTTOM, _TOP, "y" in log))
-
-    def drawn(
-        self,
-        *content: str,
-        label: str,
-        x_name: str,
-        y_name: str,
-        x_ticks: Sequence[tuple[float, str]],
-        y_ticks: Sequence[tuple[float, str]],
-        role: Literal["img", "group"] = "img",
-    ) -> Markup:
-        """The whole SVG. label: what it shows, for who cannot see it; role: "group" if there are links in it."""
-        left, right, bottom = self.x.start, self.x.end, self.y.start
-        lines = [element("path", class_="grid", d=f"M{left} {short(self.y.at(at))}H{right}") for at, _ in y_ticks]
-        texts = [
-            *(element("text", text, class_="y", x=left - 6, y=self.y.at(at) + 4.0) for at, text in y_ticks),
-            *(element("text", text, class_="x", x=self.x.at(at), y=bottom + 15) for at, text in x_ticks),
-            element("text", y_name, class_="name", x=2, y=12),
-            element("text", x_name, class_="x name", x=(left + right) / 2, y=bottom + 32),
-        ]
-        axis = element("path", class_="axis", d=f"M{left} {bottom}H{right}")
-        return element(
-            "svg",
-            element("g", *lines, aria_hidden="true"),
-            *content,
-            element("g", axis, *texts, aria_hidden="true"),
-            viewBox=f"0 0 {self.width} {self.height}",
-            role=role,
-            aria_label=label,
-        )
