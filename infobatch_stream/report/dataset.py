@@ -15,7 +15,7 @@ from infobatch_stream._urls import base_name, folder_of, is_remote, local_path
 from infobatch_stream.errors import ConfigError, DataError, StoreError
 from infobatch_stream.formats.extensions import encoding_of
 from infobatch_stream.formats.mds_encodings import from_mds
-from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, entries_of, mds_fingerprint
+from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, entries_of, mds_fingerprint, shards_of
 from infobatch_stream.formats.roles import LABELS, NAMES
 from infobatch_stream.formats.schema import KEY, MEMBERS, Encoded
 from infobatch_stream.formats.shard_list import holds_mds
@@ -130,10 +130,7 @@ class _MdsShards:
     def __init__(self, folder: str, data: bytes, here: Callable[[Sequence[IndexedShard]], LocalShards]) -> None:
         """``data``: of the index.json in ``folder``, a path or url. here: where the shards are on this machine."""
         place = f"{folder}/index.json"
-        try:
-            told = [IndexedShard.of(entry, place) for entry in entries_of(data)]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{place} is no index of MDS shards ({type(error).__name__}: {error}); {AGAIN}.") from error
+        told = shards_of(data, place)
         if not any(shard.samples for shard in told):
             raise DataError(f"{place} names no shards with samples; {AGAIN}.")
         if any(shard.encodings != told[0].encodings for shard in told):

@@ -31,15 +31,30 @@ def export(
     dataset: str | None = None,
     cache: Path | None = None,
     hardest: int | None = None,
-    track: Callable[[int, int], None] = lambda total, done: None,
+    progress: Callable[[int, int], None] = lambda total, more: None,
 ) -> int:
-    """Write what the store at ``store`` holds to ``out``; how many rows. ``out`` appears when it is whole.
+    """Write what a score store holds as a table, which appears at ``out`` when it is whole.
 
-    index, score (empty: never seen), trained (times), last (epoch, empty: never), mean_loss (of all epochs, where
-    losses were kept); with ``dataset`` also shard, row and key. hardest: only so many, by `staying_hard`, the hardest
-    first, with ``dataset`` also with label and name, as a report shows them. cache: as for `open_shards`.
+    Columns: index, score (empty: never seen), trained (times), last (epoch, empty: never), mean_loss (of all epochs,
+    where losses were kept); with ``dataset`` also shard, row and key.
 
-    Raises StoreError for a store that is missing or of another dataset, ConfigError, DataError.
+    Args:
+        store: The folder of the score store.
+        out: The file.
+        form: Its format.
+        dataset: The shards of the store's samples, as for `open_shards`.
+        cache: Folder for shards that are elsewhere, as for `open_shards`.
+        hardest: Only so many samples, the hardest by `staying_hard` first; with ``dataset`` also their labels and
+            names, as a report shows them.
+        progress: Called after each block of rows, with the number of all and of those in the block.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        StoreError: For a store that is missing, or of another dataset.
+        ConfigError: For a number or a dataset that cannot be.
+        DataError: For shards that are damaged or out of reach.
     """
     with whole_file(out) as new, new.open("wb") as file:
         snapshot = Snapshot.take(store)
@@ -47,23 +62,19 @@ def export(
         if shards is not None and dataset is not None:
             check_same(snapshot.store, shards, dataset)
         hardness = staying_hard(snapshot)
-        order = None if hardest is None else _highest(hardness, hardest)
-        total = snapshot.scores.size if order is None else order.size
-        done = 0
+        order = np.arange(snapshot.scores.size) if hardest is None else _highest(hardness, hardest)
         writer: Any = None
-        for start in range(0, max(total, 1), _BLOCK):
-            places = np.arange(start, min(start + _BLOCK, total))
-            chosen = places if order is None else order[places]
+        for start in range(0, max(order.size, 1), _BLOCK):
+            chosen = order[start : start + _BLOCK]
             table = _table(snapshot, shards, hardness, chosen)
-            if shards is not None and order is not None:
+            if shards is not None and hardest is not None:
                 table = _with_names(table, shards, chosen)
             if writer is None:
                 writer = _writer(form, file, table.schema)
             writer.write_table(table)
-            done += table.num_rows
-            track(total, table.num_rows)
+            progress(order.size, table.num_rows)
         writer.close()
-    return done
+    return order.size
 
 
 def staying_hard(snapshot: Snapshot) -> NDArray[np.float64]:
