@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,7 +13,9 @@ from rich.text import Text
 from infobatch_stream._formatting import visible
 from infobatch_stream.errors import InfoBatchError
 
-__all__ = ["progress", "reported", "say"]
+__all__ = ["AsJson", "progress", "reported", "say"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def say(text: object, *, err: bool = False) -> None:

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from infobatch_stream._pool import default_workers
 
-from .console import progress, reported, say
+from .console import AsJson, progress, reported, say
 
 __all__ = ["index_command", "verify_command"]
 
@@ -25,7 +25,6 @@ Shards = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes; 1 works in this one.  [default: processor cores, at most 8]")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def verify_command(

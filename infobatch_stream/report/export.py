@@ -27,7 +27,7 @@ def export(
     store: Path,
     out: Path,
     *,
-    form: Literal["parquet", "csv"],
+    format: Literal["parquet", "csv"],
     dataset: str | None = None,
     cache: Path | None = None,
     hardest: int | None = None,
@@ -41,7 +41,7 @@ def export(
     Args:
         store: The folder of the score store.
         out: The file.
-        form: Its format.
+        format: Of the file.
         dataset: The shards of the store's samples, as for `open_shards`.
         cache: Folder for shards that are elsewhere, as for `open_shards`.
         hardest: Only so many samples, the hardest by `staying_hard` first; with ``dataset`` also their labels and
@@ -70,7 +70,7 @@ def export(
             if shards is not None and hardest is not None:
                 table = _with_names(table, shards, chosen)
             if writer is None:
-                writer = _writer(form, file, table.schema)
+                writer = _writer(format, file, table.schema)
             writer.write_table(table)
             progress(order.size, table.num_rows)
         writer.close()
@@ -130,7 +130,7 @@ def _nullable(values: NDArray[np.floating[Any]]) -> pa.Array:
     return pa.array(values, mask=np.isnan(values))
 
 
-def _writer(form: str, file: Any, schema: pa.Schema) -> Any:
-    if form == "parquet":
+def _writer(format: str, file: Any, schema: pa.Schema) -> Any:
+    if format == "parquet":
         return pyarrow.parquet.ParquetWriter(file, schema, compression="zstd")
     return pyarrow.csv.CSVWriter(file, schema)
