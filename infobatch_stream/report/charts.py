@@ -3,9 +3,9 @@
 Epochs go to the right; what is by epoch is float64[E], NaN where it is not known.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -16,13 +16,14 @@ from infobatch_stream.store.history import EDGES
 
 __all__ = [
     "Axis", "Band", "Bars", "Chart", "Dots", "Floats", "HeatMap", "Layer", "Line", "Mark", "Size", "Spark", "Steps",
-    "Trajectory", "histogram", "score_range", "steps",
+    "histogram", "score_range", "spans", "steps",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
 Size = tuple[int, int]
 
 _DOUBLING: Final = 8  # of EDGES
+_POINTS: Final = 150  # of one sample's line, at most
 
 
 @dataclass(frozen=True)
@@ -61,27 +62,55 @@ class Steps:
 
 @dataclass(frozen=True)
 class Line:
-    """A line by epoch, level for half an epoch at its ends. kind: the class of its style."""
+    """A line through x, y, float64[n] each, broken where one is NaN. kind: its style; index: of the sample it is of."""
 
     kind: str
-    values: Floats
+    x: Floats
+    y: Floats
+    index: int | None = None
+
+    @classmethod
+    def by_epoch(cls, kind: str, values: Floats) -> "Line":
+        """A line by epoch."""
+        x, y = _level(values)
+        return cls(f"line {kind}", x, y)
+
+    @classmethod
+    def of_sample(cls, kind: str, index: int, scores: Floats) -> "Line":
+        """One sample's scores by epoch, in some of its points, the last of them always. kind: of its gallery."""
+        step = math.ceil(scores.size / _POINTS)
+        some = np.arange(scores.size - 1, -1, -step)[::-1]
+        return cls(f"sample {kind}", some.astype(np.float64), scores[some], index)
 
 
 @dataclass(frozen=True)
 class Band:
-    """The area between two lines by epoch."""
+    """The area between two lines; x, low, high: float64[n] each."""
 
+    x: Floats
     low: Floats
     high: Floats
 
+    @classmethod
+    def by_epoch(cls, low: Floats, high: Floats) -> "Band":
+        """Between two lines by epoch."""
+        return cls(*_level(low, high))
 
-@dataclass(frozen=True)
-class Trajectory:
-    """One sample's scores by epoch. kind: that of its gallery."""
 
-    kind: str
-    index: int
-    values: Floats
+def _level(*lines: Floats) -> list[Floats]:
+    """x, and y of each of some lines by epoch: level for half an epoch at the ends of what is known, NaN between."""
+    x: list[float] = []
+    places: list[int] = []
+    for start, end in spans(~np.isnan(lines).any(0)):
+        x += [start - 0.5, *range(start, end), end - 0.5, np.nan]
+        places += [start, *range(start, end), end - 1, end - 1]
+    return [np.array(x), *(line[np.array(places, np.int64)] for line in lines)]
+
+
+def spans(known: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Where ``known`` (bool[n]) is true without a break: (start, end), end not included."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in changes.reshape(-1, 2)]
 
 
 @dataclass(frozen=True)
@@ -109,11 +138,6 @@ class Bars:
         edges = width * np.arange(starts.size + 1.0) - 0.5
         return cls(edges, np.add.reduceat(counts, starts), names, total)
 
-    @classmethod
-    def between(cls, edges: Floats, counts: NDArray[np.int64], total: int) -> "Bars":
-        """Of numbers between ``edges``, which the bars are named after."""
-        return cls(edges, counts, [f"{number(low)} to {number(high)}" for low, high in pairwise(edges.tolist())], total)
-
     @property
     def shares(self) -> Floats:
         """Of ``total``."""
@@ -139,7 +163,7 @@ class Mark:
     text: str
 
 
-Layer = Steps | Line | Band | Trajectory | HeatMap | Bars | Dots | Mark
+Layer = Steps | Line | Band | HeatMap | Bars | Dots | Mark
 
 
 @dataclass(frozen=True)
@@ -161,7 +185,7 @@ class Spark:
     """One sample's scores by epoch, as small as a word. low, high: the ends of its logarithmic scale."""
 
     label: str
-    values: Floats
+    line: Line
     low: float
     high: float
 

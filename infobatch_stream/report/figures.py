@@ -1,7 +1,8 @@
 """The figures of a report: which charts there are of a store, and what is said of each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -9,11 +10,11 @@ from numpy.typing import NDArray
 
 from infobatch_stream._formatting import duration, number, percent
 from infobatch_stream.report import charts
-from infobatch_stream.report.charts import Axis, Bars, Chart, Floats, Line, Size, Steps, histogram, score_range, steps
+from infobatch_stream.report.charts import Axis, Band, Bars, Chart, Floats, Line, Size, Steps, histogram, score_range
 from infobatch_stream.report.galleries import Gallery
 from infobatch_stream.report.loss_history import Losses
 from infobatch_stream.report.snapshot import Snapshot
-from infobatch_stream.store.history import Epoch, Training
+from infobatch_stream.store.history import SHARES, Epoch, Training
 
 __all__ = ["Figure", "amounts", "distribution", "points", "trainings", "trajectories"]
 
@@ -48,18 +49,19 @@ def amounts(found: Snapshot) -> list[Figure]:
     so_far = np.full(found.epoch, np.nan)
     so_far[known] = 1 - np.cumsum(trained[known]) / np.cumsum(entries[known])
     share = kept / entries
-    label = f"Share of the samples kept, by epoch: {_from_to(share, percent)}."
+    least, most = (percent(float(one)) for one in (np.nanmin(share), np.nanmax(share)))
+    label = f"Share of the samples kept, by epoch: from {least} to {most}."
     label_so_far = f"Share of the samples saved so far, by epoch; in the end {percent(so_far[known][-1])}."
     figures = [
         Figure(
             "Kept in each epoch",
             "The share of the samples that the epoch kept; the others were pruned.",
-            steps(label, [Steps("kept", share)], "share of samples", percent, top=1.0),
+            charts.steps(label, [Steps("kept", share)], "share of samples", percent, top=1.0),
         ),
         Figure(
             "Saved so far",
             "The share of all samples of the epochs up to here that was not trained on.",
-            steps(label_so_far, [Steps("saved", so_far)], "share of samples", percent),
+            charts.steps(label_so_far, [Steps("saved", so_far)], "share of samples", percent),
         ),
     ]
     took, whole = found.seconds()
@@ -74,7 +76,7 @@ def amounts(found: Snapshot) -> list[Figure]:
                 "Time of each epoch",
                 "Full colour: what it took. Pale: what it would have taken with all samples, estimated from its "
                 "seconds per trained sample.",
-                steps(label, [Steps("saved", whole / unit), Steps("kept", took / unit)], name, number),
+                charts.steps(label, [Steps("saved", whole / unit), Steps("kept", took / unit)], name, number),
             )
         )
     return figures
@@ -85,38 +87,31 @@ def _unit(most: float) -> tuple[float, str]:
     return next((one for one in ((3600.0, "hours"), (60.0, "minutes")) if most >= 2 * one[0]), (1.0, "seconds"))
 
 
-def _from_to(values: Floats, text: Callable[[float], str]) -> str:
-    return f"from {text(float(np.nanmin(values)))} to {text(float(np.nanmax(values)))}"
-
-
 def distribution(found: Snapshot) -> Figure | None:
     """How the scores moved; None where no epoch left any."""
-    low, high = _scores_shown(found)
     histograms = found.histograms()
     if not histograms.any():
         return None
     hints = [""] * found.epoch
     for one in found.epochs[:_HINTS]:
-        hints[one.number] = _hint(one)
+        low, median, high = (number(float(one.quantiles[SHARES.index(share)])) for share in (0.05, 0.5, 0.95))
+        hints[one.number] = (
+            f"epoch {one.number}: 5 % below {low}, half below {median}, 95 % below {high}; mean {number(one.mean)}"
+        )
     chart = Chart(
         f"Heat map of the distribution of scores after each of {found.epoch} epochs; the table below has its numbers.",
         Axis.epochs(found.epoch, ticks=(12, 6)),
-        Axis("score", low, high, log=True, ticks=(7, 7)),
+        Axis("score", *_scores_shown(found), log=True, ticks=(7, 7)),
         [
             charts.HeatMap(histograms),
-            *(Line("outer", found.quantile(share)) for share in (0.05, 0.95)),
-            Line("median", found.quantile(0.5)),
-            Line("mean", found.by_epoch("mean")),
+            *(Line.by_epoch("outer", found.quantile(share)) for share in (0.05, 0.95)),
+            Line.by_epoch("median", found.quantile(0.5)),
+            Line.by_epoch("mean", found.by_epoch("mean")),
         ],
         hints,
     )
     note = "Each column is an epoch; the stronger its colour, the more samples have such a score."
     return Figure("Scores after each epoch", note, chart, _WIDE, _NARROW)
-
-
-def _hint(one: Epoch) -> str:
-    low, median, high = (number(float(one.quantiles[place])) for place in (2, 5, 8))
-    return f"epoch {one.number}: 5 % below {low}, half below {median}, 95 % below {high}; mean {number(one.mean)}"
 
 
 def _scores_shown(found: Snapshot) -> tuple[float, float]:
@@ -129,11 +124,12 @@ def trainings(found: Snapshot, now: Epoch) -> list[Figure]:
     total = found.scores.size
     if found.training is not None:
         whole = found.epoch - found.training.since
+        since = f", those from epoch {found.training.since} on" if found.training.since else ""
         often, ages, never = _counts(found.training, found.epoch)
         figures += [
             Figure(
                 "How often a sample was trained on",
-                f"Of the {whole} epochs that were counted{_since(found.training)}.",
+                f"Of the {whole} epochs that were counted{since}.",
                 histogram(
                     f"Histogram of how often samples were trained on in {whole} epochs.",
                     Bars.of_whole(often, total),
@@ -164,10 +160,6 @@ def trainings(found: Snapshot, now: Epoch) -> list[Figure]:
     return figures
 
 
-def _since(training: Training) -> str:
-    return f", those from epoch {training.since} on" if training.since else ""
-
-
 def _counts(training: Training, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """How many samples were trained on 0, 1, ... times, and last 0, 1, ... epochs ago; and how many never."""
     whole = epoch - training.since
@@ -186,18 +178,20 @@ def _by_score(scores: NDArray[np.float32], low: float, high: float) -> Bars:
     for start in range(0, scores.size, _BLOCK):
         part = scores[start : start + _BLOCK]
         counts += np.histogram(np.clip(part[~np.isnan(part)], low, high), edges)[0]
-    return Bars.between(edges, counts, scores.size)
+    names = [f"{number(start)} to {number(end)}" for start, end in pairwise(edges.tolist())]
+    return Bars(edges, counts, names, scores.size)
 
 
 def trajectories(found: Snapshot, galleries: Sequence[Gallery], lines: dict[int, Floats]) -> list[Figure]:
     """The scores of the samples of each gallery by epoch, float64[E], before the bands of those of all samples."""
-    bands = [charts.Band(found.quantile(low), found.quantile(high)) for low, high in ((0.05, 0.95), (0.25, 0.75))]
+    bands = [Band.by_epoch(found.quantile(low), found.quantile(high)) for low, high in ((0.05, 0.95), (0.25, 0.75))]
+    median = Line.by_epoch("median", found.quantile(0.5))
     x, y = Axis.epochs(found.epoch), Axis("score", *_scores_shown(found), log=True)
     figures = []
     for gallery in galleries:
-        samples = [charts.Trajectory(gallery.kind, index, lines[index]) for index in gallery.index.tolist()]
+        samples = [Line.of_sample(gallery.kind, index, lines[index]) for index in gallery.index.tolist()]
         label = f"Scores of {len(samples)} samples by epoch, those called {gallery.title.lower()}."
-        chart = Chart(label, x, y, [*bands, Line("median", found.quantile(0.5)), *samples])
+        chart = Chart(label, x, y, [*bands, median, *samples])
         figures.append(Figure(gallery.title, f"{len(samples)} samples", chart, _MIDDLE, _NARROW))
     return figures
 
@@ -225,10 +219,10 @@ def points(found: Snapshot, galleries: Sequence[Gallery]) -> Figure | None:
         return None
     if not np.isfinite(y).any():
         return None
-    marks = [
-        charts.Mark(sample, x_at, y_at, kinds[sample].kind, _called(sample, kinds[sample], score))
-        for sample, x_at, y_at, score in zip(*(one[shown].tolist() for one in (index, x, y, scores)), strict=True)
-    ]
+    marks = []
+    for sample, x_at, y_at, score in zip(*(one[shown].tolist() for one in (index, x, y, scores)), strict=True):
+        text = f"sample {sample}, {kinds[sample].title.lower()}, score {number(score)}"
+        marks.append(charts.Mark(sample, x_at, y_at, kinds[sample].kind, text))
     label = f"{title}: {len(marks)} samples of the galleries, as links, among others."
     up = Axis(y_name, *_extent(y[cloud], y[shown]), log=True, ticks=(7, 7))
     all_of_them = some.size == found.scores.size
@@ -243,10 +237,6 @@ def points(found: Snapshot, galleries: Sequence[Gallery]) -> Figure | None:
         _WIDE,
         _NARROW,
     )
-
-
-def _called(index: int, gallery: Gallery, score: float) -> str:
-    return f"sample {index}, {gallery.title.lower()}, score {number(score)}"
 
 
 def _moments(losses: Losses, index: NDArray[np.int64]) -> tuple[Floats, Floats]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream._files import whole_file
 from infobatch_stream._formatting import DASH, duration, number, percent
-from infobatch_stream.report.charts import Floats, Spark
+from infobatch_stream.report.charts import Floats, Line, Spark
 from infobatch_stream.report.dataset import check_same, open_shards
 from infobatch_stream.report.figures import amounts, distribution, points, trainings, trajectories
 from infobatch_stream.report.galleries import Gallery, choose
@@ -179,7 +179,7 @@ def _shown(
         for index in gallery.index.tolist():
             preview, spark = previews.get(index), None
             if index in lines:
-                spark = Spark(f"Scores of sample {index} by epoch", lines[index], low, high)
+                spark = Spark(f"Scores of sample {index} by epoch", Line.of_sample("", index, lines[index]), low, high)
             score = number(float(found.scores[index]))
             card = _Card(index, index not in anchored, score, _training(found, index), preview, spark)
             anchored.add(index)

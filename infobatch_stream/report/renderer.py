@@ -7,12 +7,11 @@ from typing import Final
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from infobatch_stream._formatting import percent
 from infobatch_stream.report import charts
-from infobatch_stream.report.charts import Axis, Chart, Floats, Layer, Size, Spark
-from infobatch_stream.report.svg import Scale, element, join, line_path, short, spans
+from infobatch_stream.report.charts import Axis, Chart, Layer, Size, Spark, spans
+from infobatch_stream.report.svg import Scale, element, join, line_path, short
 from infobatch_stream.store.history import EDGES
 
 __all__ = ["draw", "draw_marker", "draw_spark"]
@@ -21,7 +20,6 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 38  # pixels around the plot, for tic
 _PHONE: Final = 500  # pixels of a chart's width, up to which it has fewer ticks
 _ROW: Final = 4  # pixels of a row of a heat map, at least
 _LEVELS: Final = 9  # of colour in a heat map
-_POINTS: Final = 150  # of one sample's line, at most
 
 
 @dataclass(frozen=True)
@@ -95,55 +93,32 @@ def _steps(layer: charts.Steps, frame: _Frame) -> Markup:
     return element("path", class_=f"area {layer.kind}", d="".join(parts))
 
 
-def _level(values: NDArray[np.float64], start: int, end: int) -> Floats:
-    """Values of the epochs from start to end, level for half an epoch at the ends, where `_across` is."""
-    return np.concatenate([values[start : start + 1], values[start:end], values[end - 1 : end]])
-
-
-def _across(start: int, end: int) -> Floats:
-    return np.concatenate([[start - 0.5], np.arange(start, end), [end - 0.5]])
-
-
 @_layer.register
 def _line(layer: charts.Line, frame: _Frame) -> Markup:
-    parts = [
-        line_path(frame.x(_across(start, end)), frame.y(_level(layer.values, start, end)))
-        for start, end in spans(~np.isnan(layer.values))
-    ]
-    return element("path", class_=f"line {layer.kind}", d="".join(parts))
+    path = line_path(frame.x(layer.x), frame.y(layer.y))
+    return element("path", class_=layer.kind, data_sample=layer.index, d=path)
 
 
 @_layer.register
 def _band(layer: charts.Band, frame: _Frame) -> Markup:
     parts = []
-    for start, end in spans(~np.isnan(layer.low) & ~np.isnan(layer.high)):
-        x, low, high = _across(start, end), *(_level(values, start, end) for values in (layer.low, layer.high))
+    for start, end in spans(~np.isnan(layer.x)):
+        x, low, high = (values[start:end] for values in (layer.x, layer.low, layer.high))
         around = frame.x(np.concatenate([x, x[::-1]])), frame.y(np.concatenate([high, low[::-1]]))
         parts.append(f"{line_path(*around)}Z")
     return element("path", class_="band", d="".join(parts))
 
 
-@_layer.register
-def _trajectory(layer: charts.Trajectory, frame: _Frame) -> Markup:
-    path = _thinned(layer.values, frame.x, frame.y)
-    return element("path", class_=f"sample {layer.kind}", data_sample=layer.index, d=path)
-
-
-def _thinned(values: Floats, x: Scale, y: Scale) -> str:
-    """A line by epoch through some of its points, the last of them always."""
-    step = -(-values.size // _POINTS)
-    some = np.arange(values.size - 1, -1, -step)[::-1]
-    return line_path(x(some), y(values[some]))
-
-
 def draw_spark(spark: Spark, size: Size) -> Markup:
     """The line as an SVG of ``size`` pixels, without axes."""
     width, height = size
-    x = Scale(0.0, max(spark.values.size - 1.0, 1.0), 0.0, width)
-    path = _thinned(spark.values, x, Scale(spark.low, spark.high, height, 0.0, log=True))
+    x, y = (
+        Scale(0.0, max(float(spark.line.x[-1]), 1.0), 0.0, width),
+        Scale(spark.low, spark.high, height, 0.0, log=True),
+    )
     return element(
         "svg",
-        element("path", d=path),
+        element("path", d=line_path(x(spark.line.x), y(spark.line.y))),
         class_="spark",
         viewBox=f"0 -2 {width} {height + 4}",
         preserveAspectRatio="none",

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Scale", "element", "join", "line_path", "short", "spans"]
+__all__ = ["Scale", "element", "join", "line_path", "short"]
 
 _MULTIPLES: Final = (1, 2, 5)
 
@@ -50,12 +50,6 @@ def line_path(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
         parts.append(f"{pen}{short(across)} {short(down)}")
         pen = "L"
     return "".join(parts)
-
-
-def spans(known: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where ``known`` (bool[n]) is true without a break: (start, end), end not included."""
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(np.int8)))
-    return [(int(start), int(end)) for start, end in changes.reshape(-1, 2)]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from infobatch_stream._formatting import duration, number, percent
-from infobatch_stream.report.charts import Axis, Bars, Chart, HeatMap, Steps, histogram, score_range, steps
+from infobatch_stream.report.charts import Axis, Bars, Chart, HeatMap, Steps, histogram, score_range, spans, steps
 from infobatch_stream.report.renderer import draw
-from infobatch_stream.report.svg import Scale, element, line_path, short, spans
+from infobatch_stream.report.svg import Scale, element, line_path, short
 from infobatch_stream.store.history import EDGES
 
 positive = st.floats(1e-6, 1e6)
