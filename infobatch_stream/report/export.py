@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream._files import whole_file
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.report.dataset import ShardReader, check_same, open_shards
+from infobatch_stream.report.dataset import ShardReader, open_shards_of
 from infobatch_stream.report.galleries import Highest
 from infobatch_stream.report.previews import previews
 from infobatch_stream.report.snapshot import Snapshot
@@ -58,9 +58,7 @@ def export(
     """
     with whole_file(out) as new, new.open("wb") as file:
         snapshot = Snapshot.take(store)
-        shards = None if dataset is None else open_shards(dataset, cache)
-        if shards is not None and dataset is not None:
-            check_same(snapshot.store, shards, dataset)
+        shards = open_shards_of(snapshot.store, dataset, cache)
         hardness = staying_hard(snapshot)
         order = np.arange(snapshot.scores.size) if hardest is None else _highest(hardness, hardest)
         writer: Any = None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from infobatch_stream._files import whole_file
 from infobatch_stream._formatting import DASH, duration, number, percent
 from infobatch_stream.report.charts import Floats, Line, Spark
-from infobatch_stream.report.dataset import check_same, open_shards
+from infobatch_stream.report.dataset import open_shards_of
 from infobatch_stream.report.figures import amounts, distribution, points, trainings, trajectories
 from infobatch_stream.report.galleries import Gallery, choose
 from infobatch_stream.report.previews import Preview, previews
@@ -39,19 +39,25 @@ def write(store: Path, out: Path, *, dataset: str | None = None, count: int = 32
 
 
 def build(store: Path, *, dataset: str | None = None, count: int = 32, cache: Path | None = None) -> str:
-    """The report of the score store at ``store``, as HTML.
+    """The report of a score store, as HTML.
 
-    dataset: its shards, of which samples are shown; cache: for those of elsewhere; see `open_shards`. count: samples in
-    a gallery, at most.
+    Args:
+        store: The folder of the store.
+        dataset: The shards of its samples, to show some of them, as for `open_shards`.
+        count: The most samples of a gallery.
+        cache: Folder for shards that are elsewhere, as for `open_shards`.
 
-    Raises StoreError for a store that cannot be read, or is of other shards; ConfigError, DataError,
-    MissingExtraError.
+    Returns:
+        The page.
+
+    Raises:
+        StoreError: For a store that cannot be read, or is of other shards.
+        ConfigError: For a ``dataset`` that is no shards.
+        DataError: For shards that are damaged or out of reach.
+        MissingExtraError: For a package that is not installed.
     """
     found = Snapshot.take(store)
-    shards = None
-    if dataset is not None:
-        shards = open_shards(dataset, cache)
-        check_same(found.store, shards, dataset)
+    shards = open_shards_of(found.store, dataset, cache)
     galleries = choose(found.scores, found.epoch, found.training, found.losses, count)
     index = np.unique(np.concatenate([np.empty(0, np.int64), *(gallery.index for gallery in galleries)]))
     seen = {} if shards is None else previews(shards, index)
@@ -97,32 +103,24 @@ def _page(**content: object) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Fact:
-    """A number at the top of the page, with a word on it."""
-
-    name: str
-    value: str
-    note: str
-
-
-def _facts(found: Snapshot, now: Epoch) -> list[_Fact]:
+def _facts(found: Snapshot, now: Epoch) -> list[tuple[str, str, str]]:
+    """The numbers at the top of the page: name, value, a word on it."""
     trained, entries = (sum(getattr(one, name) for one in found.epochs) for name in ("trained", "entries"))
     took, whole = (float(np.nansum(one)) for one in found.seconds())
     never, size = found.never_seen, found.scores.size
     missing = found.epoch - len(found.epochs)
     facts = [
-        _Fact("Samples", f"{size:,}", f"{never:,} of them never trained on" if never else "all have a score"),
-        _Fact("Epochs", f"{found.epoch:,}", f"what became of {missing:,} is not known" if missing else "all are known"),
+        ("Samples", f"{size:,}", f"{never:,} of them never trained on" if never else "all have a score"),
+        ("Epochs", f"{found.epoch:,}", f"what became of {missing:,} is not known" if missing else "all are known"),
     ]
     if entries:
-        facts.append(_Fact("Samples saved so far", percent(found.saved), f"{trained:,} of {entries:,} were trained on"))
+        facts.append(("Samples saved so far", percent(found.saved), f"{trained:,} of {entries:,} were trained on"))
     if whole:
         note = f"estimated: {duration(took)} instead of {duration(whole)}"
-        facts.append(_Fact("Time saved so far", percent(1 - took / whole), note))
+        facts.append(("Time saved so far", percent(1 - took / whole), note))
     if never < size:
         median = number(float(now.quantiles[SHARES.index(0.5)]))
-        facts.append(_Fact("Mean score", number(now.mean), f"half of the scores are below {median}"))
+        facts.append(("Mean score", number(now.mean), f"half of the scores are below {median}"))
     return facts
 
 

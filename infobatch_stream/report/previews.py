@@ -38,10 +38,10 @@ class Preview:
 def previews(shards: ShardReader, index: NDArray[np.int64], *, pictures: bool = True) -> dict[int, Preview]:
     """What is to be seen of the samples ``index``, int64[k], or why it is not. Raises MissingExtraError."""
     order = np.unique(index).tolist()  # that of the shards
-    return {number: _exhibit(shards, number, pictures) for number in order}
+    return {number: _preview(shards, number, pictures) for number in order}
 
 
-def _exhibit(shards: ShardReader, index: int, pictures: bool) -> Preview:
+def _preview(shards: ShardReader, index: int, pictures: bool) -> Preview:
     shard = bisect_right(shards.ends, index)
     row = index - (shards.ends[shard - 1] if shard else 0)
     empty = Preview(index, shards.names[shard], row)
