@@ -85,12 +85,11 @@ class SmallCNN(nn.Sequential):
 
 def runs_of(spec: Spec) -> list[Run]:
     """All runs, seed by seed, so that what is compared was run at the same time."""
-    kinds = [(kind, prune) for kind in ("mds", "wds") for prune in (False, True)]
-    names = {"mds": "MDS", "wds": "WebDataset"}
     return [
-        Run(f"{'InfoBatch' if prune else 'all data'}, {names[kind]}", kind, prune, seed)
+        Run(f"{'InfoBatch' if prune else 'all data'}, {name}", kind, prune, seed)
         for seed in range(spec.seeds)
-        for kind, prune in kinds
+        for kind, name in (("mds", "MDS"), ("wds", "WebDataset"))
+        for prune in (False, True)
     ]
 
 

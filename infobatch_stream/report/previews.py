@@ -36,9 +36,8 @@ class Preview:
 
 
 def previews(shards: ShardReader, index: NDArray[np.int64], *, pictures: bool = True) -> dict[int, Preview]:
-    """What is to be seen of the samples ``index``, int64[k], or why it is not. Raises MissingExtraError."""
-    order = np.unique(index).tolist()  # that of the shards
-    return {number: _preview(shards, number, pictures) for number in order}
+    """What is to be seen of the samples ``index``, int64[k], or why it is not; in the order of the shards."""
+    return {number: _preview(shards, number, pictures) for number in np.unique(index).tolist()}
 
 
 def _preview(shards: ShardReader, index: int, pictures: bool) -> Preview:
