@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from infobatch_stream.convert.manifest import Conversion, ConversionProgress
 from infobatch_stream.convert.writers import ShardFormat
 from infobatch_stream.errors import ConfigError
 
-from .console import progress, reported, say
+from .console import counted, progress, reported, say
 
 __all__ = ["convert_command", "parse_size"]
 
@@ -167,16 +166,12 @@ def convert_command(
         raise typer.Exit(_LOST)
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first of them, by which one sees whether it was the right folder."""
-    return ", ".join(names[:_SHOWN_CLASSES]) + (", ..." if len(names) > _SHOWN_CLASSES else "")
-
-
 def _print(done: Conversion) -> None:
     for part in done.parts:
-        shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
-        classes = f" of {len(done.classes):,} classes ({_some(done.classes)})" if done.classes else ""
-        say(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
+        # By the first of the classes one sees whether it was the right folder.
+        names = ", ".join(done.classes[:_SHOWN_CLASSES]) + (", ..." if len(done.classes) > _SHOWN_CLASSES else "")
+        classes = f" of {len(done.classes):,} classes ({names})" if done.classes else ""
+        say(f"{part.path}: {part.samples:,} samples{classes} in {counted(part.shards, 'shard')}, {decimal(part.bytes)}")
     total, size = sum(part.samples for part in done.parts), sum(part.bytes for part in done.parts)
     seconds = done.seconds
     say(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s")

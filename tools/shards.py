@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from infobatch_stream._pool import default_workers
 
-from .console import AsJson, progress, reported, say
+from .console import AsJson, counted, progress, reported, say
 
 __all__ = ["index_command", "verify_command"]
 
@@ -68,7 +68,7 @@ def verify_command(
         if len(report.problems) > _LINES:
             typer.echo(f"... and {len(report.problems) - _LINES:,} more lines (--json has them)")
         found = [(report.errors, "error"), (report.warnings, "warning"), (report.notes, "note")]
-        summary = ", ".join(_count(number, noun) for number, noun in found)
+        summary = ", ".join(counted(number, noun) for number, noun in found)
         typer.echo(f"{_done(report.shards, report.samples, report.size, start)}: {summary}")
     if report.errors:
         raise typer.Exit(1)
@@ -117,13 +117,9 @@ def _tracked(title: str) -> Iterator[Callable[[int, int], None]]:
         yield track
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _done(shards: int, samples: int, size: int, start: float) -> str:
     seconds = time.monotonic() - start
     return (
-        f"{_count(shards, 'shard')}, {_count(samples, 'sample')}, {decimal(size)} in {seconds:.1f} s "
+        f"{counted(shards, 'shard')}, {counted(samples, 'sample')}, {decimal(size)} in {seconds:.1f} s "
         f"({decimal(int(size / seconds))}/s)"
     )

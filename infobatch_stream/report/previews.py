@@ -24,7 +24,6 @@ _LONGEST_NAME: Final = 4096
 class Preview:
     """One sample. label, key, name, text: "" without one; problem: why it, or a part of it, is not shown."""
 
-    index: int
     shard: str
     row: int
     key: str = ""
@@ -43,7 +42,7 @@ def previews(shards: ShardReader, index: NDArray[np.int64], *, pictures: bool = 
 def _preview(shards: ShardReader, index: int, pictures: bool) -> Preview:
     shard = bisect_right(shards.ends, index)
     row = index - (shards.ends[shard - 1] if shard else 0)
-    empty = Preview(index, shards.names[shard], row)
+    empty = Preview(shards.names[shard], row)
     try:
         fields = shards.fields(index)
     except (DataError, OSError) as error:

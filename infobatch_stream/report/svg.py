@@ -16,12 +16,12 @@ _MULTIPLES: Final = (1, 2, 5)
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
     """``<name attributes>children</name>``. ``class_`` is class, ``_`` is ``-``; those that are None are left out."""
-    told = Markup("").join(
+    pairs = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup("<{name}{told}>{inside}</{name}>").format(name=name, told=told, inside=join(children))
+    return Markup("<{0}{1}>{2}</{0}>").format(name, pairs, join(children))
 
 
 def join(parts: Iterable[str]) -> Markup:
