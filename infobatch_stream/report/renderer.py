@@ -1,7 +1,6 @@
 """Charts -> SVG. Each kind of layer is drawn by a function that is registered for it."""
 
 import math
-from dataclasses import dataclass
 from functools import singledispatch
 from typing import Final
 
@@ -22,37 +21,27 @@ _ROW: Final = 4  # pixels of a row of a heat map, at least
 _LEVELS: Final = 9  # of colour in a heat map
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """The plot within a chart: its scales, as values."""
-
-    x: Scale
-    y: Scale
-
-
 def draw(chart: Chart, size: Size) -> Markup:
     """The chart as an SVG of ``size`` pixels."""
     width, height = size
-    x, y = chart.x, chart.y
-    across, up = (_LEFT, width - _RIGHT), (height - _BOTTOM, _TOP)
-    frame = _Frame(Scale(x.low, x.high, *across, x.log), Scale(y.low, y.high, *up, y.log))
-    left, right, bottom = frame.x.start, frame.x.end, frame.y.start
-    x_ticks, y_ticks = _ticks(x, frame.x, width), _ticks(y, frame.y, width)
-    lines = [element("path", class_="grid", d=f"M{left} {short(frame.y.at(at))}H{right}") for at, _ in y_ticks]
+    left, right, bottom = _LEFT, width - _RIGHT, height - _BOTTOM
+    x = Scale(chart.x.low, chart.x.high, left, right, chart.x.log)
+    y = Scale(chart.y.low, chart.y.high, bottom, _TOP, chart.y.log)
+    x_ticks, y_ticks = _ticks(chart.x, x, width), _ticks(chart.y, y, width)
+    lines = [element("path", class_="grid", d=f"M{left} {short(y.at(at))}H{right}") for at, _ in y_ticks]
     texts = [
-        *(element("text", text, class_="y", x=left - 6, y=frame.y.at(at) + 4.0) for at, text in y_ticks),
-        *(element("text", text, class_="x", x=frame.x.at(at), y=bottom + 15) for at, text in x_ticks),
-        element("text", y.name, class_="name", x=2, y=12),
-        element("text", x.name, class_="x name", x=(left + right) / 2, y=bottom + 32),
+        *(element("text", text, class_="y", x=left - 6, y=y.at(at) + 4.0) for at, text in y_ticks),
+        *(element("text", text, class_="x", x=x.at(at), y=bottom + 15) for at, text in x_ticks),
+        element("text", chart.y.name, class_="name", x=2, y=12),
+        element("text", chart.x.name, class_="x name", x=(left + right) / 2, y=bottom + 32),
     ]
     has_links = any(isinstance(layer, charts.Mark) for layer in chart.layers)
-    axis = element("path", class_="axis", d=f"M{left} {bottom}H{right}")
     return element(
         "svg",
         element("g", *lines, aria_hidden="true"),
-        *(_layer(layer, frame) for layer in chart.layers),
-        _hints(chart, frame),
-        element("g", axis, *texts, aria_hidden="true"),
+        *(_layer(layer, x, y) for layer in chart.layers),
+        *(_hint(epoch, text, x, y) for epoch, text in enumerate(chart.hints) if text),
+        element("g", element("path", class_="axis", d=f"M{left} {bottom}H{right}"), *texts, aria_hidden="true"),
         viewBox=f"0 0 {width} {height}",
         role="group" if has_links else "img",
         aria_label=chart.label,
@@ -66,89 +55,73 @@ def _ticks(axis: Axis, scale: Scale, width: int) -> list[tuple[float, str]]:
     return [(value, axis.text(value)) for value in values]
 
 
-def _hints(chart: Chart, frame: _Frame) -> Markup:
-    width = frame.x.at(0.5) - frame.x.at(-0.5)
-    return join(
-        element(
-            "rect", element("title", text), class_="hint",
-            x=frame.x.at(epoch - 0.5), y=float(frame.y.end), width=width, height=float(frame.y.start - frame.y.end),
-        )
-        for epoch, text in enumerate(chart.hints)
-        if text
-    )  # fmt: skip
+def _hint(epoch: int, text: str, x: Scale, y: Scale) -> Markup:
+    left, right = x.at(epoch - 0.5), x.at(epoch + 0.5)
+    title = element("title", text)
+    return element("rect", title, class_="hint", x=left, y=y.end, width=right - left, height=y.start - y.end)
 
 
 @singledispatch
-def _layer(layer: Layer, frame: _Frame) -> Markup:
+def _layer(layer: Layer, x: Scale, y: Scale) -> Markup:
     raise TypeError(f"nothing draws a {type(layer).__name__}")
 
 
 @_layer.register
-def _steps(layer: charts.Steps, frame: _Frame) -> Markup:
+def _steps(layer: charts.Steps, x: Scale, y: Scale) -> Markup:
     parts = []
     for start, end in spans(~np.isnan(layer.values)):
-        x, y = frame.x(np.arange(start, end + 1) - 0.5).tolist(), frame.y(layer.values[start:end]).tolist()
-        tops = "".join(f"V{short(up)}H{short(right)}" for up, right in zip(y, x[1:], strict=True))
-        parts.append(f"M{short(x[0])} {short(frame.y.start)}{tops}V{short(frame.y.start)}Z")
+        left, *rights = map(short, x(np.arange(start, end + 1) - 0.5).tolist())
+        heights = map(short, y(layer.values[start:end]).tolist())
+        tops = "".join(f"V{height}H{right}" for height, right in zip(heights, rights, strict=True))
+        parts.append(f"M{left} {short(y.start)}{tops}V{short(y.start)}Z")
     return element("path", class_=f"area {layer.kind}", d="".join(parts))
 
 
 @_layer.register
-def _line(layer: charts.Line, frame: _Frame) -> Markup:
-    path = line_path(frame.x(layer.x), frame.y(layer.y))
-    return element("path", class_=layer.kind, data_sample=layer.index, d=path)
+def _line(layer: charts.Line, x: Scale, y: Scale) -> Markup:
+    return element("path", class_=layer.kind, data_sample=layer.index, d=line_path(x(layer.x), y(layer.y)))
 
 
 @_layer.register
-def _band(layer: charts.Band, frame: _Frame) -> Markup:
+def _band(layer: charts.Band, x: Scale, y: Scale) -> Markup:
     parts = []
     for start, end in spans(~np.isnan(layer.x)):
-        x, low, high = (values[start:end] for values in (layer.x, layer.low, layer.high))
-        around = frame.x(np.concatenate([x, x[::-1]])), frame.y(np.concatenate([high, low[::-1]]))
-        parts.append(f"{line_path(*around)}Z")
+        across, low, high = (values[start:end] for values in (layer.x, layer.low, layer.high))
+        around = np.concatenate([across, across[::-1]]), np.concatenate([high, low[::-1]])
+        parts.append(f"{line_path(x(around[0]), y(around[1]))}Z")
     return element("path", class_="band", d="".join(parts))
 
 
 def draw_spark(spark: Spark, size: Size) -> Markup:
     """The line as an SVG of ``size`` pixels, without axes."""
     width, height = size
-    x, y = (
-        Scale(0.0, max(float(spark.line.x[-1]), 1.0), 0.0, width),
-        Scale(spark.low, spark.high, height, 0.0, log=True),
-    )
+    x = Scale(0.0, max(float(spark.line.x[-1]), 1.0), 0.0, width)
+    y = Scale(spark.low, spark.high, height, 0.0, log=True)
     return element(
-        "svg",
-        element("path", d=line_path(x(spark.line.x), y(spark.line.y))),
-        class_="spark",
-        viewBox=f"0 -2 {width} {height + 4}",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=spark.label,
-    )
+        "svg", element("path", d=line_path(x(spark.line.x), y(spark.line.y))), class_="spark",
+        viewBox=f"0 -2 {width} {height + 4}", preserveAspectRatio="none", role="img", aria_label=spark.label,
+    )  # fmt: skip
 
 
 @_layer.register
-def _bars(layer: charts.Bars, frame: _Frame) -> Markup:
-    x, y = frame.x(layer.edges).tolist(), frame.y(layer.shares).tolist()
+def _bars(layer: charts.Bars, x: Scale, y: Scale) -> Markup:
+    edges, tops, shares = x(layer.edges).tolist(), y(layer.shares).tolist(), layer.shares.tolist()
     shown = []
-    for bar, (count, share) in enumerate(zip(layer.counts.tolist(), layer.shares.tolist(), strict=True)):
-        if count:
-            height, width = max(frame.y.start - y[bar], 1.0), x[bar + 1] - x[bar]
-            title = element("title", f"{layer.names[bar]}: {count:,} samples, {percent(share)}")
-            shown.append(
-                element("rect", title, class_="area kept", x=x[bar], y=frame.y.start - height,
-                        width=width - min(1.0, width / 4), height=height)
-            )  # fmt: skip
+    for bar in np.flatnonzero(layer.counts).tolist():
+        height, width = max(y.start - tops[bar], 1.0), edges[bar + 1] - edges[bar]
+        title = element("title", f"{layer.names[bar]}: {layer.counts[bar]:,} samples, {percent(shares[bar])}")
+        box = {"x": edges[bar], "y": y.start - height, "width": width - min(1.0, width / 4), "height": height}
+        shown.append(element("rect", title, class_="area kept", **box))
     return join(shown)
 
 
 @_layer.register
-def _heat_map(layer: charts.HeatMap, frame: _Frame) -> Markup:
+def _heat_map(layer: charts.HeatMap, x: Scale, y: Scale) -> Markup:
     """A path for each level of colour: of the samples per width on the scale, since bins are not equally wide."""
-    first, last = (int(np.searchsorted(EDGES, edge)) for edge in (frame.y.low, frame.y.high))
-    enough = _ROW * (last - first) / (frame.y.start - frame.y.end)
+    first, last = (int(np.searchsorted(EDGES, edge)) for edge in (y.low, y.high))
+    enough = _ROW * (last - first) / (y.start - y.end)
     tall = next((bins for bins in (1, 2, 4) if bins >= enough), 8)  # in a row
-    wide = -(-2 * len(layer.counts) // int(frame.x.end - frame.x.start))  # epochs in a column
+    wide = math.ceil(2 * len(layer.counts) / (x.end - x.start))  # epochs in a column
     inside = layer.counts[:, first:last].copy()
     inside[:, 0] += layer.counts[:, :first].sum(1)
     inside[:, -1] += layer.counts[:, last:].sum(1)
@@ -159,46 +132,44 @@ def _heat_map(layer: charts.HeatMap, frame: _Frame) -> Markup:
     # The lowest row takes all that lies below, so it says nothing of how dark the others should be.
     darkest = float(shares[:, 1:].max(initial=0)) or float(shares.max()) or 1.0
     levels = np.ceil(np.sqrt(np.minimum(shares / darkest, 1)) * _LEVELS).astype(int)
-    x = list(map(short, frame.x(np.append(columns, len(inside)) - 0.5).tolist()))
-    y = list(map(short, frame.y(edges).tolist()))
+    across = list(map(short, x(np.append(columns, len(inside)) - 0.5).tolist()))
+    up = list(map(short, y(edges).tolist()))
     parts: dict[int, list[str]] = {}
     for column, found in enumerate(levels):
         for level in np.unique(found[found > 0]).tolist():
             for start, end in spans(found == level):
-                box = f"M{x[column]} {y[start]}H{x[column + 1]}V{y[end]}H{x[column]}Z"
+                box = f"M{across[column]} {up[start]}H{across[column + 1]}V{up[end]}H{across[column]}Z"
                 parts.setdefault(level, []).append(box)
     return join(element("path", class_=f"heat-{level}", d="".join(found)) for level, found in sorted(parts.items()))
 
 
 @_layer.register
-def _dots(layer: charts.Dots, frame: _Frame) -> Markup:
-    places = zip(frame.x(layer.x).tolist(), frame.y(layer.y).tolist(), strict=True)
+def _dots(layer: charts.Dots, x: Scale, y: Scale) -> Markup:
+    places = zip(x(layer.x).tolist(), y(layer.y).tolist(), strict=True)
     known = (place for place in places if not any(map(math.isnan, place)))
-    return element("path", class_="cloud", d="".join(f"M{short(x)} {short(y)}h0" for x, y in known))
+    return element("path", class_="cloud", d="".join(f"M{short(across)} {short(up)}h0" for across, up in known))
 
 
 @_layer.register
-def _mark(layer: charts.Mark, frame: _Frame) -> Markup:
-    x, y = frame.x.at(layer.x), frame.y.at(layer.y)
-    if math.isnan(x) or math.isnan(y):
+def _mark(layer: charts.Mark, x: Scale, y: Scale) -> Markup:
+    across, down = x.at(layer.x), y.at(layer.y)
+    if math.isnan(across) or math.isnan(down):
         return Markup()
-    y = min(y, frame.y.start - 6)  # not over the labels of the axis
+    down = min(down, y.start - 6)  # not over the labels of the axis
     return element(
-        "a", element("title", layer.text), element("circle", class_="target", cx=x, cy=y, r=8),
-        draw_marker(layer.kind, x, y),
+        "a", element("title", layer.text), element("circle", class_="target", cx=across, cy=down, r=8),
+        draw_marker(layer.kind, across, down),
         href=f"#sample-{layer.index}", data_sample=layer.index, aria_label=layer.text,
     )  # fmt: skip
 
 
-def draw_marker(kind: str, x: float, y: float, size: float = 5) -> Markup:
-    """The sign of a kind of sample: one can tell them apart without colours."""
+def draw_marker(kind: str, x: float, y: float) -> Markup:
+    """The sign of a kind of sample, about x, y: one can tell them apart without colours."""
     shapes = {
-        "easiest": f"M{short(x)} {short(y - size)}l{short(size)} {short(1.7 * size)}h{short(-2 * size)}z",
-        "unstable": f"M{short(x - size * 0.9)} {short(y - size * 0.9)}h{short(1.8 * size)}v{short(1.8 * size)}"
-        f"h{short(-1.8 * size)}z",
-        "unlearned": f"M{short(x)} {short(y - 1.3 * size)}l{short(1.2 * size)} {short(1.3 * size)}"
-        f"l{short(-1.2 * size)} {short(1.3 * size)}l{short(-1.2 * size)} {short(-1.3 * size)}z",
+        "easiest": f"M{short(x)} {short(y - 5)}l5 8.5h-10z",
+        "unstable": f"M{short(x - 4.5)} {short(y - 4.5)}h9v9h-9z",
+        "unlearned": f"M{short(x)} {short(y - 6.5)}l6 6.5l-6 6.5l-6 -6.5z",
     }
     if kind in shapes:
         return element("path", class_=f"mark {kind}", d=shapes[kind])
-    return element("circle", class_=f"mark {kind}", cx=x, cy=y, r=size)
+    return element("circle", class_=f"mark {kind}", cx=x, cy=y, r=5)
