@@ -52,13 +52,13 @@ def verify_command(
 ) -> None:
     """Say what is wrong with shards, and where. Exit code 1 if anything is; warnings alone are no error."""
     start = time.monotonic()
-    with reported(), _tracked("verifying") as track:
+    with reported(), _shard_progress("verifying") as show_progress:
         from infobatch_stream.verify.verify import verify
 
         names = tuple(name for part in columns.split(",") if (name := part.strip()))
         report = verify(
             shards, columns=names, duplicates=duplicates, decode=decode, workers=workers or default_workers(),
-            track=track,
+            track=show_progress,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(report)))
@@ -85,10 +85,10 @@ def index_command(
 ) -> None:
     """Build the index of each tar, <shard>.index.npz, where there is none or the tar has changed since."""
     start = time.monotonic()
-    with reported(), _tracked("indexing") as track:
+    with reported(), _shard_progress("indexing") as show_progress:
         from infobatch_stream.verify.build_indexes import index_shards
 
-        done = index_shards(shards, checksums=checksums, workers=workers or default_workers(), track=track)
+        done = index_shards(shards, checksums=checksums, workers=workers or default_workers(), track=show_progress)
     total = done.built + done.fresh + len(done.failures)
     if as_json:
         typer.echo(json.dumps(asdict(done)))
@@ -103,18 +103,18 @@ def index_command(
 
 
 @contextmanager
-def _tracked(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for shards, that is told of each (of how many, bytes)."""
+def _shard_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, as a callback for after each shard: how many there are, bytes of this one."""
     size = 0
     with progress("shards") as bar:
         task = bar.add_task(title, total=None, bytes=0)
 
-        def track(total: int, more: int) -> None:
+        def show_progress(total: int, more: int) -> None:
             nonlocal size
             size += more
             bar.update(task, advance=1, total=total, bytes=size)
 
-        yield track
+        yield show_progress
 
 
 def _done(shards: int, samples: int, size: int, start: float) -> str:

@@ -8,11 +8,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from benchmarks.report_page import make_store
 from infobatch_stream._formatting import duration, number, percent
 from infobatch_stream.report.charts import Axis, Bars, Chart, HeatMap, Steps, histogram, score_range, spans, steps
+from infobatch_stream.report.figures import amounts
 from infobatch_stream.report.renderer import draw
+from infobatch_stream.report.snapshot import Snapshot
 from infobatch_stream.report.svg import Scale, element, line_path, short
-from infobatch_stream.store.history import EDGES
+from infobatch_stream.store.history import EDGES, epochs
 
 positive = st.floats(1e-6, 1e6)
 
@@ -128,3 +131,13 @@ def test_steps_are_missing_where_an_epoch_is_and_say_what_each_is():
     svg = draw(steps("l", [Steps("kept", np.array([0.5, np.nan, 1.0]))], "y", percent), (360, 220))
     assert re.search(r'class="area kept" d="(.*?)"', svg).group(1).count("M") == 2
     assert re.findall("<title>(.*?)</title>", svg) == ["epoch 0: 50 %", "epoch 1: \N{EN DASH}", "epoch 2: 100 %"]
+
+
+def test_figures_are_data_that_can_be_read_without_drawing_them(tmp_path):
+    make_store(tmp_path / "scores.zarr", 200, 6)
+    kept, saved, _ = amounts(Snapshot.take(tmp_path / "scores.zarr"))
+    rows = epochs(tmp_path / "scores.zarr")
+    assert kept.chart.layers[0].values.tolist() == [row.kept / row.entries for row in rows]
+    share = 1 - sum(row.trained for row in rows) / sum(row.entries for row in rows)
+    assert saved.chart.layers[0].values[-1] == pytest.approx(share)
+    assert (kept.chart.x.name, kept.chart.y.name) == ("epoch", "share of samples")
