@@ -40,27 +40,24 @@ class OnError(StrEnum):
     SKIP = "skip"
 
 
-def parse_pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
-    """``["image=jpg;png", "label"]`` -> a dict; a name alone stands for itself."""
-    # A name may begin or end with a space.
-    pairs = {text.partition("=")[0]: text.partition("=")[2] or text for text in texts or ()}
-    if any(not name or value.startswith("=") for name, value in pairs.items()):
-        raise typer.BadParameter(f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint=option)
+def parse_pairs(option: str, texts: list[str] | None, *, alone: bool = True) -> dict[str, str] | None:
+    """``["image=jpg;png", "label"]`` -> a dict. alone: whether a name without a value stands for itself.
+
+    Else it needs a value, which may be empty. A name may begin or end with a space.
+    """
+    pairs = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not name or (value.startswith("=") if alone else not equals):
+            message = f"{texts}: write it as NAME=VALUE, and repeat the option for more."
+            raise typer.BadParameter(message, param_hint=option)
+        pairs[name] = value or text if alone else value
     return pairs or None
 
 
 def parse_columns(texts: list[str] | None) -> dict[str, str] | None:
     """``["image", "mask=nearest"]`` -> how each column is made smaller."""
     return {text.partition("=")[0]: text.partition("=")[2] or AUTO for text in texts or ()} or None
-
-
-def parse_fill(texts: list[str] | None) -> dict[str, str] | None:
-    """``["text=", "label=-1"]`` -> a dict; a value may be empty."""
-    if any(not text.partition("=")[0] or "=" not in text for text in texts or ()):
-        raise typer.BadParameter(
-            f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint="--fill"
-        )
-    return {text.partition("=")[0]: text.partition("=")[2] for text in texts or ()} or None
 
 
 def convert_command(
@@ -150,8 +147,8 @@ def convert_command(
         done = convert(
             src, dst, format,
             columns=parse_pairs("--column", column), encodings=parse_pairs("--encoding", encoding),
-            extensions=parse_pairs("--extension", extension), keys=keys, fill=parse_fill(fill), seed=seed,
-            shuffle=shuffle,
+            extensions=parse_pairs("--extension", extension), keys=keys,
+            fill=parse_pairs("--fill", fill, alone=False), seed=seed, shuffle=shuffle,
             shard_bytes=shard_size, shard_samples=shard_samples, compression=compression,
             hashes=[name.strip() for name in hashes.split(",") if name.strip()],
             resize=resize, resize_columns=parse_columns(resize_column), quality=quality, check=check,

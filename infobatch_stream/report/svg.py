@@ -76,9 +76,7 @@ class Scale:
 
     def ticks(self, most: int) -> list[float]:
         """Round values in it, at most ``most`` (2 or more)."""
-        if not self.log:
-            return self._even(most)
-        if self.high < 10 * self.low:
+        if not self.log or self.high < 10 * self.low:
             return self._even(most)
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         for multiples in (_MULTIPLES, (1, 3), (1,)):
