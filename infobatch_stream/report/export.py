@@ -60,19 +60,19 @@ def export(
         snapshot = Snapshot.take(store)
         shards = open_shards_of(snapshot.store, dataset, cache)
         hardness = staying_hard(snapshot)
-        order = np.arange(snapshot.scores.size) if hardest is None else _highest(hardness, hardest)
+        order = range(snapshot.scores.size) if hardest is None else _highest(hardness, hardest)
         writer: Any = None
-        for start in range(0, max(order.size, 1), _BLOCK):
-            chosen = order[start : start + _BLOCK]
+        for start in range(0, max(len(order), 1), _BLOCK):
+            chosen = np.asarray(order[start : start + _BLOCK], np.int64)
             table = _table(snapshot, shards, hardness, chosen)
             if shards is not None and hardest is not None:
                 table = _with_names(table, shards, chosen)
             if writer is None:
                 writer = _writer(format, file, table.schema)
             writer.write_table(table)
-            progress(order.size, table.num_rows)
+            progress(len(order), table.num_rows)
         writer.close()
-    return order.size
+    return len(order)
 
 
 def staying_hard(snapshot: Snapshot) -> NDArray[np.float64]:
