@@ -14,7 +14,7 @@ from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import extension_of, without_clashes
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, from_mds
-from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, entries_of
+from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, shards_of
 from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 from infobatch_stream.sources.mds.values import AGAIN, LocalShard, MdsValues
 from infobatch_stream.sources.sidecars import read_classes, read_columns
@@ -152,15 +152,10 @@ def _read_index(path: Path, lost: list[str] | None) -> tuple[list[IndexedShard],
     """
     if path.stat().st_size > LARGEST_INDEX:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; it is damaged: {AGAIN}.")
-    try:
-        told = [IndexedShard.of(entry, path) for entry in entries_of(path.read_bytes())]
-        for shard in told:
-            if not shard.columns or not all(name and encoding for name, encoding, _ in shard.columns):
-                raise ValueError(f"the columns {shard.columns!r:.200}")
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no index of MDS shards ({type(error).__name__}: {error}); {AGAIN}.") from error
     found: list[tuple[IndexedShard, LocalShard]] = []
-    for shard in told:
+    for shard in shards_of(path.read_bytes(), path):
+        if not shard.columns or not all(name and encoding for name, encoding, _ in shard.columns):
+            raise DataError(f"{path} is no index of MDS shards: it has the columns {shard.columns!r:.200}; {AGAIN}.")
         try:
             found.append((shard, LocalShard.find(shard, path.parent)))
         except DataError as error:
