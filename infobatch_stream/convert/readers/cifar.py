@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them for Python: pickled batches, which are not unpickled freely."""
+"""CIFAR-10 and CIFAR-100 as their authors publish them for Python: pickled batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
