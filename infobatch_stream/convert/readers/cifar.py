@@ -9,19 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.convert.readers.cifar_pickle import PickledArray, read_plain_pickle
+from infobatch_stream.convert.readers.input_format import InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.formats.schema import Column, Sample
 
-__all__ = ["CifarKind", "CifarSplit", "cifar_kind", "read_cifar"]
+__all__ = ["CIFAR", "CifarSplit"]
 
 _SIDE = 32
 _MOST = 1 << 29  # bytes of a file; CIFAR-100's largest has 155 MB
 
 
 @dataclass(frozen=True)
-class CifarKind:
+class _Variant:
     """meta: the file with the names of classes. labels: column -> (key in a batch, key in meta). splits: -> files."""
 
     meta: str
@@ -34,13 +35,13 @@ class CifarKind:
         return {self.meta}.union(*self.splits.values())
 
 
-_KINDS = (
-    CifarKind(
+_VARIANTS = (
+    _Variant(
         "batches.meta",
         {"label": ("labels", "label_names")},
         {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)},
     ),
-    CifarKind(
+    _Variant(
         "meta",
         {"label": ("fine_labels", "fine_label_names"), "coarse_label": ("coarse_labels", "coarse_label_names")},
         {"train": ("train",), "test": ("test",)},
@@ -60,7 +61,9 @@ class CifarSplit:
     in_files = False
     is_shards = False
 
-    def __init__(self, name: str, paths: list[Path], kind: CifarKind, classes: dict[str, list[str]], options: Options):
+    def __init__(
+        self, name: str, paths: list[Path], variant: _Variant, classes: dict[str, list[str]], options: Options
+    ):
         """``classes``: names by column; label i of a column is ``classes[column][i]``."""
         self.name = name
         batches = [_read(path) for path in paths]
@@ -71,7 +74,7 @@ class CifarSplit:
             column: np.concatenate(
                 [_labels_of(path, batch, key, len(classes[column])) for path, batch in zip(paths, batches, strict=True)]
             )
-            for column, (key, _) in kind.labels.items()
+            for column, (key, _) in variant.labels.items()
         }
         found = {"image": Column(f"ndarray:uint8:{_SIDE},{_SIDE},3", "npy")}
         found |= {column: Column("int", "cls" if column == "label" else f"{column}.cls") for column in self._labels}
@@ -97,27 +100,35 @@ class CifarSplit:
         return np.full(len(self), self._images[0].nbytes + 8 * len(self._labels), np.int64)
 
 
-def cifar_kind(src: Path) -> CifarKind | None:
+def _variant(src: Path) -> _Variant | None:
     """Which of the two lies in the folder ``src``; None for neither. Raises ConfigError where files are missing."""
     there = {path.name for path in src.iterdir() if path.is_file()}
-    for kind in _KINDS:
-        found = kind.files & there
-        if kind.meta in found and len(found) >= 2:  # others may have files of these names too
-            if missing := sorted(kind.files - found):
+    for variant in _VARIANTS:
+        found = variant.files & there
+        if variant.meta in found and len(found) >= 2:  # others may have files of these names too
+            if missing := sorted(variant.files - found):
                 raise ConfigError(
                     f"{src} holds {', '.join(sorted(found))} of CIFAR, but no {', '.join(missing)}; unpack it again."
                 )
-            return kind
+            return variant
     return None
 
 
-def read_cifar(src: Path, kind: CifarKind, options: Options | None = None) -> list[CifarSplit]:
+def _found(src: Path, names: Sequence[str]) -> str:
+    variant = _variant(src)
+    return f"CIFAR's Python files ({variant.meta})" if variant else ""
+
+
+def _open(src: Path, options: Options) -> list[CifarSplit]:
     """The test and the training split. Raises DataError."""
-    meta = _read(src / kind.meta)
-    classes = {column: _names_of(src / kind.meta, meta, key) for column, (_, key) in kind.labels.items()}
+    variant = _variant(src)
+    if variant is None:
+        return []
+    meta = _read(src / variant.meta)
+    classes = {column: _names_of(src / variant.meta, meta, key) for column, (_, key) in variant.labels.items()}
     return [
-        CifarSplit(name, [src / file for file in files], kind, classes, options or Options())
-        for name, files in sorted(kind.splits.items())
+        CifarSplit(name, [src / file for file in files], variant, classes, options)
+        for name, files in sorted(variant.splits.items())
     ]
 
 
@@ -162,3 +173,8 @@ def _names_of(path: Path, meta: dict[str, Any], key: str) -> list[str]:
 
 def _damaged(path: Path, why: str) -> DataError:
     return DataError(f"{path} is no such file as CIFAR's authors publish: {why}. Download it again.")
+
+
+CIFAR = InputFormat(
+    "CIFAR's Python files, SRC/data_batch_1 or SRC/train with the others", _found, _open, owns_folders=True
+)

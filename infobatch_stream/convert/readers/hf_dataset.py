@@ -2,21 +2,24 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infobatch_stream.convert.readers.class_folders import some
+from infobatch_stream.convert.readers.input_format import InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.convert.readers.table import TableSet, require_pyarrow
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.schema import SampleSet
 
-__all__ = ["read_saved"]
+__all__ = ["SAVED_DATASET"]
 
 _SPLIT = re.compile(r"\w[\w.-]*")  # it becomes a folder
 _MOST = 1 << 26  # bytes of a description
 
 
-def read_saved(src: Path, options: Options) -> list[SampleSet]:
+def _open(src: Path, options: Options) -> list[SampleSet]:
     """The Dataset in the folder ``src``, or the splits of the DatasetDict. Raises ConfigError and DataError."""
     require_pyarrow()
     if not (src / "dataset_dict.json").is_file():
@@ -57,3 +60,11 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is no description of a dataset ({error}); save it again.") from error
     return content
+
+
+def _found(src: Path, names: Sequence[str]) -> str:
+    saved = sorted({"dataset_dict.json", "state.json"}.intersection(names))
+    return f"a saved Hugging Face dataset ({some(saved)})" if saved else ""
+
+
+SAVED_DATASET = InputFormat("what `save_to_disk` of Hugging Face's datasets wrote", _found, _open, owns_folders=True)

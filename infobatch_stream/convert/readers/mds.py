@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream.convert.readers.input_format import InputFormat
 from infobatch_stream.convert.readers.options import Options, misfit
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import extension_of, without_clashes
@@ -16,10 +17,11 @@ from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, from_mds
 from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, entries_of
 from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
+from infobatch_stream.formats.shard_list import lists_tars
 from infobatch_stream.sources.mds.values import AGAIN, LocalShard, MdsValues
 from infobatch_stream.sources.sidecars import read_classes, read_columns
 
-__all__ = ["MdsSet"]
+__all__ = ["MDS", "MdsSet"]
 
 _NPY = 128  # bytes that an array takes more in a tar
 
@@ -175,3 +177,12 @@ def _read_index(path: Path, lost: list[str] | None) -> tuple[list[IndexedShard],
     if not found:
         raise DataError(f"{path.parent} holds no samples by its index.json; {AGAIN}.")
     return [shard for shard, _ in found], [here for _, here in found]
+
+
+def _found_in(src: Path, names: Sequence[str]) -> str:
+    beside_tars = any(name.endswith(".tar") for name in names)
+    is_mds = "index.json" in names and not (beside_tars and lists_tars(src / "index.json"))
+    return "MDS shards (index.json)" if is_mds else ""
+
+
+MDS = InputFormat("MDS shards, SRC/index.json", _found_in, lambda src, options: [MdsSet(src, options)])

@@ -4,17 +4,18 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
-from infobatch_stream.convert.readers.class_folders import some
+from infobatch_stream.convert.readers.class_folders import is_image_file, metadata_of, some
+from infobatch_stream.convert.readers.input_format import InputFormat, files_in
 from infobatch_stream.convert.readers.options import Options
-from infobatch_stream.convert.readers.table import TableSet, require_pyarrow
+from infobatch_stream.convert.readers.table import TableSet, is_table, require_pyarrow
 from infobatch_stream.formats.schema import SampleSet
 
-__all__ = ["read_tables"]
+__all__ = ["TABLES"]
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 
 
-def read_tables(tables: Sequence[Path], options: Options) -> list[SampleSet]:
+def _read(tables: Sequence[Path], options: Options) -> list[SampleSet]:
     """The rows of Parquet or of CSV files, unpacked into a temporary folder. Raises ConfigError and DataError.
 
     Files that are named as those of the Hugging Face hub, ``train-00000-of-00002.parquet``, or as splits alone,
@@ -54,3 +55,32 @@ def _splits(tables: Sequence[Path]) -> Mapping[str, list[Path]]:
         match = re.fullmatch(r"(\w[\w.-]*)-\d{5}-of-\d{5}(-\w+)?\.parquet", table.name)
         splits.setdefault(match[1] if match else name if name.lower() in _SPLITS else "", []).append(table)
     return {"": list(tables)} if len(splits) < 2 or "" in splits else splits
+
+
+def _tables_in(src: Path, names: Sequence[str]) -> list[str]:
+    metadata = metadata_of(src)
+    return [name for name in names if is_table(name) and (metadata is None or name != metadata.name)]
+
+
+def _found(src: Path, names: Sequence[str]) -> str:
+    tables = _tables_in(src, names)
+    return f"tables ({some(tables)})" if tables else ""
+
+
+def _open(src: Path, options: Options) -> list[SampleSet]:
+    """The tables in ``src``, with a note on images beside them."""
+    names = files_in(src)
+    sets = _read([src / name for name in _tables_in(src, names)], options)
+    if images := list(filter(is_image_file, names)):
+        note = (
+            f"{src}: {len(images):,} images beside the tables are left out ({some(images)}). A table that tells of "
+            "images is called metadata.csv (.jsonl, .parquet), and has their names in a column file_name"
+        )
+        sets[0].notes = [*sets[0].notes, note]
+    return sets
+
+
+TABLES = InputFormat(
+    "tables, SRC/*.parquet or SRC/*.csv[.gz]", _found, _open, is_table,
+    lambda names, options: _read(list(map(Path, names)), options),
+)  # fmt: skip

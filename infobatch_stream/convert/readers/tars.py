@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream._urls import AnyPath, base_name, folder_of, is_remote
+from infobatch_stream.convert.readers.class_folders import some
+from infobatch_stream.convert.readers.input_format import InputFormat
 from infobatch_stream.convert.readers.options import Options, misfit, unknown
 from infobatch_stream.convert.readers.tar_survey import Odd, Survey, encoding_for, fits, why_unfit
 from infobatch_stream.convert.readers.temp_folder import temporary_folder
@@ -24,7 +27,7 @@ from infobatch_stream.sources.sidecars import read_classes, read_columns
 from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.sources.webdataset.shards import TarShards, readable
 
-__all__ = ["TarSet"]
+__all__ = ["TARS", "TarSet"]
 
 _LOOKED_AT = 1000  # samples, evenly spaced, to tell whether members are whole numbers or arrays
 _LOOKED_INTO = 1 << 27  # bytes of them together, about
@@ -280,3 +283,18 @@ class TarSet:
 
 def _name_of(raw: dict[str, Any]) -> str:
     return f"{raw['__url__']}: sample {raw['__key__']!r}"
+
+
+def _is_tar(name: str) -> bool:
+    return name.endswith(".tar")
+
+
+def _found(src: Path, names: Sequence[str]) -> str:
+    tars = list(filter(_is_tar, names))
+    return f"WebDataset tars ({some(tars)})" if tars else ""
+
+
+TARS = InputFormat(
+    "WebDataset tars, SRC/*.tar", _found, lambda src, options: [TarSet([str(src)], options)], _is_tar,
+    lambda names, options: [TarSet(names, options)],
+)  # fmt: skip
