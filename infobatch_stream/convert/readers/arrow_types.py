@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from infobatch_stream.convert.readers.image_columns import Picture, Rows, mostly_images
+from infobatch_stream.convert.readers.image_columns import FileColumn, Rows, mostly_images
 from infobatch_stream.convert.readers.nested import Nested
 from infobatch_stream.convert.readers.plain_arrow import is_binary, is_list, is_text, leaf_of, leaves_of, lengths_of
 from infobatch_stream.errors import ConfigError
@@ -148,14 +148,14 @@ def kind_of(
     kind = arrays[0].type
     image = encoding in ("jpeg", "png") or (isinstance(feature, dict) and feature.get("_type") == "Image")
     if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
-        return Picture(folder, rows if encoding != "bytes" else [], images=image and encoding != "bytes")
+        return FileColumn(folder, rows if encoding != "bytes" else [], images=image and encoding != "bytes")
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
         return Number(kind)
     if is_text(kind):
         return Text(is_json=encoding == "json")
     if is_binary(kind):
         is_picture = encoding in (None, "jpeg", "png") and (image or mostly_images(rows))
-        return Picture(folder, rows, images=True) if is_picture else Blob()
+        return FileColumn(folder, rows, images=True) if is_picture else Blob()
     if pa.types.is_null(kind):
         raise ConfigError(f"the column {name!r} is empty in all rows; choose the others (--column).")
     if pa.types.is_union(kind) or any(map(is_binary, leaves_of(kind))):

@@ -52,8 +52,8 @@ def read_source(
     encodings, extensions: how columns are stored in MDS, and as members of a tar, where it is not as inferred.
     keys: whether samples keep the keys that they have.
     fill: column -> the text that stands for its nulls, of tables.
-    skip: samples that cannot be read are passed over by the caller, and whole shards here; else those of which that is
-        known at once are told at once.
+    skip: samples that cannot be read are passed over by the caller, and whole shards here; else what is known of them is
+        raised at once.
     allow_empty: class folders without images keep their numbers, instead of being refused.
 
     Raises ConfigError where ``src`` is none of these, or more than one, and for columns that there are not; DataError

@@ -31,7 +31,7 @@ def _open(src: Path, options: Options) -> list[SampleSet]:
 
 
 def _read_one(split: str, folder: Path, options: Options) -> TableSet:
-    from infobatch_stream.convert.readers.arrow_streams import read_stream
+    from infobatch_stream.convert.readers.arrow_file import read_stream
 
     files = _read(folder / "state.json").get("_data_files")
     names = [str(file.get("filename")) if isinstance(file, dict) else "" for file in files or ()]

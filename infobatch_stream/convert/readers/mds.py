@@ -43,9 +43,9 @@ class MdsSet:
         options = options or Options()
         self._src = src
         lost: list[str] = []
-        told, here = _read_index(src / "index.json", lost if options.skip else None)
+        indexed, here = _read_index(src / "index.json", lost if options.skip else None)
         self.lost: Sequence[str] = lost
-        self._values = MdsValues(told, here)
+        self._values = MdsValues(indexed, here)
         self._encodings = self._values.encodings
         self.classes = read_classes([src])
         found = self._found()
@@ -70,7 +70,7 @@ class MdsSet:
         self._others = {extension for column in fields for extension in column.wds.split(";")}
         files = (Path(shard.path).name for shard in here)
         self.fingerprint = fingerprint(
-            "mds", [(name, shard.raw.size, shard.samples) for name, shard in zip(files, told, strict=True)]
+            "mds", [(name, shard.raw.size, shard.samples) for name, shard in zip(files, indexed, strict=True)]
         )
 
     def __len__(self) -> int:
@@ -104,17 +104,17 @@ class MdsSet:
 
     def _found(self) -> dict[str, Column]:
         """The columns there are: as ``columns.json`` says, or with extensions that fit the encodings."""
-        told = read_columns([self._src])
-        if told is None:
+        listed = read_columns([self._src])
+        if listed is None:
             names = [name for name in self._encodings if name not in (KEY, MEMBERS)]
             extensions = without_clashes({name: extension_of(self._encodings[name]) for name in names})
-            told = {name: Column(encoding, extensions.get(name, "txt")) for name, encoding in self._encodings.items()}
-        elif {name: column.mds for name, column in told.items()} != self._encodings:
+            listed = {name: Column(encoding, extensions.get(name, "txt")) for name, encoding in self._encodings.items()}
+        elif {name: column.mds for name, column in listed.items()} != self._encodings:
             raise DataError(
                 f"{self._src / 'columns.json'} has other columns or encodings than the index.json beside it; it is of "
                 "other shards: remove it."
             )
-        return told
+        return listed
 
     def _name_members(self, sample: dict[str, Any], where: str) -> None:
         """Give each value the extension that its member had, and check that MEMBERS names members that there are."""
@@ -155,14 +155,14 @@ def _read_index(path: Path, lost: list[str] | None) -> tuple[list[IndexedShard],
     if path.stat().st_size > LARGEST_INDEX:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; it is damaged: {AGAIN}.")
     try:
-        told = [IndexedShard.of(entry, path) for entry in entries_of(path.read_bytes())]
-        for shard in told:
+        indexed = [IndexedShard.of(entry, path) for entry in entries_of(path.read_bytes())]
+        for shard in indexed:
             if not shard.columns or not all(name and encoding for name, encoding, _ in shard.columns):
                 raise ValueError(f"the columns {shard.columns!r:.200}")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no index of MDS shards ({type(error).__name__}: {error}); {AGAIN}.") from error
     found: list[tuple[IndexedShard, LocalShard]] = []
-    for shard in told:
+    for shard in indexed:
         try:
             found.append((shard, LocalShard.find(shard, path.parent)))
         except DataError as error:

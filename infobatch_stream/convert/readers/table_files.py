@@ -22,15 +22,15 @@ def _read(tables: Sequence[Path], options: Options) -> list[SampleSet]:
     ``train.csv`` and ``test.csv``, are a set per split. A column of CSV files has one type in all of them.
     """
     require_pyarrow()
-    from infobatch_stream.convert.readers.arrow_file import Spool
+    from infobatch_stream.convert.readers.arrow_file import ArrowFile
     from infobatch_stream.convert.readers.text_files import TextFiles
 
     sets: list[SampleSet] = []
     texts = TextFiles(tables)
     for split, files in _splits(tables).items():
-        spool = Spool(files, options, texts)
-        origins = list(zip(files, spool.rows, strict=True))
-        sets.append(TableSet(split, [spool.path], origins, options, spool))
+        file = ArrowFile(files, options, texts)
+        origins = list(zip(files, file.rows, strict=True))
+        sets.append(TableSet(split, [file.path], origins, options, file))
     there = {*sets[0].columns, *(options.columns or {}).values()}
     sets[0].notes = [*sets[0].notes, *_folder_notes(tables, there)]
     return sets
