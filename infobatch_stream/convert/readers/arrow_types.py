@@ -17,8 +17,6 @@ from infobatch_stream.formats.schema import Column, Encoded
 
 __all__ = ["Kind", "kind_of"]
 
-_NONE = np.zeros(0, np.int64)
-
 
 class Kind(Protocol):
     """A kind of column. column: how it is stored, with the extension that it has if no other column wants it."""
@@ -30,12 +28,14 @@ class Kind(Protocol):
 
     def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
         """int64[d]: rows that may have no value, as far as that is seen from lengths; nulls need not be among them."""
+        return np.zeros(0, np.int64)
 
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
         """int64[n]: bytes of each value as it is stored, at most a few off."""
+        return lengths_of(array)
 
 
-class Number:
+class Number(Kind):
     """Whole numbers, truth values and floats. whole: whether they are the first of these."""
 
     def __init__(self, kind: pa.DataType) -> None:
@@ -49,14 +49,11 @@ class Number:
     def value(self, array: pa.Array, row: int) -> Any:
         return self._type(array[row].as_py())
 
-    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
-        return _NONE
-
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
         return np.full(len(array), 24 if self._type is float else 20, np.int64)  # in a tar they are text
 
 
-class Text:
+class Text(Kind):
     """Strings; ``is_json``: that are JSON."""
 
     def __init__(self, *, is_json: bool = False) -> None:
@@ -67,14 +64,8 @@ class Text:
         text: str = array[row].as_py()
         return Encoded(text.encode()) if self._is_json else text
 
-    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
-        return _NONE
 
-    def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        return lengths_of(array)
-
-
-class Blob:
+class Blob(Kind):
     """Bytes of any kind."""
 
     column = Column("bytes", "bin")
@@ -82,14 +73,8 @@ class Blob:
     def value(self, array: pa.Array, row: int) -> Encoded:
         return Encoded(array[row].as_py())
 
-    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
-        return _NONE
 
-    def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        return lengths_of(array)
-
-
-class Numbers:
+class Numbers(Kind):
     """Lists of numbers, nested or not: arrays, all of ``shape`` if that is given."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...] | None) -> None:

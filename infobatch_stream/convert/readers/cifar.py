@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.convert.readers.cifar_pickle import PickledArray, read_plain_pickle
-from infobatch_stream.convert.readers.input_format import InputFormat
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.schema import Column, Sample
+from infobatch_stream.formats.schema import Column, Sample, SampleSet
 
 __all__ = ["CIFAR", "CifarSplit"]
 
@@ -49,17 +50,11 @@ _VARIANTS = (
 )
 
 
-class CifarSplit:
+class CifarSplit(SampleSet):
     """Images and labels of one split, read into memory and checked.
 
     Raises DataError where a file is damaged, or holds what such a file does not.
     """
-
-    skipped = 0
-    notes: Sequence[str] = ()
-    lost: Sequence[str] = ()
-    in_files = False
-    is_shards = False
 
     def __init__(
         self, name: str, paths: list[Path], variant: _Variant, classes: dict[str, list[str]], options: Options
@@ -100,30 +95,21 @@ class CifarSplit:
         return np.full(len(self), self._images[0].nbytes + 8 * len(self._labels), np.int64)
 
 
-def _variant(src: Path) -> _Variant | None:
-    """Which of the two lies in the folder ``src``; None for neither. Raises ConfigError where files are missing."""
-    there = {path.name for path in src.iterdir() if path.is_file()}
+def _find(src: Path, names: Sequence[str]) -> Found | None:
+    """Which of the two lies in the folder ``src``. Raises ConfigError where files are missing."""
     for variant in _VARIANTS:
-        found = variant.files & there
+        found = variant.files.intersection(names)
         if variant.meta in found and len(found) >= 2:  # others may have files of these names too
             if missing := sorted(variant.files - found):
                 raise ConfigError(
                     f"{src} holds {', '.join(sorted(found))} of CIFAR, but no {', '.join(missing)}; unpack it again."
                 )
-            return variant
+            return Found(f"CIFAR's Python files ({variant.meta})", partial(_open, src, variant))
     return None
 
 
-def _found(src: Path, names: Sequence[str]) -> str:
-    variant = _variant(src)
-    return f"CIFAR's Python files ({variant.meta})" if variant else ""
-
-
-def _open(src: Path, options: Options) -> list[CifarSplit]:
+def _open(src: Path, variant: _Variant, options: Options) -> list[CifarSplit]:
     """The test and the training split. Raises DataError."""
-    variant = _variant(src)
-    if variant is None:
-        return []
     meta = _read(src / variant.meta)
     classes = {column: _names_of(src / variant.meta, meta, key) for column, (_, key) in variant.labels.items()}
     return [
@@ -175,6 +161,4 @@ def _damaged(path: Path, why: str) -> DataError:
     return DataError(f"{path} is no such file as CIFAR's authors publish: {why}. Download it again.")
 
 
-CIFAR = InputFormat(
-    "CIFAR's Python files, SRC/data_batch_1 or SRC/train with the others", _found, _open, owns_folders=True
-)
+CIFAR = InputFormat("CIFAR's Python files, SRC/data_batch_1 or SRC/train with the others", _find, owns_folders=True)

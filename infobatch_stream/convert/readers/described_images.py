@@ -1,10 +1,11 @@
 """Images with a table beside them: how they are found and opened, without importing pyarrow before it is needed."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from infobatch_stream.convert.readers.class_folders import is_split, metadata_of, some, subfolders
-from infobatch_stream.convert.readers.input_format import InputFormat
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.convert.readers.table import require_pyarrow
 from infobatch_stream.errors import ConfigError
@@ -13,14 +14,9 @@ from infobatch_stream.formats.schema import SampleSet
 __all__ = ["DESCRIBED_IMAGES", "read_splits"]
 
 
-def _found(src: Path, names: Sequence[str]) -> str:
+def _find(src: Path, names: Sequence[str]) -> Found | None:
     table = metadata_of(src)
-    return f"images with a table ({table.name})" if table else ""
-
-
-def _open(src: Path, options: Options) -> list[SampleSet]:
-    table = metadata_of(src)
-    return _read({"": table} if table else {}, options)
+    return Found(f"images with a table ({table.name})", partial(_read, {"": table})) if table else None
 
 
 def read_splits(src: Path, options: Options) -> list[SampleSet]:
@@ -47,5 +43,5 @@ def _read(tables: Mapping[str, Path], options: Options) -> list[SampleSet]:
 
 
 DESCRIBED_IMAGES = InputFormat(
-    "images with a metadata.csv, .jsonl or .parquet that has their file_name", _found, _open, owns_folders=True
+    "images with a metadata.csv, .jsonl or .parquet that has their file_name", _find, owns_folders=True
 )

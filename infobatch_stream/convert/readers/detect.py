@@ -11,7 +11,6 @@ from infobatch_stream.convert.readers.described_images import DESCRIBED_IMAGES, 
 from infobatch_stream.convert.readers.hf_dataset import SAVED_DATASET
 from infobatch_stream.convert.readers.idx import IDX
 from infobatch_stream.convert.readers.images import EXPECTED, NoImagesError, has_images, read_images
-from infobatch_stream.convert.readers.input_format import files_in
 from infobatch_stream.convert.readers.mds import MDS
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.convert.readers.table_files import TABLES
@@ -52,8 +51,8 @@ def read_source(
     encodings, extensions: how columns are stored in MDS, and as members of a tar, where it is not as inferred.
     keys: whether samples keep the keys that they have.
     fill: column -> the text that stands for its nulls, of tables.
-    skip: samples that cannot be read are passed over by the caller, and whole shards here; else what is known of them is
-        raised at once.
+    skip: samples that cannot be read are passed over by the caller, and whole shards here; else those that
+        are known at once raise at once.
     allow_empty: class folders without images keep their numbers, instead of being refused.
 
     Raises ConfigError where ``src`` is none of these, or more than one, and for columns that there are not; DataError
@@ -100,18 +99,18 @@ def _read_files(text: str, found: list[str], options: Options) -> list[SampleSet
 
 
 def _read_folder(src: Path, options: Options, *, allow_empty: bool) -> list[SampleSet]:
-    names = files_in(src)
-    found = {what: format for format in _FORMATS if (what := format.found(src, names))}
-    there = list(found)
-    if there and not any(format.owns_folders for format in found.values()) and has_images(src):
+    names = sorted(path.name for path in src.iterdir() if path.is_file() and not path.name.startswith("."))
+    found = [(format, found) for format in _FORMATS if (found := format.find(src, names))]
+    there = [one.what for _, one in found]
+    if there and not any(format.owns_folders for format, _ in found) and has_images(src):
         there.append("class folders with images")
     if len(there) > 1:
         raise ConfigError(
             f"{src} holds {' and '.join(there)}; only one kind can be converted at a time. Name the files "
             f"({src / '*.tar'}, {src / '*.parquet'}), or move one kind to another folder."
         )
-    for format in found.values():
-        return list(format.open_folder(src, options))
+    if found:
+        return list(found[0][1].open(options))
     shards = [path.name for path in sorted(src.iterdir()) if path.is_dir() and _is_shards(path)]
     if shards:
         raise ConfigError(

@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from infobatch_stream.convert.readers.class_folders import some
-from infobatch_stream.convert.readers.input_format import InputFormat
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.convert.readers.table import TableSet, require_pyarrow
 from infobatch_stream.errors import DataError
@@ -62,9 +63,9 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _found(src: Path, names: Sequence[str]) -> str:
+def _find(src: Path, names: Sequence[str]) -> Found | None:
     saved = sorted({"dataset_dict.json", "state.json"}.intersection(names))
-    return f"a saved Hugging Face dataset ({some(saved)})" if saved else ""
+    return Found(f"a saved Hugging Face dataset ({some(saved)})", partial(_open, src)) if saved else None
 
 
-SAVED_DATASET = InputFormat("what `save_to_disk` of Hugging Face's datasets wrote", _found, _open, owns_folders=True)
+SAVED_DATASET = InputFormat("what `save_to_disk` of Hugging Face's datasets wrote", _find, owns_folders=True)

@@ -6,17 +6,18 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.convert.readers.class_folders import some
-from infobatch_stream.convert.readers.input_format import InputFormat
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.schema import Column, Sample
+from infobatch_stream.formats.schema import Column, Sample, SampleSet
 
 __all__ = ["IDX", "IdxPair", "read_idx"]
 
@@ -25,17 +26,11 @@ _IDX_NAME = re.compile(r"(?P<split>\w[\w.-]*)-(?P<part>images[-.]idx3|labels[-.]
 _DEFLATE_RATIO = 1032  # the most that a byte of deflate can stand for
 
 
-class IdxPair:
+class IdxPair(SampleSet):
     """Images and labels of one split in idx files, plain or gzip, read into memory and checked.
 
     Raises DataError where a file is damaged or the two do not belong together.
     """
-
-    skipped = 0
-    notes: Sequence[str] = ()
-    lost: Sequence[str] = ()
-    in_files = False
-    is_shards = False
 
     def __init__(self, name: str, images: Path, labels: Path, options: Options | None = None) -> None:
         """``name``: of the split; ``images``: uint8[n, rows, cols]; ``labels``: uint8[n]."""
@@ -127,13 +122,14 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(dims)
 
 
-def _found(src: Path, names: Sequence[str]) -> str:
+def _find(src: Path, names: Sequence[str]) -> Found | None:
     pairs = _pairs(src)
-    return f"idx files ({some([split + '-images' for split in pairs])})" if pairs else ""
+    what = f"idx files ({some([split + '-images' for split in pairs])})"
+    return Found(what, partial(_open, pairs)) if pairs else None
 
 
-def _open(src: Path, options: Options) -> list[IdxPair]:
-    sets = [IdxPair(name, images, labels, options) for name, (images, labels) in sorted(_pairs(src).items())]
+def _open(pairs: dict[str, tuple[Path, Path]], options: Options) -> list[IdxPair]:
+    sets = [IdxPair(name, images, labels, options) for name, (images, labels) in sorted(pairs.items())]
     classes = max((one.classes or [] for one in sets), key=len)  # a small test split may lack the last class
     for one in sets:
         one.classes = classes
@@ -141,6 +137,5 @@ def _open(src: Path, options: Options) -> list[IdxPair]:
 
 
 IDX = InputFormat(
-    "idx files, SRC/train-images-idx3-ubyte[.gz] with SRC/train-labels-idx1-ubyte[.gz]", _found, _open,
-    owns_folders=True,
-)  # fmt: skip
+    "idx files, SRC/train-images-idx3-ubyte[.gz] with SRC/train-labels-idx1-ubyte[.gz]", _find, owns_folders=True
+)

@@ -22,7 +22,7 @@ from infobatch_stream.convert.readers.class_folders import (
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import IMAGE_EXTENSIONS
-from infobatch_stream.formats.schema import Column, EncodedImage, Sample
+from infobatch_stream.formats.schema import Column, EncodedImage, Sample, SampleSet
 
 __all__ = ["EXPECTED", "ImageTree", "NoImagesError", "has_images", "read_image", "read_images"]
 
@@ -36,12 +36,10 @@ class NoImagesError(ConfigError):
     """There are no images in class folders."""
 
 
-class ImageTree:
+class ImageTree(SampleSet):
     """Image files in class folders. The bytes of an image are read, unchanged, when it is asked for."""
 
-    lost: Sequence[str] = ()
     in_files = True
-    is_shards = False
 
     def __init__(
         self,

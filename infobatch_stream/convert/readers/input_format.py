@@ -7,7 +7,15 @@ from pathlib import Path
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.formats.schema import SampleSet
 
-__all__ = ["InputFormat", "files_in"]
+__all__ = ["Found", "InputFormat"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in a folder, for error messages, and how it is opened."""
+
+    what: str
+    open: Callable[[Options], Sequence[SampleSet]]
 
 
 @dataclass(frozen=True)
@@ -15,22 +23,14 @@ class InputFormat:
     """One kind of data that can be converted; `detect` has the list of all.
 
     expected: what it looks like, for error messages.
-    found: of a folder and the names of its files (sorted, none hidden) what is of this kind, for error messages; "" if
-        nothing is.
-    open_folder: reads a folder in which something was found.
+    find: of a folder and the names of its files (sorted, none hidden) what is of this kind.
     is_file: whether a file of this name is of this kind.
     open_files: reads files that all are.
     owns_folders: class folders beside it are a part of it, and no other kind of data.
     """
 
     expected: str
-    found: Callable[[Path, Sequence[str]], str]
-    open_folder: Callable[[Path, Options], Sequence[SampleSet]]
+    find: Callable[[Path, Sequence[str]], Found | None]
     is_file: Callable[[str], bool] = lambda name: False
     open_files: Callable[[Sequence[str], Options], Sequence[SampleSet]] | None = None
     owns_folders: bool = False
-
-
-def files_in(folder: Path) -> list[str]:
-    """The names of the files in ``folder`` that are not hidden, sorted."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.convert.readers.input_format import InputFormat
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options, misfit
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import extension_of, without_clashes
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, from_mds
 from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, entries_of
-from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
+from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample, SampleSet
 from infobatch_stream.formats.shard_list import lists_tars
 from infobatch_stream.sources.mds.values import AGAIN, LocalShard, MdsValues
 from infobatch_stream.sources.sidecars import read_classes, read_columns
@@ -26,16 +26,12 @@ __all__ = ["MDS", "MdsSet"]
 _NPY = 128  # bytes that an array takes more in a tar
 
 
-class MdsSet:
+class MdsSet(SampleSet):
     """The samples of the MDS shards of one folder, in their order: raw values as they are, numbers and arrays.
 
     Nothing is unpickled, and no image decoded. Raises ConfigError and DataError.
     """
 
-    name = ""
-    skipped = 0
-    notes: Sequence[str] = ()
-    in_files = False
     is_shards = True
 
     def __init__(self, src: Path, options: Options | None = None) -> None:
@@ -179,10 +175,11 @@ def _read_index(path: Path, lost: list[str] | None) -> tuple[list[IndexedShard],
     return [shard for shard, _ in found], [here for _, here in found]
 
 
-def _found_in(src: Path, names: Sequence[str]) -> str:
+def _find(src: Path, names: Sequence[str]) -> Found | None:
     beside_tars = any(name.endswith(".tar") for name in names)
-    is_mds = "index.json" in names and not (beside_tars and lists_tars(src / "index.json"))
-    return "MDS shards (index.json)" if is_mds else ""
+    if "index.json" not in names or (beside_tars and lists_tars(src / "index.json")):
+        return None
+    return Found("MDS shards (index.json)", lambda options: [MdsSet(src, options)])
 
 
-MDS = InputFormat("MDS shards, SRC/index.json", _found_in, lambda src, options: [MdsSet(src, options)])
+MDS = InputFormat("MDS shards, SRC/index.json", _find)

@@ -15,7 +15,7 @@ from infobatch_stream.convert.readers.overrides import exact_fit, fill_of
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.formats.extensions import split_prefix, without_clashes
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.schema import KEY, Column, Encoded, Sample
+from infobatch_stream.formats.schema import KEY, Column, Encoded, Sample, SampleSet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +41,7 @@ def require_pyarrow() -> None:
         raise MissingExtraError.of("pyarrow", "tools") from error
 
 
-class TableSet:
+class TableSet(SampleSet):
     """The rows of Arrow streams, which are mapped into memory, in their order. Raises ConfigError and DataError.
 
     streams: files, whose columns are the same.
@@ -49,12 +49,6 @@ class TableSet:
     unpacked: the temporary file that the streams are; None where they are the user's own, which are checked.
     misfits: see `ArrowFile`.
     """
-
-    skipped = 0
-    lost: Sequence[str] = ()
-    notes: Sequence[str]
-    in_files = False
-    is_shards = False
 
     def __init__(
         self,

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 
 from infobatch_stream.convert.readers.class_folders import is_image_file, metadata_of, some
-from infobatch_stream.convert.readers.input_format import InputFormat, files_in
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.convert.readers.table import TableSet, is_table, require_pyarrow
 from infobatch_stream.formats.schema import SampleSet
@@ -57,21 +58,17 @@ def _splits(tables: Sequence[Path]) -> Mapping[str, list[Path]]:
     return {"": list(tables)} if len(splits) < 2 or "" in splits else splits
 
 
-def _tables_in(src: Path, names: Sequence[str]) -> list[str]:
+def _find(src: Path, names: Sequence[str]) -> Found | None:
     metadata = metadata_of(src)
-    return [name for name in names if is_table(name) and (metadata is None or name != metadata.name)]
+    tables = [name for name in names if is_table(name) and (metadata is None or name != metadata.name)]
+    images = list(filter(is_image_file, names))
+    return Found(f"tables ({some(tables)})", partial(_open, src, tables, images)) if tables else None
 
 
-def _found(src: Path, names: Sequence[str]) -> str:
-    tables = _tables_in(src, names)
-    return f"tables ({some(tables)})" if tables else ""
-
-
-def _open(src: Path, options: Options) -> list[SampleSet]:
-    """The tables in ``src``, with a note on images beside them."""
-    names = files_in(src)
-    sets = _read([src / name for name in _tables_in(src, names)], options)
-    if images := list(filter(is_image_file, names)):
+def _open(src: Path, tables: list[str], images: list[str], options: Options) -> list[SampleSet]:
+    """The tables in ``src``, with a note on the ``images`` beside them."""
+    sets = _read([src / name for name in tables], options)
+    if images:
         note = (
             f"{src}: {len(images):,} images beside the tables are left out ({some(images)}). A table that tells of "
             "images is called metadata.csv (.jsonl, .parquet), and has their names in a column file_name"
@@ -81,6 +78,6 @@ def _open(src: Path, options: Options) -> list[SampleSet]:
 
 
 TABLES = InputFormat(
-    "tables, SRC/*.parquet or SRC/*.csv[.gz]", _found, _open, is_table,
+    "tables, SRC/*.parquet or SRC/*.csv[.gz]", _find, is_table,
     lambda names, options: _read(list(map(Path, names)), options),
 )  # fmt: skip

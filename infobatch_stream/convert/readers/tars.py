@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream._urls import AnyPath, base_name, folder_of, is_remote
 from infobatch_stream.convert.readers.class_folders import some
-from infobatch_stream.convert.readers.input_format import InputFormat
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options, misfit, unknown
 from infobatch_stream.convert.readers.tar_survey import Odd, Survey, encoding_for, fits, why_unfit
 from infobatch_stream.convert.readers.temp_folder import temporary_folder
@@ -19,7 +19,7 @@ from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import is_extension, is_image
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, strictly
-from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
+from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample, SampleSet
 from infobatch_stream.formats.tar_columns import TarColumns
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.remote.shard_cache import ShardCache
@@ -34,7 +34,7 @@ _LOOKED_INTO = 1 << 27  # bytes of them together, about
 _MOST_COLUMNS = 256
 
 
-class TarSet:
+class TarSet(SampleSet):
     """The samples of tars in their order: a key, and a field per member, whose bytes are copied.
 
     A column is what its members' extension is called, or what ``columns.json`` beside the tars or the user says.
@@ -42,9 +42,6 @@ class TarSet:
     Raises ConfigError and DataError.
     """
 
-    name = ""
-    skipped = 0
-    in_files = False
     is_shards = True
 
     def __init__(self, urls: Sequence[str], options: Options | None = None, cache_dir: AnyPath | None = None) -> None:
@@ -285,16 +282,11 @@ def _name_of(raw: dict[str, Any]) -> str:
     return f"{raw['__url__']}: sample {raw['__key__']!r}"
 
 
-def _is_tar(name: str) -> bool:
-    return name.endswith(".tar")
-
-
-def _found(src: Path, names: Sequence[str]) -> str:
-    tars = list(filter(_is_tar, names))
-    return f"WebDataset tars ({some(tars)})" if tars else ""
+def _find(src: Path, names: Sequence[str]) -> Found | None:
+    tars = list(filter(TARS.is_file, names))
+    return Found(f"WebDataset tars ({some(tars)})", lambda options: [TarSet([str(src)], options)]) if tars else None
 
 
 TARS = InputFormat(
-    "WebDataset tars, SRC/*.tar", _found, lambda src, options: [TarSet([str(src)], options)], _is_tar,
-    lambda names, options: [TarSet(names, options)],
-)  # fmt: skip
+    "WebDataset tars, SRC/*.tar", _find, lambda name: name.endswith(".tar"), lambda *args: [TarSet(*args)]
+)
