@@ -137,7 +137,7 @@ def convert_command(
     with reported(), progress("samples") as bar:
         tasks: dict[str, TaskID] = {}
 
-        def show_progress(now: ConversionProgress) -> None:
+        def show(now: ConversionProgress) -> None:
             if now.title not in tasks:
                 tasks[now.title] = bar.add_task(visible(now.title) or "converting", total=now.total, bytes=0)
             bar.update(tasks[now.title], completed=now.samples, bytes=now.bytes)
@@ -153,7 +153,7 @@ def convert_command(
             hashes=[name.strip() for name in hashes.split(",") if name.strip()],
             resize=resize, resize_columns=parse_columns(resize_column), quality=quality, check=check,
             on_error=on_error.value, allow_empty=allow_empty,
-            overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=show_progress,
+            overwrite=overwrite, resume=resume, workers=workers, ray=ray, on_progress=show,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(done), "seconds": round(done.seconds, 3)}, default=str))
