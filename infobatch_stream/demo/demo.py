@@ -31,7 +31,7 @@ _Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 def demo(
     data: Path | None, *, nproc: int, epochs: int | None, seeds: int, optimizer: str, out: Path, console: Console
-) -> list[Run]:
+) -> None:
     """Train on scikit-learn's digits, or the idx files in ``data``; print what came of it, and write the plot ``out``.
 
     nproc: processes; more than one are started by torchrun (gloo). epochs: None for 20 on digits, 12 on idx files.
@@ -57,7 +57,6 @@ def demo(
     console.print(_table(runs, len(labels), epochs, nproc))
     _plot(runs, out)
     console.print(f"Plot: {visible(str(out))}", markup=False)
-    return runs
 
 
 def _digits() -> tuple[_Images, _Images]:
