@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infobatch_stream._files import lock
-from infobatch_stream.convert.destinations.base import (
-    Destination,
-    Record,
-    advise,
-    broken_off,
-    check_recipe,
-    drop_empty,
-)
+from infobatch_stream.convert.destinations.base import Destination, Record, advise, broken_off, check_recipe, drop_empty
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.shard_set import PLAN, STATE, is_ours, refuse_foreign, refuse_other_sets
 

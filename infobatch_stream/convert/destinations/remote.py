@@ -11,14 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from infobatch_stream.convert.destinations.base import (
-    Destination,
-    Record,
-    advise,
-    broken_off,
-    check_recipe,
-    drop_empty,
-)
+from infobatch_stream.convert.destinations.base import Destination, Record, advise, broken_off, check_recipe, drop_empty
 from infobatch_stream.errors import ConfigError, MissingExtraError
 from infobatch_stream.formats.shard_set import PLAN, STATE, refuse_foreign, refuse_other_sets
 
