@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from infobatch_stream._pool import await_server, ordered_map, start_server
+from infobatch_stream.convert.destinations.base import Request
 from infobatch_stream.convert.destinations.resolve import check_apart, open_destination, place_of
 from infobatch_stream.convert.label_images import find_label_columns
 from infobatch_stream.convert.manifest import Conversion, Manifest, OutputFolder, ProgressCallback, ShardSummary
 from infobatch_stream.convert.ray_backend import write_on_ray
 from infobatch_stream.convert.readers import TableSet, read_source
+from infobatch_stream.convert.readers.exact_values import fitted
 from infobatch_stream.convert.reencode import Reencoder
-from infobatch_stream.convert.sample_types import fitted
 from infobatch_stream.convert.shard_plan import ShardPlan
 from infobatch_stream.convert.shard_sizes import check_largest, sizes_in_shards
 from infobatch_stream.convert.worker import Job, Target, TaskResult, add, write_task
@@ -153,10 +154,10 @@ def convert(
     room = room_for_samples(target.format, shard_bytes)
     sizes = [sizes_in_shards(job, one) for one in sets]
     check_largest(job, sizes, room)
-    with open_destination(
-        dst, overwrite=overwrite, recipe=recipe, resume=resume, folders=[one.name for one in sets],
-        mendable=all(isinstance(one, FileSet) for one in sets),
-    ) as out:  # fmt: skip
+    request = Request(
+        overwrite, recipe, resume, [one.name for one in sets], mendable=all(isinstance(one, FileSet) for one in sets)
+    )
+    with open_destination(dst, request) as out:
         if out.done:
             plan = ShardPlan.resume(out.plan or b"", out.where, sets, order, len(out.done))
         else:
@@ -227,7 +228,7 @@ def write_shards(
     target = _target(format, shard_bytes, compression, hashes)
     dst = place_of(dst)
     rest = iter(samples)
-    with open_destination(dst, overwrite=overwrite) as out:
+    with open_destination(dst, Request(overwrite)) as out:
         first = next(rest, None)
         if first is None:
             raise ConfigError(f"there are no samples to write to {dst}.")
@@ -239,15 +240,10 @@ def write_shards(
         manifest = Manifest([source], out, target)
         folder = out.scratch / "all"
         folder.mkdir()
-        writer = target.open(folder, columns)
-        try:
+        with target.writer(folder, columns) as writer:
             for number, sample in enumerate(chain([first], rest)):
                 add(writer, columns, fitted(sample, columns, f"sample {number}"), f"sample {number}")
                 manifest.take_finished(writer.finished, folder)
-            writer.close()
-        except BaseException:
-            writer.abort()
-            raise
         manifest.take_finished(writer.finished, folder)
         manifest.finish()
     return manifest.summary(dst, 0).parts[0]

@@ -123,8 +123,7 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         """Set one item of a dict."""
-        value, key = self.stack.pop(), self.stack.pop()
-        self._update([key, value])
+        self._update([self.stack.pop(-2), self.stack.pop()])
 
     def load_setitems(self) -> None:
         """Set some items of a dict."""

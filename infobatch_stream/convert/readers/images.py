@@ -143,7 +143,8 @@ def _check_empty(src: Path, empty: dict[str, str], *, allow_empty: bool) -> None
         held = some([f"{name} ({what})" for name, what in empty.items()])
         raise ConfigError(
             f"{src} has class folders without an image: {held}. Remove them, or put their images back; or they keep "
-            f"their numbers, as classes without samples (--allow-empty). Images are {_list_extensions()}."
+            "their numbers, as classes without samples (--allow-empty). Images are "
+            f".{', .'.join(sorted(IMAGE_EXTENSIONS))}."
         )
 
 
@@ -162,10 +163,6 @@ def _notes(folders: ClassFolders, classes: list[str]) -> list[str]:
             f"val, test and so on, give each class folders of its own, {folders.src}/train/<class>/, and convert again"
         )
     return notes
-
-
-def _list_extensions() -> str:
-    return ", ".join(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 
 
 def has_images(src: Path) -> bool:

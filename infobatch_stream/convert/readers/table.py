@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream.convert.readers.exact_values import exact_fit, fill_of
 from infobatch_stream.convert.readers.features import classes_of, features_of
 from infobatch_stream.convert.readers.options import Options, check_once, misfit
-from infobatch_stream.convert.readers.overrides import exact_fit, fill_of
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.formats.extensions import split_prefix, without_clashes
 from infobatch_stream.formats.fingerprint import fingerprint
