@@ -44,7 +44,7 @@ class ImageTree(SampleSet):
     def __init__(
         self,
         folders: ClassFolders,
-        options: Options | None = None,
+        options: Options,
         *,
         name: str = "",
         classes: Sequence[str] | None = None,
@@ -64,7 +64,7 @@ class ImageTree(SampleSet):
         # MDS reads both encodings with PIL, which looks at the bytes: other kinds of image need no third one.
         kind = ("jpeg", "jpg") if (folders.has_jpeg if jpeg is None else jpeg) else ("png", "png")
         found = {"image": Column(*kind), "label": Column("int", "cls"), "name": Column("str", "txt")}
-        self._choice = (options or Options()).choose(found, folders.src)
+        self._choice = options.choose(found, folders.src)
         self.columns = self._choice.columns
         digest = hashlib.sha256(folders.paths)
         for part in (folders.bounds, folders.sizes, self._labels):
@@ -106,6 +106,7 @@ def read_images(src: Path, options: Options | None = None, *, allow_empty: bool 
     sizes are read at first. Raises ConfigError where there are no classes, and for a class without images unless
     ``allow_empty``: it then keeps its number.
     """
+    options = options or Options()
     splits = subfolders(src)
     if splits and all(map(is_split, splits)):
         divided = [split for split in splits if has_images(src / split)]
@@ -126,7 +127,7 @@ def read_images(src: Path, options: Options | None = None, *, allow_empty: bool 
     return [ImageTree(folders, options)]
 
 
-def _read_splits(src: Path, splits: list[str], options: Options | None, *, allow_empty: bool) -> list[ImageTree]:
+def _read_splits(src: Path, splits: list[str], options: Options, *, allow_empty: bool) -> list[ImageTree]:
     found = {split: ClassFolders(src / split) for split in splits}
     classes = sorted({name for folders in found.values() for name in folders.classes})
     filled = {name for folders in found.values() for name in folders.classes if name not in folders.empty}
