@@ -264,12 +264,9 @@ def _tar_bytes(content: int) -> int:
 
 def _mds_value(value: Any) -> Any:
     """``value`` in the type that MDS encodes."""
-    match value:
-        case np.ndarray():  # its bytes are stored as they lie, in C order already
-            return value.astype(value.dtype.newbyteorder("="), copy=False)
-        case np.integer():
-            return int(value)
-    return value
+    if isinstance(value, np.ndarray):  # its bytes are stored as they lie, in C order already
+        return value.astype(value.dtype.newbyteorder("="), copy=False)
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _wds_bytes(value: Any) -> bytes:
