@@ -58,7 +58,8 @@ def find_label_columns(
         most, single = _most_values(sets, name) if way == AUTO else (0, False)
         if not most:
             continue
-        called = bool(_NAMES.intersection(re.split(r"[\W_]+", " ".join([name, *_extensions(sets, name)]).lower())))
+        stored = [one.columns[name].wds for one in sets if name in one.columns]
+        called = bool(_NAMES.intersection(re.split(r"[\W_]+", " ".join([name, *stored]).lower())))
         few, others = most <= _FEW, len(images) > 1
         if single:
             looks = f"one channel, {most:,} values at most"
@@ -77,10 +78,6 @@ def find_label_columns(
                 f"images, --resize-column {name}=nearest{rest}"
             )
     return frozenset(found), tuple(notes)
-
-
-def _extensions(sets: Sequence[SampleSet], name: str) -> list[str]:
-    return [one.columns[name].wds for one in sets if name in one.columns]
 
 
 def _most_values(sets: Sequence[SampleSet], name: str) -> tuple[int, bool]:

@@ -29,7 +29,14 @@ class OutputFolder:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What was written into the folder or URL ``path``: numbers of samples and shards, the shards' size in bytes."""
+    """What was written into one folder or URL.
+
+    Attributes:
+        path: the folder or URL.
+        samples: how many were written.
+        shards: how many were written.
+        bytes: size of the shards.
+    """
 
     path: Path | str
     samples: int
@@ -39,11 +46,16 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion: its folders, the classes they share, and what was passed over.
+    """A finished conversion.
 
-    skipped: how many files were no samples. problems: of the samples that could not be read, a text each.
-    lost: of the shards of the source that could not be read, likewise. notes: what else a user should know.
-    seconds: that it took, without those in which libraries were imported.
+    Attributes:
+        parts: its folders.
+        classes: names of label 0, 1, ...; empty where there are none.
+        skipped: number of files that were no samples.
+        problems: why each sample was passed over that could not be read.
+        lost: why each shard of the source was passed over that could not be read.
+        notes: what else a user should know.
+        seconds: time that it took, without importing libraries.
     """
 
     parts: tuple[ShardSummary, ...]
@@ -80,6 +92,7 @@ class Manifest:
     ) -> None:
         self._sets, self._out, self._target, self._on_progress = sets, out, target, on_progress
         self._records: list[list[Record]] = [[] for _ in sets]
+        self._published = 0  # shards of a writer that goes on
         for record in out.done:
             self._records[record["part"]].append(record)
         for part in range(len(sets)):
@@ -115,12 +128,14 @@ class Manifest:
         self._records[part].append(record)
         self._report(part)
 
-    def take_finished(self, finished: Sequence[WrittenShard], taken: int, folder: Path) -> int:
-        """Publish the shards behind the first ``taken`` of a writer into ``folder``; how many are taken now."""
-        for shard in finished[taken:]:
+    def take_finished(self, finished: Sequence[WrittenShard], folder: Path) -> None:
+        """Publish the shards of a writer into ``folder`` that were not published yet."""
+        new = list(finished[self._published :])
+        for shard in new:
             self._target.index(folder / shard.file)
-        self.take(0, TaskResult(folder.name, list(finished[taken:]), []))
-        return len(finished)
+        if new:
+            self._published += len(new)
+            self.take(0, TaskResult(folder.name, new, []))
 
     def _name(self, part: int, number: int, file: str) -> str:
         prefix = f"{self._sets[part].name}/" if self._sets[part].name else ""

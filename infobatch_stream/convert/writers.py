@@ -100,7 +100,7 @@ def room_for_samples(format: ShardFormat, shard_bytes: int) -> int:
     return shard_bytes // _TAR_RECORD * _TAR_RECORD - 2 * _TAR_BLOCK
 
 
-class MdsShardWriter:
+class MdsShardWriter(ShardWriter):
     """MDS shards by mosaicml-streaming's own writer, which keeps a shard in memory until it is full."""
 
     def __init__(
@@ -178,7 +178,7 @@ def _mds_writer(shard_bytes: int) -> Any:
     return Writer
 
 
-class TarShardWriter:
+class TarShardWriter(ShardWriter):
     """Tars, cut by the size of the file. Members are in the order of the fields, with fixed times.
 
     Not by webdataset's ShardWriter, which sorts the members of a sample: so they could not come back as they were.
@@ -264,12 +264,9 @@ def _tar_bytes(content: int) -> int:
 
 def _mds_value(value: Any) -> Any:
     """``value`` in the type that MDS encodes."""
-    match value:
-        case np.ndarray():  # its bytes are stored as they lie, in C order already
-            return value.astype(value.dtype.newbyteorder("="), copy=False)
-        case np.integer():
-            return int(value)
-    return value
+    if isinstance(value, np.ndarray):  # its bytes are stored as they lie, in C order already
+        return value.astype(value.dtype.newbyteorder("="), copy=False)
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _wds_bytes(value: Any) -> bytes:

@@ -6,20 +6,12 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from infobatch_stream._files import lock
-from infobatch_stream.convert.destinations.base import (
-    Destination,
-    Record,
-    advise,
-    broken_off,
-    check_recipe,
-    drop_empty,
-)
+from infobatch_stream.convert.destinations.base import Destination, Record, Request, broken_off, drop_empty
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.shard_set import PLAN, STATE, is_ours, refuse_foreign, refuse_other_sets
 
@@ -29,42 +21,33 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def local_destination(
-    dst: Path,
-    *,
-    overwrite: bool = False,
-    recipe: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    folders: Collection[str] = (),
-    mendable: bool = False,
-) -> Iterator[Destination]:
-    """A new folder beside ``dst``, renamed to ``dst`` at the end. folders: in it, into which shards are written.
+def local_destination(dst: Path, request: Request) -> Iterator[Destination]:
+    """A new folder beside ``dst``, renamed to ``dst`` at the end.
 
-    mendable: a conversion goes on though its source was mended.
-    If anything is raised it is removed, or kept for `resume` with a note at the error, if there is a ``recipe`` (what
-    makes the shards, as plain values) and some shards are done. A kill leaves it. Raises ConfigError where ``dst``
-    cannot be made: it holds something (with ``overwrite``: something else than shards, or shards in other ``folders``),
-    is a file or a mount point, or its parent cannot be written to; where a conversion was broken off, or is running;
-    and for another recipe.
+    If anything is raised it is removed, or kept with a note at the error, if it can be resumed and some shards are
+    done. A kill leaves it. Raises ConfigError where ``dst`` cannot be made: it holds something (with ``overwrite``:
+    something else than shards, or shards in other folders), is a file or a mount point, or its parent cannot be written
+    to; where a conversion was broken off, or is running; and for another recipe.
     """
+    recipe = request.recipe
     dst = Path(dst).resolve()
-    _check_free(dst, overwrite, folders)
+    _check_free(dst, request)
     made = [folder for folder in dst.parents if not folder.exists()]
     staged = dst.with_name(f"{dst.name}.partial" + ("" if recipe is not None else f"-{secrets.token_hex(4)}"))
     if staged.exists():
         _check_resumable(staged)
-        if not resume:
+        if not request.resume:
             raise broken_off(staged, dst)
     lock = None
     try:
         try:
-            (staged / STATE).mkdir(parents=True, exist_ok=resume)
+            (staged / STATE).mkdir(parents=True, exist_ok=request.resume)
             lock = _locked(staged, dst)
-            folder = _Folder(staged, recipe)
+            folder = _Folder(staged, request)
         except OSError as error:
             raise ConfigError(f"{dst} cannot be made ({error}); give a folder that can be written to.") from error
         yield folder
-        _check_free(dst, overwrite, folders)  # somebody else may have written there in the meantime
+        _check_free(dst, request)  # somebody else may have written there in the meantime
         folder.drop_unnamed()
         # With its state, so that whatever happens here the work of hours is not lost.
         if dst.exists() and any(dst.iterdir()):
@@ -79,7 +62,7 @@ def local_destination(
             raise
         if recipe is not None and _holds_shards(staged):
             shutil.rmtree(staged / STATE / "scratch", ignore_errors=True)
-            error.add_note(advise(error, staged, mendable=mendable))
+            error.add_note(request.advise(error, staged))
             raise
         _remove_ours(staged)
         for parent in made:
@@ -138,16 +121,16 @@ def _locked(staged: Path, dst: Path) -> int:
 class _Folder:
     """A `Destination` on a local disk."""
 
-    def __init__(self, root: Path, recipe: Mapping[str, Any] | None) -> None:
+    def __init__(self, root: Path, request: Request) -> None:
         self.where, self._root, self._state = str(root), root, root / STATE
         self.scratch = self._state / "scratch"
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         (self._state / "done").mkdir(exist_ok=True)
         known = self._state / "recipe.json"
-        if recipe is not None and known.exists():
-            check_recipe(root, known.read_bytes(), recipe)
-        self._write(known, json.dumps(recipe))
+        if request.recipe is not None and known.exists():
+            request.check_recipe(root, known.read_bytes())
+        self._write(known, json.dumps(request.recipe))
         plan = root / PLAN
         self.plan = plan.read_bytes() if plan.exists() else None
         self.done: list[Record] = []
@@ -205,7 +188,7 @@ def _replace(dst: Path, staged: Path) -> None:
         warnings.warn(f"{dst} is replaced, but what it held before could not be removed: {old}", stacklevel=3)
 
 
-def _check_free(dst: Path, overwrite: bool, folders: Collection[str]) -> None:
+def _check_free(dst: Path, request: Request) -> None:
     """Raise ConfigError where ``dst`` (absolute) may not be written; see `local_destination`."""
     if not dst.exists():
         return
@@ -213,8 +196,8 @@ def _check_free(dst: Path, overwrite: bool, folders: Collection[str]) -> None:
         raise ConfigError(f"{dst} is a file; give a folder that does not exist yet.")
     if os.path.ismount(dst):
         raise ConfigError(f"{dst} is a mount point, which cannot be replaced as a whole; give a folder inside it.")
-    if not overwrite and any(dst.iterdir()):
+    if not request.overwrite and any(dst.iterdir()):
         raise ConfigError(f"{dst} is not empty; give another folder, or replace this one with --overwrite.")
     names = _files(dst)
     refuse_foreign(dst, names)
-    refuse_other_sets(dst, names, folders)
+    refuse_other_sets(dst, names, request.folders)

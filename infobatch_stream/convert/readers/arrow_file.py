@@ -27,7 +27,7 @@ class ArrowFile:
     notes: what a user should know.
     """
 
-    def __init__(self, tables: Sequence[Path], options: Options, texts: TextFiles | None = None) -> None:
+    def __init__(self, tables: Sequence[Path], options: Options, texts: TextFiles) -> None:
         """``texts``: of the whole source, whose types are those of ``tables``.
 
         Raises ConfigError, DataError for a table that is damaged, OSError (the temporary folder is full).
@@ -36,7 +36,7 @@ class ArrowFile:
         self.rows: list[int] = []
         self.misfits: dict[str, dict[int, str]] = {}
         self.notes: list[str] = []
-        self._texts = texts or TextFiles(tables)
+        self._texts = texts
         is_text = [table in self._texts for table in tables]
         if any(is_text) and not all(is_text):
             raise ConfigError(f"{tables[0]} and the files beside it are CSV and Parquet; convert them one by one.")

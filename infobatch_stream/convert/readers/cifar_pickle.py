@@ -17,7 +17,7 @@ __all__ = ["PickledArray", "read_plain_pickle"]
 
 _MOST = 1 << 22  # opcodes; CIFAR-100 has 300,000
 _LONGEST = 1000  # characters of a key
-_DEEPEST = 100  # marks
+_MOST_MARKS = 1 << 12  # CIFAR has one for every 1000 labels
 _OPCODES = frozenset([
     "PROTO", "FRAME", "STOP", "MARK", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET",
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
@@ -25,7 +25,6 @@ _OPCODES = frozenset([
     "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS",
     "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
 ])  # fmt: skip
-_LOADERS: dict[int, Any] = dict(pickle._Unpickler.dispatch)
 _MISFITS = (pickle.UnpicklingError, AttributeError, EOFError, LookupError, TypeError, struct.error)
 
 
@@ -95,10 +94,11 @@ class _ArrayUnpickler(pickle._Unpickler):
     """
 
     stack: list[Any]
-    metastack: list[list[Any]]
     pop_mark: Callable[[], list[Any]]
     dispatch: ClassVar[dict[int, Any]] = {
-        ord(opcode.code): _LOADERS[ord(opcode.code)] for opcode in pickletools.opcodes if opcode.name in _OPCODES
+        ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]
+        for opcode in pickletools.opcodes
+        if opcode.name in _OPCODES
     }
 
     def find_class(self, module: str, name: str, /) -> Any:
@@ -106,12 +106,6 @@ class _ArrayUnpickler(pickle._Unpickler):
         if (called := f"{module} {name}") not in _KNOWN:
             raise ValueError(f"it calls {called[:100]!r}, which is never done")
         return _KNOWN[called]
-
-    def load_mark(self) -> None:
-        """Begin the items of a list, dict or tuple."""
-        if len(self.metastack) > _DEEPEST:
-            raise ValueError(f"it has more than {_DEEPEST} values within each other")
-        _LOADERS[ord(pickle.MARK)](self)
 
     def load_build(self) -> None:
         """Fill an array: no other state is ever set."""
@@ -123,8 +117,7 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         """Set one item of a dict."""
-        value, key = self.stack.pop(), self.stack.pop()
-        self._update([key, value])
+        self._update([self.stack.pop(-2), self.stack.pop()])
 
     def load_setitems(self) -> None:
         """Set some items of a dict."""
@@ -135,7 +128,6 @@ class _ArrayUnpickler(pickle._Unpickler):
             raise ValueError(f"it sets items of a {type(self.stack[-1]).__name__}")  # noqa: TRY004
         self.stack[-1].update(zip(map(_text, items[::2]), items[1::2], strict=True))
 
-    dispatch[ord(pickle.MARK)] = load_mark
     dispatch[ord(pickle.BUILD)] = load_build
     dispatch[ord(pickle.SETITEM)] = load_setitem
     dispatch[ord(pickle.SETITEMS)] = load_setitems
@@ -150,9 +142,11 @@ def read_plain_pickle(data: bytes) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # pickletools decodes texts of opcodes that are refused here
             warnings.simplefilter("ignore", DeprecationWarning)
+            marks = 0
             for count, (opcode, _, _) in enumerate(pickletools.genops(data)):
-                if count > _MOST:
-                    raise ValueError(f"it has more than {_MOST:,} opcodes")
+                marks += opcode.name == "MARK"
+                if count > _MOST or marks > _MOST_MARKS:
+                    raise ValueError(f"it has more than {_MOST:,} opcodes, or {_MOST_MARKS:,} marks")
                 if opcode.name not in _OPCODES:
                     raise ValueError(f"it has the opcode {opcode.name}, which no pickle of plain values needs")
         value = _ArrayUnpickler(io.BytesIO(data), encoding="latin-1").load()

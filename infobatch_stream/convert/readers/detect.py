@@ -111,7 +111,8 @@ def _read_folder(src: Path, options: Options, *, allow_empty: bool) -> list[Samp
         )
     if found:
         return list(found[0][1].open(options))
-    shards = [path.name for path in sorted(src.iterdir()) if path.is_dir() and _is_shards(path)]
+    folders = sorted(path for path in src.iterdir() if path.is_dir())
+    shards = [path.name for path in folders if (path / "index.json").is_file() or any(path.glob("*.tar"))]
     if shards:
         raise ConfigError(
             f"{src} holds shards in its folders {some(shards)}; convert each on its own, e.g. infobatch-stream "
@@ -121,7 +122,3 @@ def _read_folder(src: Path, options: Options, *, allow_empty: bool) -> list[Samp
         return read_splits(src, options) or list(read_images(src, options, allow_empty=allow_empty))
     except NoImagesError as error:
         raise ConfigError(f"{str(error).removesuffix('.')}; {_EXPECTED}.") from None
-
-
-def _is_shards(folder: Path) -> bool:
-    return (folder / "index.json").is_file() or any(folder.glob("*.tar"))

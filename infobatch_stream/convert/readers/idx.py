@@ -32,7 +32,7 @@ class IdxPair(SampleSet):
     Raises DataError where a file is damaged or the two do not belong together.
     """
 
-    def __init__(self, name: str, images: Path, labels: Path, options: Options | None = None) -> None:
+    def __init__(self, name: str, images: Path, labels: Path, options: Options) -> None:
         """``name``: of the split; ``images``: uint8[n, rows, cols]; ``labels``: uint8[n]."""
         self.name = name
         self._images = read_idx(images, ndim=3)
@@ -44,7 +44,7 @@ class IdxPair(SampleSet):
             )
         rows, cols = self._images.shape[1:]
         found = {"image": Column(f"ndarray:uint8:{rows},{cols}", "npy"), "label": Column("int", "cls")}
-        self._choice = (options or Options()).choose(found, images)
+        self._choice = options.choose(found, images)
         self.columns = self._choice.columns
         self.classes: list[str] | None = [str(label) for label in range(int(self._labels.max()) + 1)]
         self.fingerprint = fingerprint("idx", [images.name, labels.name, self._images.shape])

@@ -32,9 +32,8 @@ class MetadataSet(TableSet):
 
     in_files = True
 
-    def __init__(self, name: str, table: Path, options: Options, texts: TextFiles | None = None) -> None:
+    def __init__(self, name: str, table: Path, options: Options, texts: TextFiles) -> None:
         """``name``: of the split, "" for none. ``texts``: see `ArrowFile`."""
-        texts = texts or TextFiles([table])
         names = texts.names(table) if table in texts else parquet_names(table)
         there = set(images_below(table.parent))
         if not any(map(_image_of, names)):

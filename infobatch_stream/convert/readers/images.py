@@ -44,7 +44,7 @@ class ImageTree(SampleSet):
     def __init__(
         self,
         folders: ClassFolders,
-        options: Options | None = None,
+        options: Options,
         *,
         name: str = "",
         classes: Sequence[str] | None = None,
@@ -64,7 +64,7 @@ class ImageTree(SampleSet):
         # MDS reads both encodings with PIL, which looks at the bytes: other kinds of image need no third one.
         kind = ("jpeg", "jpg") if (folders.has_jpeg if jpeg is None else jpeg) else ("png", "png")
         found = {"image": Column(*kind), "label": Column("int", "cls"), "name": Column("str", "txt")}
-        self._choice = (options or Options()).choose(found, folders.src)
+        self._choice = options.choose(found, folders.src)
         self.columns = self._choice.columns
         digest = hashlib.sha256(folders.paths)
         for part in (folders.bounds, folders.sizes, self._labels):
@@ -106,6 +106,7 @@ def read_images(src: Path, options: Options | None = None, *, allow_empty: bool 
     sizes are read at first. Raises ConfigError where there are no classes, and for a class without images unless
     ``allow_empty``: it then keeps its number.
     """
+    options = options or Options()
     splits = subfolders(src)
     if splits and all(map(is_split, splits)):
         divided = [split for split in splits if has_images(src / split)]
@@ -126,7 +127,7 @@ def read_images(src: Path, options: Options | None = None, *, allow_empty: bool 
     return [ImageTree(folders, options)]
 
 
-def _read_splits(src: Path, splits: list[str], options: Options | None, *, allow_empty: bool) -> list[ImageTree]:
+def _read_splits(src: Path, splits: list[str], options: Options, *, allow_empty: bool) -> list[ImageTree]:
     found = {split: ClassFolders(src / split) for split in splits}
     classes = sorted({name for folders in found.values() for name in folders.classes})
     filled = {name for folders in found.values() for name in folders.classes if name not in folders.empty}
@@ -143,7 +144,8 @@ def _check_empty(src: Path, empty: dict[str, str], *, allow_empty: bool) -> None
         held = some([f"{name} ({what})" for name, what in empty.items()])
         raise ConfigError(
             f"{src} has class folders without an image: {held}. Remove them, or put their images back; or they keep "
-            f"their numbers, as classes without samples (--allow-empty). Images are {_list_extensions()}."
+            "their numbers, as classes without samples (--allow-empty). Images are "
+            f".{', .'.join(sorted(IMAGE_EXTENSIONS))}."
         )
 
 
@@ -162,10 +164,6 @@ def _notes(folders: ClassFolders, classes: list[str]) -> list[str]:
             f"val, test and so on, give each class folders of its own, {folders.src}/train/<class>/, and convert again"
         )
     return notes
-
-
-def _list_extensions() -> str:
-    return ", ".join(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 
 
 def has_images(src: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infobatch_stream.convert.readers.csv_types import Tally, typed
+from infobatch_stream.convert.readers.csv_files import Tally, typed
 from infobatch_stream.errors import DataError
 
 __all__ = ["JsonFile", "JsonTally", "is_json", "json_typed", "members"]

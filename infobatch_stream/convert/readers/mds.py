@@ -34,9 +34,8 @@ class MdsSet(SampleSet):
 
     is_shards = True
 
-    def __init__(self, src: Path, options: Options | None = None) -> None:
+    def __init__(self, src: Path, options: Options) -> None:
         """``src``: the folder with the shards and their ``index.json``."""
-        options = options or Options()
         self._src = src
         lost: list[str] = []
         indexed, here = _read_index(src / "index.json", lost if options.skip else None)

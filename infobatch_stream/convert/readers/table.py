@@ -1,6 +1,7 @@
 """Tables: a sample is a row."""
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.convert.readers.features import classes_of, features_of
+from infobatch_stream.convert.readers.exact_values import exact_fit, fill_of
 from infobatch_stream.convert.readers.options import Options, check_once, misfit
-from infobatch_stream.convert.readers.overrides import exact_fit, fill_of
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.formats.extensions import split_prefix, without_clashes
 from infobatch_stream.formats.fingerprint import fingerprint
@@ -74,7 +74,7 @@ class TableSet(SampleSet):
         self._load()
         schema = self._batches[0].schema
         check_once(schema.names, self._files[0])
-        features = features_of(schema.metadata)
+        features = _features_of(schema.metadata)
         notes += options.left_out(schema.names, self._files[0])
         self._kinds = self._kinds_of(options.offered(schema.names), features, options, notes)
         choice = options.choose(self._stored(options), self._files[0])
@@ -88,7 +88,7 @@ class TableSet(SampleSet):
         self._changed = options.given
         fill = (options.fill or {}).items()
         self._fill = {column: fill_of(column, text, self.columns, self._files[0]) for column, text in fill}
-        self.classes = classes_of(features, self._sources)
+        self.classes = _classes_of(features, self._sources)
         self.fingerprint = fingerprint(
             "table",
             [
@@ -266,3 +266,27 @@ def _other(kind: "Kind", type_: "pa.DataType", mds: str, error: Exception) -> st
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """The features of a Hugging Face dataset, which it keeps in the metadata of a schema; {} where there are none."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _classes_of(features: Mapping[str, Any], sources: Mapping[str, str]) -> list[str] | None:
+    """The names of the classes: of the one column that has any, or of that which is called label."""
+    found = {}
+    for name, source in sources.items():
+        feature = features.get(source)
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            names = feature.get("names")
+            if isinstance(names, list) and all(isinstance(one, str) for one in names):
+                found[name] = names
+    for name in ("label", "labels", "class"):
+        if name in found:
+            return found[name]
+    return next(iter(found.values())) if len(found) == 1 else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream._urls import AnyPath, base_name, folder_of, is_remote
+from infobatch_stream._urls import base_name, folder_of, is_remote
 from infobatch_stream.convert.readers.class_folders import some
 from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options, misfit, unknown
@@ -44,14 +44,12 @@ class TarSet(SampleSet):
 
     is_shards = True
 
-    def __init__(self, urls: Sequence[str], options: Options | None = None, cache_dir: AnyPath | None = None) -> None:
-        """``urls``: as `IndexedWebDataset` takes them; ``cache_dir``: where indexes are kept if not beside the tars.
+    def __init__(self, urls: Sequence[str], options: Options) -> None:
+        """``urls``: as `IndexedWebDataset` takes them.
 
         Remote tars come into a temporary folder: the user's cache may have older ones of the same url.
         """
-        options = options or Options()
-        if cache_dir is None and any(map(is_remote, urls)):
-            cache_dir = temporary_folder(self)
+        cache_dir = temporary_folder(self) if any(map(is_remote, urls)) else None
         self._where = urls[0] if len(urls) == 1 else f"{urls[0]} ..."
         self._odd: dict[str, str] = {}  # column -> a note on how it is stored
         self.notes: Sequence[str] = ()

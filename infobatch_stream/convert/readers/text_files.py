@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from infobatch_stream.convert.readers.csv_files import CsvFile, is_csv
-from infobatch_stream.convert.readers.csv_types import NULLS, Tally, typed
+from infobatch_stream.convert.readers.csv_files import NULLS, CsvFile, Tally, is_csv, typed
 from infobatch_stream.convert.readers.json_lines import JsonFile, JsonTally, is_json, json_typed
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.formats.mds_encodings import Scalar, form_of

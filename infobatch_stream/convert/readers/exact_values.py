@@ -1,16 +1,56 @@
-"""The samples of a program: a field that is not of its column's kind is refused before it becomes something else."""
+"""Values in an encoding that they must fit exactly: what would become another value is refused."""
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from infobatch_stream.errors import DataError
+from infobatch_stream.convert.readers.options import unknown
+from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of
 from infobatch_stream.formats.schema import Column, Encoded, Sample
 
-__all__ = ["fitted"]
+__all__ = ["exact_fit", "fill_of", "fitted"]
+
+_TEXTS = ("str", "bytes", "json", "str_int", "str_float", "str_decimal")
+
+
+def exact_fit(value: Any, encoding: str) -> Any:
+    """As `fit`, but raises ValueError for numbers that become infinite, for what is no JSON, and for what is empty."""
+    found = fit(value, encoding)
+    if form_of(encoding) is Scalar.FLOAT:
+        with np.errstate(over="ignore"):
+            stored = float(np.dtype(encoding).type(found))
+        named = isinstance(value, str) and "inf" in value.lower()
+        if math.isinf(stored) and not (named or value in (math.inf, -math.inf)):
+            raise ValueError(f"{value!r:.60} is out of the range of {encoding}")
+    if encoding == "json" and isinstance(found, Encoded):
+        json.loads(found.data)  # which raises a ValueError
+    if isinstance(found, Encoded) and not found.data and encoding not in ("str", "bytes"):
+        raise ValueError("it is empty")
+    return found
+
+
+def fill_of(name: str, text: str, columns: Mapping[str, Column], where: object) -> Any:
+    """The value that ``text``, of the user, means for the column ``name``. Raises ConfigError."""
+    if name not in columns:
+        raise unknown(name, columns, where)
+    encoding = columns[name].mds
+    try:
+        if form_of(encoding) is not Scalar.ARRAY:
+            if encoding not in _TEXTS and form_of(encoding) is Scalar.RAW:
+                raise ValueError("text is none")
+            return exact_fit(text.encode() if encoding == "json" else text, encoding)
+        dtype = re.match(r"ndarray:(\w+)", encoding)
+        return fit(np.array(json.loads(text), dtype[1] if dtype else None), encoding)
+    except ValueError as error:
+        raise ConfigError(
+            f"fill is {text!r} for the column {name!r}, which is stored as {encoding!r}: {error}. Leave the rows out "
+            "that have no value (--on-error skip)."
+        ) from error
 
 
 def fitted(sample: Sample, columns: Mapping[str, Column], place: str) -> Sample:
