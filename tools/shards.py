@@ -59,7 +59,7 @@ def verify_command(
         names = tuple(name for part in columns.split(",") if (name := part.strip()))
         report = verify(
             shards, columns=names, duplicates=duplicates, decode=decode, workers=workers or default_workers(),
-            track=track,
+            progress=track,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(report)))
@@ -89,7 +89,7 @@ def index_command(
     with reported(), _tracked("indexing") as track:
         from infobatch_stream.verify.build_indexes import index_shards
 
-        done = index_shards(shards, checksums=checksums, workers=workers or default_workers(), track=track)
+        done = index_shards(shards, checksums=checksums, workers=workers or default_workers(), progress=track)
     total = done.built + done.fresh + len(done.failures)
     if as_json:
         typer.echo(json.dumps(asdict(done)))

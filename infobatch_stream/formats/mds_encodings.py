@@ -15,7 +15,7 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.schema import Encoded
 
 __all__ = [
-    "Scalar", "check_encoding", "fit", "fixed_size", "form_of", "from_mds", "is_known", "npy_header", "parse_npy",
+    "ValueKind", "check_encoding", "fit", "fixed_size", "value_kind", "from_mds", "is_known", "npy_header", "parse_npy",
     "save_npy", "strictly",
 ]  # fmt: skip
 
@@ -47,19 +47,19 @@ _CODES = {
 }  # fmt: skip
 
 
-class Scalar(Enum):
-    """The four forms that values have: bytes that both formats store alike, int, float, and array."""
+class ValueKind(Enum):
+    """How a value is stored: as bytes that are the same in MDS and tars, as int, as float, or as array."""
 
     RAW, INT, FLOAT, ARRAY = range(4)
 
 
-def form_of(encoding: str) -> Scalar:
-    """The form of a value with the MDS encoding ``encoding``; one that is unknown here is stored as it is."""
+def value_kind(encoding: str) -> ValueKind:
+    """The kind of the values of an MDS encoding; RAW for one that is unknown here."""
     if encoding in _INTEGERS:
-        return Scalar.INT
+        return ValueKind.INT
     if encoding in _FLOATS:
-        return Scalar.FLOAT
-    return Scalar.ARRAY if encoding.partition(":")[0] == "ndarray" else Scalar.RAW
+        return ValueKind.FLOAT
+    return ValueKind.ARRAY if encoding.partition(":")[0] == "ndarray" else ValueKind.RAW
 
 
 def is_known(encoding: str) -> bool:
@@ -82,7 +82,7 @@ def fixed_size(encoding: str) -> int | None:
     if encoding in _INTEGERS or encoding in _FLOATS:
         return np.dtype(_INTEGERS.get(encoding, encoding)).itemsize
     match = _ARRAY.fullmatch(encoding)
-    if form_of(encoding) is Scalar.ARRAY:
+    if value_kind(encoding) is ValueKind.ARRAY:
         check_encoding(encoding)
     if match and match["shape"]:
         return math.prod(map(int, match["shape"].split(","))) * np.dtype(match["dtype"]).itemsize
@@ -91,10 +91,10 @@ def fixed_size(encoding: str) -> int | None:
 
 def from_mds(data: bytes, encoding: str) -> Any:
     """The value that MDS stores as ``data``; raw ones as they are. Raises ValueError for what MDS does not write."""
-    form = form_of(encoding)
-    if form is Scalar.RAW:
+    kind = value_kind(encoding)
+    if kind is ValueKind.RAW:
         return Encoded(data)
-    if form is Scalar.ARRAY:
+    if kind is ValueKind.ARRAY:
         return _array_from_mds(data, encoding)
     (value,) = np.frombuffer(data, _INTEGERS.get(encoding, encoding)).tolist()  # ValueError unless it is one
     return value
@@ -173,15 +173,15 @@ def strictly(data: bytes, encoding: str) -> Any:
 
 
 def fit(value: Any, encoding: str) -> Any:
-    """``value`` in the form that ``encoding`` stores: numbers from text, text of numbers, arrays from .npy.
+    """``value`` converted to what ``encoding`` stores: numbers from text, text from numbers, arrays from .npy.
 
-    Raises ValueError for what has no such form, or is out of its range.
+    Raises ValueError for a value that cannot be converted, or is out of range.
     """
-    form = form_of(encoding)
-    if form is Scalar.RAW:
+    kind = value_kind(encoding)
+    if kind is ValueKind.RAW:
         return _raw(value, encoding)
     data = value.data if isinstance(value, Encoded) else value
-    if form is Scalar.ARRAY:
+    if kind is ValueKind.ARRAY:
         array = parse_npy(data) if isinstance(data, bytes) else data
         match = _ARRAY.fullmatch(encoding)
         if not isinstance(array, np.ndarray) or match is None:
@@ -196,7 +196,7 @@ def fit(value: Any, encoding: str) -> Any:
     text = data.decode().strip() if isinstance(data, bytes) else data
     if isinstance(text, str) and (len(text) > 1000 or "_" in text):  # Python's reading of 1_000 is nobody else's
         raise ValueError(f"{text[:24]!r} is no number")
-    if form is Scalar.FLOAT:
+    if kind is ValueKind.FLOAT:
         return float(text)
     if isinstance(text, float) and not text.is_integer():
         raise ValueError(f"{text} is no whole number")
@@ -218,4 +218,4 @@ def _raw(value: Any, encoding: str) -> Any:
         return Encoded(json.dumps(value.tolist() if isinstance(value, np.ndarray) else value).encode())
     if encoding in ("str", "bytes", "str_int", "str_float", "str_decimal") and isinstance(value, str | int | float):
         return str(value) if encoding == "str" else Encoded(str(value).encode())
-    raise ValueError(f"a {type(value).__name__} has no form in {encoding!r}")
+    raise ValueError(f"a {type(value).__name__} cannot be stored as {encoding!r}")

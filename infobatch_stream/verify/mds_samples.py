@@ -33,10 +33,10 @@ class MdsSamples:
         size: int,
         classes: int | None,
         checks: Checks,
-        findings: Diagnostics,
+        diagnostics: Diagnostics,
     ) -> None:
         self._columns, self._samples, self._size, self._classes = columns, samples, size, classes
-        self._findings = findings
+        self._findings = diagnostics
         self._digests: list[bytes] = []
         self._frame = Frame([size for *_, size in columns])
         self._checks: list[Check | None] = [mds_check(encoding, checks.decode) for _, encoding, _ in columns]

@@ -19,16 +19,16 @@ from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.verify.diagnostics import LISTED, Checked, Checks, Diagnostics, Problem, Severity
 from infobatch_stream.verify.duplicates import CONTENT_BYTES, KEY_BYTES, find_duplicates, label_of
 from infobatch_stream.verify.mds import MdsShard, read_mds_index
-from infobatch_stream.verify.sidecars import count_classes, look_around, look_for_gaps
+from infobatch_stream.verify.sidecars import check_gaps, check_unlisted, count_classes
 from infobatch_stream.verify.tar_sets import TarSet, open_tars
 
-__all__ = ["Report", "Shard", "Track", "verify"]
+__all__ = ["Report", "Shard", "Progress", "verify"]
 
 _PRELOAD = ("webdataset.tariterators", "PIL.Image")
 _PLACES = 5  # of equal samples that are listed
 _WILD = re.compile(r"[*?[]")
 
-Track = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 """Is called when shards are done: of how many in all, and the bytes of the last."""
 
 
@@ -70,7 +70,7 @@ def verify(
     duplicates: bool = False,
     decode: bool = False,
     workers: int = 1,
-    track: Track | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Check ``shards``: folders with an index.json (MDS), folders of tars, tars, braces and globs; all local.
 
@@ -98,9 +98,9 @@ def verify(
     with closing(ordered_map(check, tasks, workers, preload=_PRELOAD)) as results:
         for done in results:
             checked.append(done)
-            if track is not None:
-                track(len(tasks), done.size)
-    found += [done.findings for done in checked]
+            if progress is not None:
+                progress(len(tasks), done.size)
+    found += [done.diagnostics for done in checked]
     results_of = {task.name: done for task, done in zip(tasks, checked, strict=True)}
     for one in {tuple(shard.name for shard in one.shards): one for one in sets}.values():
         found.append(one.compare([results_of[shard.name] for shard in one.shards], columns))
@@ -111,8 +111,8 @@ def verify(
     if duplicates:
         labels = [done.labels for done in checked]
         found = [*_equal_contents(tasks, [done.contents for done in checked], labels), *found]
-    counts = sum((findings.counts for findings in found), Counter[Severity]())
-    problems = [problem for findings in found for problem in findings.problems()]
+    counts = sum((diagnostics.counts for diagnostics in found), Counter[Severity]())
+    problems = [problem for diagnostics in found for problem in diagnostics.problems()]
     problems.sort(key=lambda problem: list(Severity).index(problem.severity))
     return Report(
         len(tasks), sum(done.samples for done in checked), sum(done.size for done in checked),
@@ -135,9 +135,9 @@ def _open(item: str, found: list[Diagnostics]) -> list[MdsShard] | list[TarSet]:
         folder = Path(path)
         found.append(Diagnostics(path))
         shards = read_mds_index(folder, found[-1], count_classes(folder, found[-1]))
-        names = [shard.told.raw.name for shard in shards]
-        look_for_gaps(names, names, found[-1], whole=True, unlikely=Severity.WARNING)  # MDSWriter counts from 0
-        look_around(folder, {file.name for shard in shards for file in shard.told.files()}, found[-1])
+        names = [shard.entry.raw.name for shard in shards]
+        check_gaps(names, names, found[-1], whole=True, unlikely=Severity.WARNING)  # MDSWriter counts from 0
+        check_unlisted(folder, {file.name for shard in shards for file in shard.entry.files()}, found[-1])
         return shards
     try:
         if is_remote(item):
@@ -157,27 +157,27 @@ def _open(item: str, found: list[Diagnostics]) -> list[MdsShard] | list[TarSet]:
 
 def _check_indexes(without: list[str]) -> Diagnostics:
     """Warn once of tars without index: before the first use there is none."""
-    findings = Diagnostics("")
+    diagnostics = Diagnostics("")
     if without:
         others = f", and {len(without) - 1:,} other tars have none" if len(without) > 1 else ""
         what = f"it has no index{others}; the first use makes it, or infobatch-stream index"
-        findings.add(Severity.WARNING, what, file=without[0])
-    return findings
+        diagnostics.add(Severity.WARNING, what, file=without[0])
+    return diagnostics
 
 
 def _equal_keys(tasks: Sequence[Shard], digests: list[bytes]) -> Diagnostics:
     """Warn of samples with an equal key."""
     twice = find_duplicates(digests, KEY_BYTES, LISTED)
-    findings = Diagnostics("")
+    diagnostics = Diagnostics("")
     for count, places in twice.first:
         (shard, row), *others = places[:_PLACES]
         shown = ", ".join(f"{tasks[other].name} row {its}" for other, its in others)
         what = f"the same key in {shown}{_more(count, others)}"
-        findings.add(Severity.WARNING, what, row, tasks[shard].key(row), tasks[shard].name)
-    findings.counts[Severity.WARNING] = twice.groups
+        diagnostics.add(Severity.WARNING, what, row, tasks[shard].key(row), tasks[shard].name)
+    diagnostics.counts[Severity.WARNING] = twice.groups
     if twice.groups:
-        findings.add(Severity.NOTE, f"{twice.copies:,} samples have the key of an earlier one")
-    return findings
+        diagnostics.add(Severity.NOTE, f"{twice.copies:,} samples have the key of an earlier one")
+    return diagnostics
 
 
 def _equal_contents(

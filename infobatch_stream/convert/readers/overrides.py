@@ -10,7 +10,7 @@ import numpy as np
 
 from infobatch_stream.convert.readers.options import unknown
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of
+from infobatch_stream.formats.mds_encodings import ValueKind, fit, value_kind
 from infobatch_stream.formats.schema import Column, Encoded
 
 __all__ = ["exact_fit", "fill_of"]
@@ -21,7 +21,7 @@ _TEXTS = ("str", "bytes", "json", "str_int", "str_float", "str_decimal")
 def exact_fit(value: Any, encoding: str) -> Any:
     """As `fit`, but raises ValueError for numbers that become infinite, for what is no JSON, and for what is empty."""
     found = fit(value, encoding)
-    if form_of(encoding) is Scalar.FLOAT:
+    if value_kind(encoding) is ValueKind.FLOAT:
         with np.errstate(over="ignore"):
             stored = float(np.dtype(encoding).type(found))
         named = isinstance(value, str) and "inf" in value.lower()
@@ -40,8 +40,8 @@ def fill_of(name: str, text: str, columns: Mapping[str, Column], where: object) 
         raise unknown(name, columns, where)
     encoding = columns[name].mds
     try:
-        if form_of(encoding) is not Scalar.ARRAY:
-            if encoding not in _TEXTS and form_of(encoding) is Scalar.RAW:
+        if value_kind(encoding) is not ValueKind.ARRAY:
+            if encoding not in _TEXTS and value_kind(encoding) is ValueKind.RAW:
                 raise ValueError("text is none")
             return exact_fit(text.encode() if encoding == "json" else text, encoding)
         dtype = re.match(r"ndarray:(\w+)", encoding)
