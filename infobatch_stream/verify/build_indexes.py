@@ -39,7 +39,7 @@ def index_shards(
     *,
     checksums: bool = False,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda total, size: None,
 ) -> Indexing:
     """Make the index of each of ``shards`` (tars, folders of tars, braces, globs), where there is none or it is stale.
 
@@ -61,8 +61,7 @@ def index_shards(
     ) as results:
         for done in results:
             found.append(done)
-            if progress is not None:
-                progress(len(paths), done.size)
+            progress(len(paths), done.size)
     failures = tuple(done.failure for done in found if done.failure)
     fresh = sum(done.fresh for done in found)
     samples, size = sum(done.samples for done in found), sum(done.size for done in found)

@@ -7,10 +7,10 @@ from pathlib import Path
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.mds_encodings import is_known
 from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedFile, IndexedShard, entries_of
-from infobatch_stream.sources.sidecars import read_columns
 from infobatch_stream.verify.checksums import Stream, blocks_of, decompressed, hasher
 from infobatch_stream.verify.diagnostics import Checked, Checks, Diagnostics, Severity
 from infobatch_stream.verify.mds_samples import MdsSamples
+from infobatch_stream.verify.sidecars import columns_of
 
 __all__ = ["MdsShard", "read_mds_index"]
 
@@ -60,15 +60,13 @@ def _compare_columns(place: Path, shards: "list[MdsShard]", diagnostics: Diagnos
             f"{one.entry.raw.name} and {other.entry.raw.name} have different columns ({', '.join(map(repr, differ))})"
         )
         diagnostics.add(Severity.WARNING, f"{what}: they are of two datasets, or written by two programs")
-    try:
-        declared = read_columns([place.parent])
-    except DataError as error:
-        diagnostics.error(str(error))
+    declared = columns_of(place.parent, diagnostics)
+    if declared is None:
         return
-    expected = None if declared is None else {name: column.mds for name, column in declared.items()}
+    expected = {name: column.mds for name, column in declared.items()}
     for shard in found.values():
         encodings, name = shard.entry.encodings, shard.entry.raw.name
-        if expected is not None and expected != encodings:
+        if expected != encodings:
             diagnostics.error(
                 f"columns.json says {_shown(expected)}, and {name} has {_shown(encodings)}: it is of other shards; "
                 "remove it"
@@ -101,16 +99,15 @@ class MdsShard:
         """Everything that can be wrong with this shard."""
         diagnostics = Diagnostics(self.name)
         self._check_columns(checks, diagnostics)
-        reading = MdsSamples(
-            self.entry.columns, self.entry.samples, self.entry.raw.size, self.classes, checks, diagnostics
-        )
+        reading = MdsSamples(self.entry, self.classes, checks, diagnostics)
         there = {file.name: self._is_whole(file, diagnostics) for file in self.entry.files()}
         if all(whole is None for whole in there.values()):
             names = " and ".join(there)
             diagnostics.error(f"{names} is missing: fetch or convert the shard again, or take it out of index.json")
+        plain = there[self.entry.raw.name]
         if self.entry.zip is not None and there[self.entry.zip.name]:
-            self._read_packed(self.entry.zip, None if there[self.entry.raw.name] else reading, diagnostics)
-        if there[self.entry.raw.name]:
+            self._read(self.entry.zip, None if plain else reading, diagnostics)
+        if plain:
             self._read(self.entry.raw, reading, diagnostics)
         present = (file for file in self.entry.files() if there[file.name] is not None)
         return Checked(diagnostics, self.entry.samples, sum(file.size for file in present), *reading.contents())
@@ -147,34 +144,30 @@ class MdsShard:
             return True
         return False
 
-    def _read(self, file: IndexedFile, reading: MdsSamples, diagnostics: Diagnostics) -> None:
+    def _read(self, file: IndexedFile, reading: MdsSamples | None, diagnostics: Diagnostics) -> None:
+        """Compare one of the shard's files with index.json; and the samples in it, where there is a ``reading``."""
         try:
             with (self.folder / file.name).open("rb") as opened:
                 stream = Stream(blocks_of(opened), file.hashes, file.size)
-                reading.read(stream)
+                if file is self.entry.zip:
+                    self._read_unpacked(file, stream, reading, diagnostics)
+                elif reading is not None:
+                    reading.read(stream)
                 _compare(file, stream, diagnostics)
         except (DataError, OSError) as error:
             diagnostics.error(f"{file.name} cannot be read to its end: {error}")
 
-    def _read_packed(self, file: IndexedFile, reading: MdsSamples | None, diagnostics: Diagnostics) -> None:
-        """Compare the compressed file; and the samples in it, unless they lie there decompressed too."""
+    def _read_unpacked(
+        self, file: IndexedFile, packed: Stream, reading: MdsSamples | None, diagnostics: Diagnostics
+    ) -> None:
+        raw = self.entry.raw
+        stream = Stream(decompressed(self.entry.compression, iter(packed), raw.size), raw.hashes, raw.size)
         try:
-            with (self.folder / file.name).open("rb") as opened:
-                packed = Stream(blocks_of(opened), file.hashes, file.size)
-                stream = Stream(
-                    decompressed(self.entry.compression, iter(packed), self.entry.raw.size),
-                    self.entry.raw.hashes,
-                    self.entry.raw.size,
-                )
-                try:
-                    if reading is not None:
-                        reading.read(stream)
-                    _compare(self.entry.raw, stream, diagnostics, f"what {file.name} decompresses to")
-                except DataError as error:
-                    diagnostics.error(f"{file.name} is damaged: {error}")
-                _compare(file, packed, diagnostics)
-        except (DataError, OSError) as error:
-            diagnostics.error(f"{file.name} cannot be read to its end: {error}")
+            if reading is not None:
+                reading.read(stream)
+            _compare(raw, stream, diagnostics, f"what {file.name} decompresses to")
+        except DataError as error:
+            diagnostics.error(f"{file.name} is damaged: {error}")
 
 
 def _compare(file: IndexedFile, stream: Stream, diagnostics: Diagnostics, what: str = "") -> None:

@@ -1,7 +1,8 @@
 """Which members the samples of tars have: what some lack that the others have, and what dots in names put together."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from infobatch_stream.formats.extensions import is_image, split_prefix
 from infobatch_stream.formats.tar_index import TarIndex
 
-__all__ = ["DottedMembers", "MemberKind", "Members", "compare"]
+__all__ = ["Difference", "Members", "differences"]
 
 _IMAGE = "an image"
 _SHOWN = 4  # extensions of a sample that are listed
@@ -70,13 +71,19 @@ class Members:
         return cls(samples, held, common, _dotted(samples, unowned))
 
 
-def compare(
-    tars: Sequence[Members], asked: Iterable[str], warn: Callable[[str, int, int], None], note: Callable[..., None]
-) -> None:
-    """Look at the tars of one set together.
+class Difference(NamedTuple):
+    """A sample, by its tar (the place in the set) and row, with other members than most; likely: probably a mistake."""
 
-    warn: called with a text, a tar (its place in ``tars``) and a row, for what some samples lack that most have;
-    ``asked``: extensions that are looked for elsewhere. note: likewise, of names with dots.
+    what: str
+    tar: int
+    row: int
+    likely: bool
+
+
+def differences(tars: Sequence[Members], asked: Iterable[str]) -> Iterator[Difference]:
+    """What samples of the tars of one set lack that most have, and the first whose names have unusual dots.
+
+    asked: extensions whose absence is reported elsewhere.
     """
     total = sum(tar.samples for tar in tars)
     kinds: dict[str, list[tuple[int, MemberKind]]] = {}
@@ -92,7 +99,7 @@ def compare(
         place = next(p for p, tar in enumerate(tars) if tar.samples > (known[p].count if p in known else 0))
         what = f"{lacking:,} of {total:,} samples ha{'s' if lacking == 1 else 've'} no"
         text = f"{what} {' or '.join(map(repr, names))}, which the others have"
-        warn(text, place, known[place].lacking if place in known else 0)
+        yield Difference(text, place, known[place].lacking if place in known else 0, likely=True)
     dotted = [(place, tar.dotted) for place, tar in enumerate(tars) if tar.dotted is not None]
     for place, one in dotted:
         common = [sum(tar.counts.get(name, 0) for tar in tars) for name in one.extensions]
@@ -104,7 +111,7 @@ def compare(
             f"it has members that few others have: {shown} (so have {count:,} samples in all). A key ends at the first "
             "dot of a name: if what follows belongs to it, write the tar again with other names"
         )
-        note(text, place, one.row)
+        yield Difference(text, place, one.row, likely=False)
         return
 
 

@@ -1,17 +1,17 @@
 """What lies beside shards, as far as it can be checked without reading them."""
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from infobatch_stream.errors import DataError
+from infobatch_stream.formats.schema import Column
 from infobatch_stream.formats.shard_list import SHARD_LIST
 from infobatch_stream.formats.shard_names import gaps
 from infobatch_stream.formats.shard_set import STATE
-from infobatch_stream.sources.sidecars import read_columns
+from infobatch_stream.sources.sidecars import read_classes, read_columns
 from infobatch_stream.verify.diagnostics import Diagnostics, Severity
-from infobatch_stream.verify.tar_columns import CheckedColumns
 
 __all__ = ["columns_of", "count_classes", "check_unlisted", "check_gaps", "check_unfinished"]
 
@@ -23,29 +23,27 @@ _UNFINISHED = re.compile(
 _WHOLE = re.compile(r"\.(tar(\.index\.npz|\.gz|\.bz2|\.xz|\.zst)?|tgz|mds)$")
 
 
-def count_classes(folder: Path, diagnostics: Diagnostics) -> int | None:
-    """The number of names in the classes.json of ``folder``, if there is one."""
-    place = folder / "classes.json"
-    try:
-        classes = json.loads(place.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        diagnostics.error(f"{place} cannot be read ({error})")
-        return None
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        diagnostics.error(f"{place} is no list of names")
-        return None
-    return len(classes)
+_Content = TypeVar("_Content")
 
 
-def columns_of(folder: Path, diagnostics: Diagnostics) -> CheckedColumns:
-    """The columns that the columns.json of ``folder`` names."""
+def read_or_report(read: Callable[[], _Content], diagnostics: Diagnostics) -> _Content | None:
+    """What ``read`` returns; None, and an error among the ``diagnostics``, where it raises DataError or OSError."""
     try:
-        return CheckedColumns(read_columns([str(folder)]) or {})
-    except DataError as error:
+        return read()
+    except (DataError, OSError) as error:
         diagnostics.error(str(error))
-        return CheckedColumns()
+        return None
+
+
+def count_classes(folder: Path, diagnostics: Diagnostics) -> int | None:
+    """The number of names in the classes.json of ``folder``, if there is one that can be read."""
+    classes = read_or_report(lambda: read_classes([folder]), diagnostics)
+    return None if classes is None else len(classes)
+
+
+def columns_of(folder: Path, diagnostics: Diagnostics) -> dict[str, Column] | None:
+    """The columns in the columns.json of ``folder``, if there is one that can be read."""
+    return read_or_report(lambda: read_columns([folder]), diagnostics)
 
 
 def check_unlisted(folder: Path, known: set[str], diagnostics: Diagnostics) -> None:

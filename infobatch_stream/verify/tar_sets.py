@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infobatch_stream.errors import DataError
 from infobatch_stream.formats.shard_list import Listed, read_shard_list
 from infobatch_stream.formats.shard_names import Family, family_of
 from infobatch_stream.verify.diagnostics import Checked, Diagnostics, Severity
-from infobatch_stream.verify.members import compare
-from infobatch_stream.verify.sidecars import check_gaps, check_unfinished, columns_of, count_classes
+from infobatch_stream.verify.members import differences
+from infobatch_stream.verify.sidecars import check_gaps, check_unfinished, columns_of, count_classes, read_or_report
 from infobatch_stream.verify.tar_columns import CheckedColumns
 from infobatch_stream.verify.tars import TarShard
 
@@ -22,12 +21,11 @@ _INDEX = ".index.npz"
 
 @dataclass(frozen=True)
 class TarSet:
-    """Tars of one folder, in the order of the user. whole: all that lie there are meant."""
+    """Tars of one folder, in the order in which the user named them."""
 
     folder: Path
     shards: tuple[TarShard, ...]
     columns: CheckedColumns
-    whole: bool
 
     def compare(self, checked: Sequence[Checked], asked: Sequence[str]) -> Diagnostics:
         """What the shards, of which this was found, tell together. asked: columns that each sample had to have."""
@@ -43,15 +41,10 @@ class TarSet:
                 if all(checked[place].readable for place in places):
                     diagnostics.error(f"there is no sample in {self.shards[places[0]].name}, nor in others of its set")
                 continue
-
-            def tell(what: str, at: int, row: int, places: list[int] = places, severity: Severity = severity) -> None:
-                shard = self.shards[places[at]]
-                diagnostics.add(severity, what, row, shard.key(row), shard.name)
-
-            def note(what: str, at: int, row: int, places: list[int] = places) -> None:
-                tell(what, at, row, places, Severity.NOTE)
-
-            compare([checked[place].members for place in places], meant, tell, note)
+            for found in differences([checked[place].members for place in places], meant):
+                shard = self.shards[places[found.tar]]
+                level = severity if found.likely else Severity.NOTE
+                diagnostics.add(level, found.what, found.row, shard.key(found.row), shard.name)
         if self.shards and any(one.samples for one in checked) and all(one.readable for one in checked):
             self.columns.compare(there, diagnostics)
         return diagnostics
@@ -64,19 +57,15 @@ def open_tars(folder: Path, names: Sequence[str], diagnostics: Diagnostics, *, w
     tars = {name for name in there if name.endswith(".tar")}
     check_gaps(inside, tars, diagnostics, whole=whole)
     check_unfinished(folder, there, diagnostics)
-    try:
-        listed = read_shard_list(folder)
-    except DataError as error:
-        diagnostics.error(str(error))
-        listed = {}
+    listed = read_or_report(lambda: read_shard_list(folder), diagnostics) or {}
     if whole:
         _check_lost(tars | set(inside), there, listed, diagnostics)
-    classes, columns = count_classes(folder, diagnostics), columns_of(folder, diagnostics)
-    shards = tuple(TarShard(name, name, classes, columns, listed.get(Path(name).name)) for name in names)
+    classes, columns = count_classes(folder, diagnostics), CheckedColumns(columns_of(folder, diagnostics) or {})
+    shards = tuple(TarShard(name, classes, columns, listed.get(Path(name).name)) for name in names)
     if listed:
         for name in sorted(set(inside) - listed.keys()):
             diagnostics.add(Severity.WARNING, f"{name} is not in {next(iter(listed.values())).place}")
-    return TarSet(folder, shards, columns, whole)
+    return TarSet(folder, shards, columns)
 
 
 def _check_lost(tars: set[str], there: set[str], listed: dict[str, Listed], diagnostics: Diagnostics) -> None:

@@ -32,12 +32,11 @@ _LABEL = 1 << 12  # bytes of a label, at most
 
 @dataclass(frozen=True)
 class TarShard:
-    """A tar: the local file, what to call it, how many classes its labels (``cls``) may be of, and its columns.
+    """A tar: its path, the number of classes that its labels (``cls``) may have, and its columns.
 
     listed: what a list of the shards says of it.
     """
 
-    path: str
     name: str
     classes: int | None = None
     columns: CheckedColumns = field(default_factory=CheckedColumns)
@@ -47,13 +46,15 @@ class TarShard:
         """Everything that can be wrong with this shard."""
         diagnostics = Diagnostics(self.name)
         try:
-            index = TarIndex.build(self.path)
-            with Path(self.path).open("rb") as file:
+            index = TarIndex.build(self.name)
+            with Path(self.name).open("rb") as file:
                 self._check_end(index, diagnostics)
                 self._check_listed(index, diagnostics)
                 indexed = self._check_index(index, diagnostics)
                 self._check_members(checks.columns, index, diagnostics)
-                self.columns.check_first(index, partial(_read, file), diagnostics)
+                self.columns.check_first(
+                    index, lambda offset, length: b"".join(_blocks(file, offset, length)), diagnostics
+                )
                 contents, labels = self._contents(file, index, checks, diagnostics)
         except (DataError, TarError, OSError) as error:
             diagnostics.error(str(error))
@@ -66,7 +67,7 @@ class TarShard:
     def key(self, row: int) -> str | None:
         """The key of a sample, if the shard can still be read."""
         try:
-            return TarIndex.build(self.path).key(row)
+            return TarIndex.build(self.name).key(row)
         except DataError:
             return None
 
@@ -74,7 +75,7 @@ class TarShard:
         """All members must be in samples, and behind the last be two records of zeros, and nothing else."""
         size = index.stamp[0]
         links: list[str] = []
-        with _Walked(FileIO(self.path)) as file:
+        with _Walked(FileIO(self.name)) as file:
             names = (member.name for member in read_members(file, size, links.append))
             aside = list(filter(is_passed_over, names))
             end = file.last
@@ -114,18 +115,18 @@ class TarShard:
 
     def _check_index(self, index: TarIndex, diagnostics: Diagnostics) -> bool:
         """Compare the index that is kept with one just made; whether there is one."""
-        if not is_fresh(self.path):
-            stale = Path(f"{self.path}.index.npz").exists()
+        if not is_fresh(self.name):
+            stale = Path(f"{self.name}.index.npz").exists()
             if stale:
                 diagnostics.error(
                     "its index is stale or damaged: it is of another size, time or format; renew it with "
                     "infobatch-stream index"
                 )
             return stale
-        kept = load_index(self.path)
+        kept = load_index(self.name)
         names = [field.name for field in fields(TarIndex) if field.name not in ("header", "probe")]
         differ = [name for name in names if not np.array_equal(getattr(kept, name), getattr(index, name))]
-        what = f"{', '.join(differ)} differ" if differ else kept.differs_from(Path(self.path))
+        what = f"{', '.join(differ)} differ" if differ else kept.differs_from(Path(self.name))
         if what:
             diagnostics.error(
                 f"it is not what was indexed ({what}), though size and time are; restore it, or index it again"
@@ -203,10 +204,6 @@ class _Walked(BufferedReader):
     def seek(self, offset: int, whence: int = 0) -> int:
         self.last = offset
         return super().seek(offset, whence)
-
-
-def _read(file: BinaryIO, offset: int, length: int) -> bytes:
-    return b"".join(_blocks(file, offset, length))
 
 
 def _blocks(file: BinaryIO, offset: int, length: int) -> Iterator[bytes]:

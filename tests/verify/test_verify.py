@@ -257,9 +257,9 @@ MDS_DAMAGE = {
     "an index that is a list": (lambda f: (f / "index.json").write_text("[]"), "no index of MDS shards"),
     "an index of deep lists": (lambda f: (f / "index.json").write_text("[" * 10**6), "no index of MDS shards"),
     "no index": (lambda f: (f / "index.json").unlink(), "index.json cannot be read"),
-    "classes that are no list": (lambda f: (f / "classes.json").write_text("{}"), "is no list of names"),
-    "classes that are no names": (lambda f: (f / "classes.json").write_text("[1]"), "is no list of names"),
-    "classes that are no JSON": (lambda f: (f / "classes.json").write_text("["), "classes.json cannot be read"),
+    "classes that are no list": (lambda f: (f / "classes.json").write_text("{}"), "is no JSON list"),
+    "classes that are no names": (lambda f: (f / "classes.json").write_text("[1]"), "is no JSON list"),
+    "classes that are no JSON": (lambda f: (f / "classes.json").write_text("["), "classes.json is damaged"),
 }  # fmt: skip
 
 
