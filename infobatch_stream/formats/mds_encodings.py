@@ -15,30 +15,23 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.schema import Encoded
 
 __all__ = [
-    "ValueKind", "check_encoding", "fit", "fixed_size", "value_kind", "from_mds", "is_known", "npy_header", "parse_npy",
-    "save_npy", "strictly",
+    "STREAMINGS_IMAGES", "ValueKind", "check_encoding", "fit", "fit_exactly", "fixed_size", "from_mds", "is_known",
+    "npy_header", "parse_npy", "save_npy", "value_kind",
 ]  # fmt: skip
 
 _INTEGERS = {"int": "int64"} | {
     f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
 _FLOATS = ("float16", "float32", "float64")
-_NUMBERS = {*_INTEGERS.values(), *_FLOATS}  # of which an array may be
-_RAW: tuple[str, ...] = (
-    "bytes",
-    "str",
-    "json",
-    "jpeg",
-    "png",
-    "str_int",
-    "str_float",
-    "str_decimal",
-    "pkl",
-    "pil",
-    "jpeg_array",
+_NUMBERS = tuple(dict.fromkeys((*_INTEGERS.values(), *_FLOATS)))  # of which an array may be
+_DOCUMENTED = ("bytes", "str", "json", "jpeg", "png", "str_int", "str_float", "str_decimal")
+STREAMINGS_IMAGES = ("pil", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]")
+"""Encodings of images that only streaming itself decodes."""
+
+_SCALARS = (*_DOCUMENTED, "pkl", *STREAMINGS_IMAGES, *_INTEGERS, *_FLOATS)
+_ARRAY = re.compile(
+    rf"ndarray(:(?P<dtype>{'|'.join(_NUMBERS)})(:(?P<shape>[1-9]\d{{0,9}}(,[1-9]\d{{0,9}}){{0,62}}))?)?"
 )
-_RAW += ("jpegarray", "list[pil]", "list[jpeg]", "list[png]")
-_ARRAY = re.compile(r"ndarray(:(?P<dtype>\w+)(:(?P<shape>[1-9]\d{0,9}(,[1-9]\d{0,9}){0,62}))?)?")
 _INT_BYTES = re.compile(rb"0|-?[1-9]\d{0,19}", re.ASCII)
 # NDArray of streaming: the byte of an array's dtype, where the encoding leaves it open.
 _CODES = {
@@ -64,16 +57,15 @@ def value_kind(encoding: str) -> ValueKind:
 
 def is_known(encoding: str) -> bool:
     """Whether mosaicml-streaming itself has such an encoding, or arrays at least."""
-    return encoding in (*_RAW, *_INTEGERS, *_FLOATS) or encoding.partition(":")[0] == "ndarray"
+    return encoding in _SCALARS or encoding.partition(":")[0] == "ndarray"
 
 
 def check_encoding(encoding: str) -> None:
     """Raise ConfigError for an encoding that MDS does not have."""
-    match = _ARRAY.fullmatch(encoding)
-    if encoding not in (*_RAW, *_INTEGERS, *_FLOATS) and not (match and (match["dtype"] or "int8") in _NUMBERS):
+    if encoding not in _SCALARS and not _ARRAY.fullmatch(encoding):
         raise ConfigError(
-            f"{encoding!r} is no MDS encoding; choose among {', '.join((*_RAW[:8], *_INTEGERS, *_FLOATS))}, ndarray, "
-            "ndarray:<dtype> and ndarray:<dtype>:<shape> (e.g. ndarray:uint8:28,28)."
+            f"{encoding!r} is no MDS encoding; choose among {', '.join((*_DOCUMENTED, *_INTEGERS, *_FLOATS))}, "
+            "ndarray, ndarray:<dtype> and ndarray:<dtype>:<shape> (e.g. ndarray:uint8:28,28)."
         )
 
 
@@ -102,7 +94,7 @@ def from_mds(data: bytes, encoding: str) -> Any:
 
 def _array_from_mds(data: bytes, encoding: str) -> NDArray[Any]:
     match = _ARRAY.fullmatch(encoding)
-    if match is None or (match["dtype"] or "int8") not in _NUMBERS:
+    if match is None:
         raise ValueError(f"{encoding!r} is no encoding of arrays")
     dtype, at = match["dtype"], 0
     if dtype is None:
@@ -157,7 +149,7 @@ def save_npy(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def strictly(data: bytes, encoding: str) -> Any:
+def fit_exactly(data: bytes, encoding: str) -> Any:
     """As `fit`, but raises ValueError where the value would not give the very bytes ``data`` again."""
     if encoding == "json":
         try:
@@ -185,7 +177,7 @@ def fit(value: Any, encoding: str) -> Any:
         array = parse_npy(data) if isinstance(data, bytes) else data
         match = _ARRAY.fullmatch(encoding)
         if not isinstance(array, np.ndarray) or match is None:
-            raise ValueError(f"a {type(array).__name__} is no array")
+            raise ValueError(f"a {type(array).__name__} cannot be stored as {encoding!r}")
         if match["dtype"] not in (None, array.dtype.name):
             raise ValueError(f"an array of {array.dtype.name}, and not of {match['dtype']}")
         if match["shape"] and match["shape"] != ",".join(map(str, array.shape)):

@@ -41,10 +41,7 @@ def read_shard_list(folder: Path) -> dict[str, Listed]:
         if not place.is_file():
             continue
         try:
-            content = _read(place)
-            if place.name != SHARD_LIST and not _is_list(content):
-                raise ValueError("it lists neither MDS shards nor tars")
-            for entry in content["shardlist"]:
+            for entry in _read(place)["shardlist"]:
                 name, samples, size = entry["url"], entry.get("nsamples"), entry.get("filesize")
                 if not isinstance(name, str) or not all(type(n) is int or n is None for n in (samples, size)):
                     raise TypeError(f"the shard {entry!r:.200}")
@@ -64,19 +61,12 @@ def holds_mds(folder: Path) -> bool:
         return False
     if not any(folder.glob("*.tar")):
         return True
-    try:
-        content = _read(folder / "index.json")
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and "shards" in content
+    return _has(folder / "index.json", "shards")
 
 
 def lists_tars(place: Path) -> bool:
     """Whether the ``index.json`` at ``place`` is a list of tars, by wids."""
-    try:
-        return _is_list(_read(place))
-    except (OSError, ValueError, RecursionError):
-        return False
+    return _has(place, "shardlist")
 
 
 def _read(place: Path) -> Any:
@@ -85,5 +75,9 @@ def _read(place: Path) -> Any:
     return json.loads(place.read_bytes())
 
 
-def _is_list(content: Any) -> bool:
-    return isinstance(content, dict) and "shardlist" in content
+def _has(place: Path, key: str) -> bool:
+    try:
+        content = _read(place)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and key in content

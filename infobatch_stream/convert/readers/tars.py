@@ -15,7 +15,7 @@ from infobatch_stream.convert.readers.temp_folder import temporary_folder
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import is_extension, is_image
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.mds_encodings import ValueKind, fit, strictly, value_kind
+from infobatch_stream.formats.mds_encodings import ValueKind, fit, fit_exactly, value_kind
 from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
 from infobatch_stream.formats.tar_columns import TarColumns
 from infobatch_stream.formats.tar_index import TarIndex
@@ -148,7 +148,7 @@ class TarSet:
     def _value(self, raw: dict[str, Any], name: str, extension: str, stored: str) -> Any:
         column, data = self.columns[name], raw[extension]
         try:
-            value = (strictly if name in self._strict else fit)(data, column.mds)
+            value = (fit_exactly if name in self._strict else fit)(data, column.mds)
         except ValueError as error:
             raise misfit(f"{_name_of(raw)}, member {extension}", name, column.mds, error) from error
         if value_kind(column.mds) is ValueKind.RAW and (is_image(stored) or stored != column.wds):
