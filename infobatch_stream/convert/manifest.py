@@ -12,7 +12,7 @@ from infobatch_stream.convert.worker import Target, TaskResult
 from infobatch_stream.convert.writers import ShardFormat, WrittenShard
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.schema import Column
-from infobatch_stream.formats.shard_list import MANIFEST, manifest_of
+from infobatch_stream.formats.shard_list import SHARD_LIST, shard_list_of
 
 __all__ = ["Conversion", "OutputFolder", "Manifest", "ConversionProgress", "ShardSummary", "ProgressCallback"]
 
@@ -170,7 +170,7 @@ class Manifest:
                 self._out.write(f"{prefix}index.json", json.dumps(index, sort_keys=True))
             else:  # by which one sees that a tar is missing
                 listed = [(shard["file"].rpartition("/")[2], shard["samples"], shard["bytes"]) for shard in shards]
-                self._out.write(f"{prefix}{MANIFEST}", manifest_of(listed))
+                self._out.write(f"{prefix}{SHARD_LIST}", shard_list_of(listed))
 
     def _check_read(self, part: int) -> None:
         if not self._shards(part):

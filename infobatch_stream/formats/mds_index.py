@@ -165,5 +165,5 @@ def check_shard(files: Iterable[tuple[Any, Any, Any]], samples: Any, index: Path
 
 def mds_fingerprint(samples: Sequence[int], streams: Sequence[int], files: Iterable[tuple[str, int, Hashes]]) -> str:
     """That of shards with so many samples, each of a stream, with (name, bytes, hashes) of each of their files."""
-    told = ((name, size, sorted(hashes.items())) for name, size, hashes in files)
-    return fingerprint("mds", [*samples, *streams, *told])
+    entries = ((name, size, sorted(hashes.items())) for name, size, hashes in files)
+    return fingerprint("mds", [*samples, *streams, *entries])

@@ -35,17 +35,10 @@ def gaps(names: Iterable[str], there: Collection[str], *, whole: bool) -> Iterat
 
     whole: all shards there are meant, so that a set has to begin with its first shard and have all of them.
     """
-    families = defaultdict[Family, list[re.Match[str]]](list)
-    for name in names:
-        if (found := _NAME.fullmatch(name)) is not None:
-            families[found["before"], found["behind"]].append(found)
-    lying = defaultdict[Family, set[int]](set)
-    for name in there:
-        if (found := _NAME.fullmatch(name)) is not None:
-            lying[found["before"], found["behind"]].add(int(found["number"]))
-    for family, shards in families.items():
+    present = _families(there)
+    for family, shards in _families(names).items():
         numbers = {int(shard["number"]) for shard in shards}
-        known, first, last = numbers | lying[family], min(numbers), max(numbers)
+        known, first, last = numbers | {int(shard["number"]) for shard in present[family]}, min(numbers), max(numbers)
         zeros = any(shard["number"].startswith("0") for shard in shards)
         width = max(len(shard["number"]) for shard in shards) if zeros else 0
 
@@ -73,3 +66,11 @@ def gaps(names: Iterable[str], there: Collection[str], *, whole: bool) -> Iterat
             some = named(missing(0, begin))
             what = f"the numbers of its shards begin at {begin:,}, not at 0: is {some} missing?"
             yield Gap(what, likely=begin > 1)  # some people count from 1
+
+
+def _families(names: Iterable[str]) -> defaultdict[Family, list[re.Match[str]]]:
+    """The names that have a number, taken apart, by the set that they belong to."""
+    found = defaultdict[Family, list[re.Match[str]]](list)
+    for match in filter(None, map(_NAME.fullmatch, names)):
+        found[match["before"], match["behind"]].append(match)
+    return found

@@ -15,17 +15,17 @@ IMAGES = ("jpeg", "png")  # encodings
 class TarColumns:
     """The columns that a columns.json names; none, where there is none."""
 
-    told: Mapping[str, Column] = field(default_factory=dict)
+    declared: Mapping[str, Column] = field(default_factory=dict)
 
     @property
     def extensions(self) -> dict[str, list[str]]:
         """The extensions of each column."""
-        return {name: column.wds.split(";") for name, column in self.told.items() if name not in (KEY, MEMBERS)}
+        return {name: column.wds.split(";") for name, column in self.declared.items() if name not in (KEY, MEMBERS)}
 
     @property
     def differ(self) -> bool:
         """Whether samples are known to have different members."""
-        return MEMBERS in self.told
+        return MEMBERS in self.declared
 
     def meant(self, name: str, there: Iterable[str]) -> list[str]:
         """The extensions, of those ``there``, that a user means by ``name``: a column, an extension, or jpg;png."""
@@ -43,7 +43,7 @@ class TarColumns:
         fitting = [
             name
             for name, extensions in columns.items()
-            if self.told[name].mds in IMAGES and split_prefix(extensions[0])[0] == prefix
+            if self.declared[name].mds in IMAGES and split_prefix(extensions[0])[0] == prefix
         ]
         return fitting[0] if len(fitting) == 1 else None
 

@@ -37,7 +37,7 @@ from infobatch_stream.formats.tar_checksum import checksum_of, probe_of
 from infobatch_stream.formats.tar_grouping import Payload, read_fields, split_name
 from infobatch_stream.formats.tar_headers import HEADER
 
-__all__ = ["TarIndex", "refuse_unreadable", "split_name"]
+__all__ = ["TarIndex", "refuse_unreadable"]
 
 _FORMAT_VERSION = 2
 _DTYPES = {

@@ -39,13 +39,13 @@ def index_shards(
     *,
     checksums: bool = False,
     workers: int = 1,
-    track: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda total, size: None,
 ) -> Indexing:
     """Make the index of each of ``shards`` (tars, folders of tars, braces, globs), where there is none or it is stale.
 
     checksums: with the CRC-32 of the whole tar, which reads all of it; one without is then not fresh.
     workers: processes; the result is the same for any number.
-    track: called after each tar with the number of all and its bytes.
+    progress: called after each tar with the number of all and its bytes.
 
     One that fails does not keep the others from being indexed. Raises ConfigError and DataError for names that mean no
     tars.
@@ -61,8 +61,7 @@ def index_shards(
     ) as results:
         for done in results:
             found.append(done)
-            if track is not None:
-                track(len(paths), done.size)
+            progress(len(paths), done.size)
     failures = tuple(done.failure for done in found if done.failure)
     fresh = sum(done.fresh for done in found)
     samples, size = sum(done.samples for done in found), sum(done.size for done in found)

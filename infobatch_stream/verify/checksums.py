@@ -4,6 +4,7 @@ import bz2
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -137,26 +138,20 @@ def _br(blocks: Blocks, size: int) -> Blocks:
         raise DataError("it cannot be decompressed, since it ends too early")
 
 
-def _zstd(blocks: Blocks, size: int) -> Blocks:
-    zstd = import_module("zstd")
+def _at_once(library: str, claimed: Callable[[bytes], int], blocks: Blocks, size: int) -> Blocks:
+    """By a library that allocates as many bytes as the data claim to have, so the claim is compared first."""
+    module = import_module(library)
 
     data = b"".join(blocks)
-    _check_claim(_zstd_size(data), size)
-    yield zstd.decompress(data)
+    if (claim := claimed(data)) != size:
+        raise DataError(f"it decompresses to {claim:,} bytes, {size:,} are expected")
+    yield module.decompress(data)
 
 
-def _snappy(blocks: Blocks, size: int) -> Blocks:
-    snappy = import_module("snappy")
-
-    data = b"".join(blocks)
-    claim = sum((byte & 127) << 7 * place for place, byte in enumerate(_varint(data)))
-    _check_claim(claim, size)
-    yield snappy.decompress(data)
-
-
-def _varint(data: bytes) -> bytes:
+def _snappy_size(data: bytes) -> int:
+    """The size that snappy data begin with: 7 bits per byte, the lowest first, the high bit set in all but the last."""
     length = next((place + 1 for place, byte in enumerate(data[:5]) if byte < 128), 0)
-    return data[:length]
+    return sum((byte & 127) << 7 * place for place, byte in enumerate(data[:length]))
 
 
 def _zstd_size(data: bytes) -> int:
@@ -174,16 +169,10 @@ def _zstd_size(data: bytes) -> int:
     return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def _check_claim(claim: int, size: int) -> None:
-    """These libraries allocate what a header claims."""
-    if claim != size:
-        raise DataError(f"it decompresses to {claim:,} bytes, {size:,} are expected")
-
-
 _KINDS: dict[str, Callable[[Blocks, int], Blocks]] = {
     "br": _br,
     "bz2": _bz2,
     "gz": _gz,
-    "snappy": _snappy,
-    "zstd": _zstd,
+    "snappy": partial(_at_once, "snappy", _snappy_size),
+    "zstd": partial(_at_once, "zstd", _zstd_size),
 }

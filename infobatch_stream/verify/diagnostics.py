@@ -56,7 +56,7 @@ class Diagnostics:
     def add(
         self, severity: Severity, what: str, row: int | None = None, key: str | None = None, file: str | None = None
     ) -> None:
-        """One problem; of a ``file`` of its own, where these are the findings of a whole set."""
+        """One problem; of a ``file`` of its own, where these are the diagnostics of a whole set."""
         self.counts[severity] += 1
         if self.counts[severity] <= LISTED:
             self._problems.append(Problem(severity, file or self.file, what[:_SHOWN], row, key and key[:_SHOWN]))
@@ -102,7 +102,7 @@ class Checked:
     indexed, readable, members: of a tar, whether it has its index, and could be read; what members samples have.
     """
 
-    findings: Diagnostics
+    diagnostics: Diagnostics
     samples: int = 0
     size: int = 0
     contents: bytes = b""

@@ -12,6 +12,7 @@ __all__ = [
     "CONTENT_BYTES",
     "KEY_BYTES",
     "Duplicates",
+    "Groups",
     "digest",
     "find_duplicates",
     "key_digest",

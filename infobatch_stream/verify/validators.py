@@ -9,14 +9,12 @@ from typing import Any
 
 from infobatch_stream.errors import MissingExtraError
 from infobatch_stream.formats.extensions import is_image, split_prefix
-from infobatch_stream.formats.mds_encodings import npy_header
+from infobatch_stream.formats.mds_encodings import STREAMINGS_IMAGES, npy_header
 
 __all__ = ["Check", "mds_check", "tar_check"]
 
 Check = Callable[[bytes], Any]
 """Raises an exception, of any type, for bytes that cannot be decoded."""
-
-_LISTS = ("pil", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]")
 
 
 def _text(data: bytes) -> str:
@@ -47,7 +45,7 @@ def mds_check(encoding: str, decode: bool) -> Check | None:
         return None
     if encoding in ("jpeg", "png"):
         return _image_check()
-    if encoding in _LISTS or encoding.partition(":")[0] == "ndarray":
+    if encoding in STREAMINGS_IMAGES or encoding.partition(":")[0] == "ndarray":
         return _streamings_check(encoding)
     return None
 

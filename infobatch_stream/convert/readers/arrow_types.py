@@ -12,7 +12,7 @@ from infobatch_stream.convert.readers.image_columns import FileColumn, Rows, mos
 from infobatch_stream.convert.readers.nested import Nested
 from infobatch_stream.convert.readers.plain_arrow import is_binary, is_list, is_text, leaf_of, leaves_of, lengths_of
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.formats.mds_encodings import Scalar, form_of
+from infobatch_stream.formats.mds_encodings import ValueKind, value_kind
 from infobatch_stream.formats.schema import Column, Encoded
 
 __all__ = ["Kind", "kind_of"]
@@ -148,7 +148,7 @@ def kind_of(
             f"the column {name!r} is {kind}, which has no form in a sample; choose the others (--column)."
         )
     leaf = leaf_of(kind)
-    wanted = encoding is None or form_of(encoding) is Scalar.ARRAY
+    wanted = encoding is None or value_kind(encoding) is ValueKind.ARRAY
     if wanted and leaf is not kind and (pa.types.is_integer(leaf) or pa.types.is_floating(leaf)):
         return _numbers(name, leaf, arrays, None if encoding else notes)
     return Nested(kind, as_text=encoding not in (None, "json"))

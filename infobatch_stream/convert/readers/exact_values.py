@@ -10,7 +10,7 @@ import numpy as np
 
 from infobatch_stream.convert.readers.options import unknown
 from infobatch_stream.errors import ConfigError, DataError
-from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of
+from infobatch_stream.formats.mds_encodings import ValueKind, fit, value_kind
 from infobatch_stream.formats.schema import Column, Encoded, Sample
 
 __all__ = ["exact_fit", "fill_of", "fitted"]
@@ -21,7 +21,7 @@ _TEXTS = ("str", "bytes", "json", "str_int", "str_float", "str_decimal")
 def exact_fit(value: Any, encoding: str) -> Any:
     """As `fit`, but raises ValueError for numbers that become infinite, for what is no JSON, and for what is empty."""
     found = fit(value, encoding)
-    if form_of(encoding) is Scalar.FLOAT:
+    if value_kind(encoding) is ValueKind.FLOAT:
         with np.errstate(over="ignore"):
             stored = float(np.dtype(encoding).type(found))
         named = isinstance(value, str) and "inf" in value.lower()
@@ -40,8 +40,8 @@ def fill_of(name: str, text: str, columns: Mapping[str, Column], where: object) 
         raise unknown(name, columns, where)
     encoding = columns[name].mds
     try:
-        if form_of(encoding) is not Scalar.ARRAY:
-            if encoding not in _TEXTS and form_of(encoding) is Scalar.RAW:
+        if value_kind(encoding) is not ValueKind.ARRAY:
+            if encoding not in _TEXTS and value_kind(encoding) is ValueKind.RAW:
                 raise ValueError("text is none")
             return exact_fit(text.encode() if encoding == "json" else text, encoding)
         dtype = re.match(r"ndarray:(\w+)", encoding)
@@ -73,24 +73,24 @@ def _fitted(name: str, value: Any, columns: Mapping[str, Column], place: str) ->
 
 
 def _exact(value: Any, encoding: str) -> Any:
-    form = form_of(encoding)
-    if form is Scalar.RAW:
+    kind = value_kind(encoding)
+    if kind is ValueKind.RAW:
         if encoding == "json":
             return Encoded(json.dumps(value.tolist() if isinstance(value, np.ndarray) else value).encode())
         kinds = {"str": str, "bytes": bytes}.get(encoding, object)
         if not isinstance(value, kinds):
             raise TypeError("it would become another value")
         return value
-    if form is Scalar.ARRAY:
+    if kind is ValueKind.ARRAY:
         return fit(value, encoding)
     if not isinstance(value, int | np.integer | np.bool_ | float | np.floating):
         raise TypeError("it is no number")
     number = fit(value.item() if isinstance(value, np.generic) else value, encoding)
-    if form is Scalar.INT and isinstance(value, float | np.floating):
+    if kind is ValueKind.INT and isinstance(value, float | np.floating):
         raise TypeError("a float would become a whole number")
     whole = isinstance(value, int | np.integer)
     with np.errstate(over="ignore"):
-        stored = np.dtype(encoding).type(number) if form is Scalar.FLOAT else number
+        stored = np.dtype(encoding).type(number) if kind is ValueKind.FLOAT else number
     if (whole and int(number) != int(value)) or (np.isinf(stored) and not np.isinf(value)):
         raise ValueError("it would become another number")
     return value

@@ -14,7 +14,7 @@ from infobatch_stream.convert.readers.options import Options, misfit
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import extension_of, without_clashes
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, from_mds
+from infobatch_stream.formats.mds_encodings import ValueKind, fit, from_mds, value_kind
 from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, shards_of
 from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample, SampleSet
 from infobatch_stream.formats.shard_list import lists_tars
@@ -95,7 +95,7 @@ class MdsSet(SampleSet):
 
     def sizes(self) -> NDArray[np.int64]:
         """int64[len]: of the values."""
-        return self._values.sizes() + _NPY * sum(form_of(one) is Scalar.ARRAY for one in self._encodings.values())
+        return self._values.sizes() + _NPY * sum(value_kind(one) is ValueKind.ARRAY for one in self._encodings.values())
 
     def _found(self) -> dict[str, Column]:
         """The columns there are: as ``columns.json`` says, or with extensions that fit the encodings."""

@@ -18,7 +18,7 @@ from infobatch_stream.convert.readers.temp_folder import temporary_folder
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import is_extension, is_image
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, strictly
+from infobatch_stream.formats.mds_encodings import ValueKind, fit, fit_exactly, value_kind
 from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample, SampleSet
 from infobatch_stream.formats.tar_columns import TarColumns
 from infobatch_stream.formats.tar_index import TarIndex
@@ -135,7 +135,7 @@ class TarSet(SampleSet):
     def sizes(self) -> NDArray[np.int64]:
         """int64[len]: of the members and the fields that name them; from the indexes."""
         sizes = []
-        least = [0 if form_of(self.columns[name].mds) is Scalar.RAW else 8 for name in self._parts]
+        least = [0 if value_kind(self.columns[name].mds) is ValueKind.RAW else 8 for name in self._parts]
         for index in self._indexes():
             picked = self._picked(index)
             names = np.array([len(extension) + 4 for extension in index.extensions] or [0])[index.extension]
@@ -146,10 +146,10 @@ class TarSet(SampleSet):
     def _value(self, raw: dict[str, Any], name: str, extension: str, stored: str) -> Any:
         column, data = self.columns[name], raw[extension]
         try:
-            value = (strictly if name in self._strict else fit)(data, column.mds)
+            value = (fit_exactly if name in self._strict else fit)(data, column.mds)
         except ValueError as error:
             raise misfit(f"{_name_of(raw)}, member {extension}", name, column.mds, error) from error
-        if form_of(column.mds) is Scalar.RAW and (is_image(stored) or stored != column.wds):
+        if value_kind(column.mds) is ValueKind.RAW and (is_image(stored) or stored != column.wds):
             return EncodedImage(data, stored)
         return value
 
@@ -216,7 +216,8 @@ class TarSet(SampleSet):
         return frozenset(
             name
             for name, column in columns.items()
-            if form_of(column.mds) is not Scalar.RAW or (column.mds not in ("bytes", "str") and name not in self._free)
+            if value_kind(column.mds) is not ValueKind.RAW
+            or (column.mds not in ("bytes", "str") and name not in self._free)
         )
 
     def _picked(self, index: TarIndex) -> NDArray[np.int64]:

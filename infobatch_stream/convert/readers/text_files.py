@@ -8,7 +8,7 @@ import pyarrow as pa
 from infobatch_stream.convert.readers.csv_files import NULLS, CsvFile, Tally, is_csv, typed
 from infobatch_stream.convert.readers.json_lines import JsonFile, JsonTally, is_json, json_typed
 from infobatch_stream.convert.readers.options import Options
-from infobatch_stream.formats.mds_encodings import Scalar, form_of
+from infobatch_stream.formats.mds_encodings import ValueKind, value_kind
 from infobatch_stream.formats.schema import KEY
 
 __all__ = ["TextFiles"]
@@ -110,6 +110,6 @@ def _known_type(source: str, options: Options) -> pa.DataType | None:
 def _empty(source: str, options: Options) -> Sequence[str]:
     """The texts that are null in a column that is read as text: it is one of numbers, or the user fills it."""
     name = options.called(source)
-    if form_of((options.encodings or {}).get(name, "str")) in (Scalar.INT, Scalar.FLOAT):
+    if value_kind((options.encodings or {}).get(name, "str")) in (ValueKind.INT, ValueKind.FLOAT):
         return NULLS
     return ("",) if name in (options.fill or {}) else ()
