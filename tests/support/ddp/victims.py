@@ -18,15 +18,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError
-from infobatch_stream import _files as litter
-from infobatch_stream.store import header, layout, mapped_array
-from infobatch_stream.store import staging as draft
+from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError, _files
+from infobatch_stream.store import header, layout, mapped_array, staging
 from support.ddp.children import members
 from support.ddp.data import loss_of
 
 N = 40
-_TRACED = {module.__file__ for module in (draft, header, layout, litter, mapped_array)}
+_TRACED = {module.__file__ for module in (_files, header, layout, mapped_array, staging)}
 FORKED = {"num_workers": 2, "multiprocessing_context": "fork"}
 
 
