@@ -205,7 +205,7 @@ OPENING = {
     "copy of a checkpoint to a node": Point(
         after(StagedStore, "fill"), who="second", opens="checkpoint", aside=True, most=14
     ),
-    "run lock taken": Point(after(RunLock, "claim")),
+    "run lock taken": Point(after(RunLock, "acquire")),
     "token written": Point(_token, most=2),
 }
 STATE = {
