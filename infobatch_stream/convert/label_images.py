@@ -93,7 +93,7 @@ def _most_values(sets: Sequence[SampleSet], name: str) -> tuple[int, bool]:
         for position in np.unique(np.linspace(0, len(one) - 1, _LOOKED_AT, dtype=np.int64)).tolist():
             try:
                 value = one[position].get(name)
-            except (DataError, OSError):  # it is met again, and told of, where it is converted
+            except (DataError, OSError):  # raised where it is converted
                 continue
             if isinstance(value, Encoded) and value.data and (values := _values(value.data)) is not None:
                 if not values[0]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infobatch_stream.convert.destinations.local import Destination, Record
+from infobatch_stream.convert.destinations.base import Destination, Record
 from infobatch_stream.convert.destinations.remote import is_url
 from infobatch_stream.convert.worker import Target, TaskResult
 from infobatch_stream.convert.writers import ShardFormat, WrittenShard
@@ -72,15 +72,19 @@ class Manifest:
     """Which shards there are: gives them their numbers and names, passes them on, and writes what names them."""
 
     def __init__(
-        self, sets: Sequence[OutputFolder], out: Destination, target: Target, watch: ProgressCallback | None = None
+        self,
+        sets: Sequence[OutputFolder],
+        out: Destination,
+        target: Target,
+        on_progress: ProgressCallback | None = None,
     ) -> None:
-        self._sets, self._out, self._target, self._watch = sets, out, target, watch
+        self._sets, self._out, self._target, self._on_progress = sets, out, target, on_progress
         self._records: list[list[Record]] = [[] for _ in sets]
         for record in out.done:
             self._records[record["part"]].append(record)
         for part in range(len(sets)):
             if self._records[part]:
-                self._tell(part)
+                self._report(part)
 
     def take(self, part: int, written: TaskResult) -> None:
         """Publish the shards of the next task, one of the set ``part``. Raises as `finish`, of the set before."""
@@ -109,7 +113,7 @@ class Manifest:
         }
         self._out.publish(record, files)
         self._records[part].append(record)
-        self._tell(part)
+        self._report(part)
 
     def take_finished(self, finished: Sequence[WrittenShard], taken: int, folder: Path) -> int:
         """Publish the shards behind the first ``taken`` of a writer into ``folder``; how many are taken now."""
@@ -124,12 +128,12 @@ class Manifest:
             return f"{prefix}shard-{number:06d}.tar"
         return f"{prefix}shard.{number:05}" + file[file.index(".mds") :]
 
-    def _tell(self, part: int) -> None:
-        if self._watch is not None:
+    def _report(self, part: int) -> None:
+        if self._on_progress is not None:
             one, shards = self._sets[part], self._shards(part)
             samples = sum(shard["samples"] for shard in shards)
             problems = sum(len(record["problems"]) for record in self._records[part])
-            self._watch(
+            self._on_progress(
                 ConversionProgress(one.name, samples + problems, one.total, sum(shard["bytes"] for shard in shards))
             )
 

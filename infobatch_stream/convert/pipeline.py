@@ -21,7 +21,7 @@ from infobatch_stream.convert.ray_backend import write_on_ray
 from infobatch_stream.convert.readers import TableSet, read_source
 from infobatch_stream.convert.reencode import Reencoder
 from infobatch_stream.convert.sample_types import fitted
-from infobatch_stream.convert.shard_plan import Plan
+from infobatch_stream.convert.shard_plan import ShardPlan
 from infobatch_stream.convert.shard_sizes import check_largest, sizes_in_shards
 from infobatch_stream.convert.worker import Job, Target, TaskResult, add, write_task
 from infobatch_stream.convert.writers import ShardFormat, room_for_samples
@@ -63,7 +63,7 @@ def convert(
     resume: bool = False,
     workers: int = 1,
     ray: str | None = None,
-    watch: ProgressCallback | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> Conversion:
     """Convert ``src`` (images, idx, CIFAR, shards, tables; see `read_source`) into shards in ``dst``, a folder or URL.
 
@@ -135,16 +135,16 @@ def convert(
         mendable=all(isinstance(one, FileSet) for one in sets),
     ) as out:  # fmt: skip
         if out.done:
-            plan = Plan.resume(out.plan or b"", out.where, sets, order, len(out.done))
+            plan = ShardPlan.resume(out.plan or b"", out.where, sets, order, len(out.done))
         else:
-            plan = Plan.begin(sets, sizes, order, room, shard_samples)
+            plan = ShardPlan.begin(sets, sizes, order, room, shard_samples)
         out.write(PLAN, plan.to_json())
         tasks = plan.tasks(order)
-        layouts = [
+        folders = [
             OutputFolder(one.columns, one.classes, one.name, part.samples)
             for one, part in zip(sets, plan.parts, strict=True)
         ]
-        ledger = Manifest(layouts, out, target, watch)
+        manifest = Manifest(folders, out, target, on_progress)
         todo = tasks[len(out.done) :]
         done: Generator[TaskResult, None, None]
         if ray is not None:
@@ -154,10 +154,10 @@ def convert(
             done = ordered_map(work, todo, min(workers, len(todo)), preload=[library])
         with closing(done):  # an error here ends the workers before what they have written is removed
             for task, written in zip(todo, done, strict=True):
-                ledger.take(task.part, written)
-        ledger.finish()
+                manifest.take(task.part, written)
+        manifest.finish()
     return replace(
-        ledger.summary(dst, sum(one.skipped for one in sets), time.monotonic() - start),
+        manifest.summary(dst, sum(one.skipped for one in sets), time.monotonic() - start),
         lost=tuple(text for one in sets for text in one.lost),
         notes=(*(text for one in sets for text in one.notes), *guessed),
     )
@@ -202,7 +202,7 @@ def write_shards(
         if not columns.keys() - {KEY, MEMBERS}:
             raise ConfigError(f"the samples have no fields but their keys, {list(columns)}; there is nothing to write.")
         source = OutputFolder(dict(columns), None if classes is None else list(classes))
-        ledger = Manifest([source], out, target)
+        manifest = Manifest([source], out, target)
         folder = out.scratch / "all"
         folder.mkdir()
         writer = target.open(folder, columns)
@@ -211,14 +211,14 @@ def write_shards(
             for number, sample in enumerate(chain([first], rest)):
                 add(writer, columns, fitted(sample, columns, f"sample {number}"), f"sample {number}")
                 if len(writer.finished) > taken:
-                    taken = ledger.take_finished(writer.finished, taken, folder)
+                    taken = manifest.take_finished(writer.finished, taken, folder)
             writer.close()
         except BaseException:
             writer.abort()
             raise
-        ledger.take_finished(writer.finished, taken, folder)
-        ledger.finish()
-    return ledger.summary(dst, 0).parts[0]
+        manifest.take_finished(writer.finished, taken, folder)
+        manifest.finish()
+    return manifest.summary(dst, 0).parts[0]
 
 
 def _check_source(
@@ -261,6 +261,6 @@ def _await_library(name: str, *, parallel: bool) -> float:
     if parallel:
         await_server()
     else:
-        with suppress(Exception):  # told of where it is needed
+        with suppress(Exception):  # raised where it is needed
             import_module(name)
     return time.monotonic() - start

@@ -29,7 +29,7 @@ def sizes_in_shards(job: Job, source: SampleSet) -> NDArray[np.int64]:
                 sample = source[position]
                 after += _payload(reencoder(sample, source.columns))
             except (DataError, OSError):
-                continue  # it is met again, and told of, where it is converted
+                continue  # raised where it is converted
             before += _payload(sample)
         payload = np.ceil(payload * (after / before)).astype(np.int64)
     return stored_sizes(job.target.format, payload, len(source.columns))
@@ -49,7 +49,7 @@ def check_largest(job: Job, sizes: Sequence[NDArray[np.int64]], room: int) -> No
             try:
                 for position in large[np.argsort(-stored[large], kind="stable")][:_LARGEST].tolist():
                     sample, place = read(job, one, position)
-                    with suppress(DataError):  # it is met again, and told of, where it is converted
+                    with suppress(DataError):  # raised where it is converted
                         if not isinstance(sample, DataError):
                             add(writer, one.columns, sample, place)
             except TooLargeError as error:

@@ -6,9 +6,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from infobatch_stream.convert.cuts import Task
 from infobatch_stream.convert.reencode import Reencoder
-from infobatch_stream.convert.writers import MdsShards, ShardFormat, Shards, TooLargeError, WdsShards, WrittenShard
+from infobatch_stream.convert.shard_plan import Task
+from infobatch_stream.convert.writers import (
+    MdsShardWriter,
+    ShardFormat,
+    ShardWriter,
+    TarShardWriter,
+    TooLargeError,
+    WrittenShard,
+)
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.schema import KEY, Column, Sample, SampleSet
 
@@ -27,11 +34,11 @@ class Target:
     compression: str | None = None
     hashes: Sequence[str] = ("xxh64",)
 
-    def open(self, folder: Path, columns: Mapping[str, Column], first: int = 0) -> Shards:
+    def open(self, folder: Path, columns: Mapping[str, Column], first: int = 0) -> ShardWriter:
         """A writer into the empty ``folder``; ``first``: the number of its first sample."""
         if self.format is ShardFormat.MDS:
-            return MdsShards(folder, columns, self.shard_bytes, self.compression, self.hashes)
-        return WdsShards(folder, columns, self.shard_bytes, first)
+            return MdsShardWriter(folder, columns, self.shard_bytes, self.compression, self.hashes)
+        return TarShardWriter(folder, columns, self.shard_bytes, first)
 
     def index(self, shard: Path) -> None:
         """Make the index of a complete ``shard`` beside it, if it is a tar."""
@@ -143,7 +150,7 @@ def read(job: Job, source: SampleSet, position: int) -> _Read:
     return sample, place
 
 
-def add(writer: Shards, columns: Mapping[str, Column], sample: Sample, place: str) -> None:
+def add(writer: ShardWriter, columns: Mapping[str, Column], sample: Sample, place: str) -> None:
     """Write a sample, found at ``place``. Raises DataError if it does not fit the columns, or TooLargeError."""
     if sample.keys() != columns.keys():
         raise DataError(f"{place} has the fields {sorted(sample)}; the columns are {sorted(columns)}.")

@@ -14,7 +14,10 @@ from infobatch_stream.errors import DataError
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.formats.mds_encodings import fixed_size, is_known
 
-__all__ = ["LARGEST_INDEX", "IndexedFile", "IndexedShard", "MdsColumn", "check_shard", "entries_of", "mds_fingerprint"]
+__all__ = [
+    "LARGEST_INDEX", "IndexedFile", "IndexedShard", "MdsColumn", "check_shard", "entries_of", "mds_fingerprint",
+    "shards_of",
+]  # fmt: skip
 
 LARGEST_INDEX: Final = 1 << 30  # bytes
 _LARGEST: Final = 1 << 32  # bytes of a shard, whose offsets are uint32
@@ -103,6 +106,15 @@ class IndexedShard:
     def files(self) -> list[IndexedFile]:
         """Those that may lie in the folder."""
         return [file for file in (self.raw, self.zip) if file is not None]
+
+
+def shards_of(data: bytes, index: Path | str) -> list[IndexedShard]:
+    """All shards in the content ``data`` of the file ``index``. Raises DataError."""
+    try:
+        return [IndexedShard.of(entry, index) for entry in entries_of(data)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise DataError(f"{index} is no index of MDS shards ({told}); fetch or write it again.") from error
 
 
 def _columns(entry: dict[str, Any]) -> tuple[MdsColumn, ...]:

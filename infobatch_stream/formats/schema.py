@@ -83,15 +83,15 @@ class SampleSet(Protocol):
     fingerprint: changes when a position would mean another sample: of names and sizes; of tables, of contents.
     """
 
-    name: str
+    name: str = ""
     classes: list[str] | None
     columns: dict[str, Column]
-    skipped: int
-    in_files: bool
-    is_shards: bool
+    skipped: int = 0
+    in_files: bool = False
+    is_shards: bool = False
     fingerprint: str
-    notes: Sequence[str]
-    lost: Sequence[str]
+    notes: Sequence[str] = ()
+    lost: Sequence[str] = ()
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -154,7 +154,7 @@ def test_what_somebody_puts_into_the_folder_in_the_making_stays(tree, tmp_path):
     def drop(_):
         (tmp_path / "out.partial/thesis.tex").write_text("precious")
 
-    convert(tree, tmp_path / "out", "wds", watch=drop)
+    convert(tree, tmp_path / "out", "wds", on_progress=drop)
     assert (tmp_path / "out/thesis.tex").read_text() == "precious"
     src = write_images_into(tmp_path / "bad", 4)
     damaged(src)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from infobatch_stream.convert.destinations.local import (
+from infobatch_stream.convert.destinations.base import (
     Destination,
     Record,
     advise,
@@ -107,7 +107,7 @@ class _Bucket:
 
     def begin(self, recipe: Mapping[str, Any] | None, resume: bool, folders: Collection[str]) -> None:
         """Look at what is there."""
-        with self._told():
+        with self._naming_url():
             self._fs.invalidate_cache()
             found = self._fs.find(self._root, detail=True)
         # Without what consoles leave to show an empty folder.
@@ -139,14 +139,14 @@ class _Bucket:
             self._fs.pipe_file(f"{self._root}/{name}", recipe, mode="create")
         except FileExistsError as error:
             raise broken_off(self._url, self._url) from error
-        except Exception:  # a store that cannot, or cannot be written to: that is told by the next
+        except Exception:  # a store that has no such mode; if it cannot be written to, the next call raises
             self.begun = True
             self.write(name, recipe.decode())
         self.begun = True
         self._put.add(name)
 
     def _resume(self, recipe: Mapping[str, Any]) -> None:
-        with self._told():
+        with self._naming_url():
             check_recipe(self._url, self._fs.cat_file(f"{self._root}/{STATE}/recipe.json"), recipe)
             if PLAN in self._put:
                 self.plan = self._fs.cat_file(f"{self._root}/{PLAN}")
@@ -172,7 +172,7 @@ class _Bucket:
 
     def _upload(self, number: int, record: Record, files: dict[str, Path]) -> None:
         for name, path in files.items():
-            with self._told():
+            with self._naming_url():
                 self._fs.put_file(str(path), f"{self._root}/{name}")
             path.unlink()
         self.write(f"{STATE}/done/{number:06d}.json", json.dumps(record))
@@ -183,7 +183,7 @@ class _Bucket:
             self._wait()
             self._named.add(name)
         self._put.add(name)
-        with self._told():
+        with self._naming_url():
             self._fs.pipe_file(f"{self._root}/{name}", text.encode())
 
     def _wait(self) -> None:
@@ -194,7 +194,7 @@ class _Bucket:
         """All is there: remove the state, last of all the recipe, and what a task left that was made again."""
         self._wait()
         recipe = f"{STATE}/recipe.json"
-        with self._told():
+        with self._naming_url():
             self._remove(self._put - self._named - {recipe})
             self._remove([recipe])
 
@@ -216,7 +216,7 @@ class _Bucket:
             self._fs.rm_file(f"{self._root}/{name}")
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _naming_url(self) -> Iterator[None]:
         """Say of an error that comes from elsewhere which URL it is about."""
         try:
             yield

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from infobatch_stream._urls import check_server, local_path
-from infobatch_stream.convert.destinations.local import Destination, local_destination
+from infobatch_stream.convert.destinations.base import Destination
+from infobatch_stream.convert.destinations.local import local_destination
 from infobatch_stream.convert.destinations.remote import is_url, url_destination
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.sources.patterns import expand_braces, is_wild
@@ -49,7 +50,7 @@ def check_apart(src: Path | str, dst: Path | str) -> None:
     text = os.fspath(src)
     try:
         patterns = expand_braces(text)
-    except (ValueError, ImportError):  # told of where the source is read
+    except (ValueError, ImportError):  # raised where the source is read
         patterns = [text]
     whole = _parts(str(dst))
     for place in (whole, [*whole[:-1], f"{whole[-1]}.partial"]):  # where shards are made first

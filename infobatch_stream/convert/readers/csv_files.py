@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from infobatch_stream.convert.readers.options import check_once
+from infobatch_stream.convert.readers.plain_arrow import reading
 from infobatch_stream.errors import DataError
 
 __all__ = ["CsvFile", "is_csv"]
@@ -71,10 +72,7 @@ def _separator(start: bytes) -> str:
 def _reading(path: Path) -> Iterator[None]:
     """Raises DataError for what pyarrow says of a CSV that is damaged, or none."""
     try:
-        yield
+        with reading(path, remedy="correct it"):
+            yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path} has names of columns that are no UTF-8 ({error}); write it again as UTF-8.") from error
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's
-        raise DataError(f"{path} cannot be read: {error}; correct it.") from error

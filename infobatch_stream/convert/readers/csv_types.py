@@ -1,4 +1,4 @@
-"""What the columns of CSV files are, told from all of their values: a type that gives each of them back as it was.
+"""What the columns of CSV files are, found from all of their values: a type that gives each of them back as it was.
 
 Nothing is decided by the first rows. A number that would not be the same again stays text ("007", "+5", what has more
 than 64 bits), and no whole number becomes a float that is another one.
@@ -61,7 +61,7 @@ class Tally:
             return
         try:
             texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
-        except pa.ArrowInvalid:  # numbers are UTF-8; as text it is told of
+        except pa.ArrowInvalid:  # numbers are UTF-8; as text it is noted
             self._is_text = True
             return
         left = pc.invert(pc.is_in(texts, pa.array(NULLS)))
@@ -109,12 +109,12 @@ class Tally:
             # Digits alone (codes, telephone numbers) are nothing to speak of.
             odd = "digits" if counts["digits"] else "other" if counts["other"] else "truth"
             if counts[odd] < counts.total():
-                self._tell(f"is stored as text, as {first[odd]} would not be the same as a number")
+                self._say(f"is stored as text, as {first[odd]} would not be the same as a number")
             return pa.string()
         if counts["truth"] > counts["whole"]:
             return pa.bool_()
         if counts["code"] and not counts["float"] and not self._is_json:
-            self._tell(
+            self._say(
                 f"is stored as text, as {first['code']} may be a code, and no value has a decimal point (--encoding "
                 f"{self._name}=float64)"
             )
@@ -128,7 +128,7 @@ class Tally:
                     f"{self._name}=float64)."
                 )
             if "rounded" in first:
-                self._tell(f"is rounded to float64: {first['rounded']} has more digits (--encoding {self._name}=str)")
+                self._say(f"is rounded to float64: {first['rounded']} has more digits (--encoding {self._name}=str)")
             return pa.float64()
         return self._whole_type()
 
@@ -136,10 +136,10 @@ class Tally:
         for kind, low, high in ((pa.int64(), -(2**63), 2**63), (pa.uint64(), 0, 2**64)):
             if low <= self._low and self._high < high:
                 return kind
-        self._tell(f"is stored as text: its whole numbers, {self._low} to {self._high}, need more than 64 bits")
+        self._say(f"is stored as text: its whole numbers, {self._low} to {self._high}, need more than 64 bits")
         return pa.string()
 
-    def _tell(self, what: str) -> None:
+    def _say(self, what: str) -> None:
         self.notes.append(f"the column {self._name!r} {what}")
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream.convert.readers.class_folders import (
     ClassFolders,
-    is_image_file,
+    images_below,
     is_split,
     some,
     some_kinds,
@@ -22,29 +22,24 @@ from infobatch_stream.convert.readers.class_folders import (
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import IMAGE_EXTENSIONS
-from infobatch_stream.formats.schema import Column, EncodedImage, Sample
+from infobatch_stream.formats.schema import Column, EncodedImage, Sample, SampleSet
 
-__all__ = ["EXPECTED", "ImageTree", "has_images", "read_image", "read_images"]
+__all__ = ["EXPECTED", "ImageTree", "NoImagesError", "has_images", "read_image", "read_images"]
 
-EXPECTED = (
-    "expected either class folders with images, SRC/<class>/**/*.jpg "
-    f"(or {', '.join(sorted(IMAGE_EXTENSIONS - {'jpg'}))}), or images with a metadata.csv, .jsonl or .parquet that has "
-    "their file_name, or idx files, SRC/train-images-idx3-ubyte[.gz] "
-    "with SRC/train-labels-idx1-ubyte[.gz], or CIFAR's Python files, SRC/data_batch_1 or SRC/train with the others, or "
-    "MDS shards, SRC/index.json, or WebDataset tars, SRC/*.tar, or tables, SRC/*.parquet or SRC/*.csv[.gz], or what "
-    "`save_to_disk` of Hugging Face's datasets wrote; tars and tables may be named by a pattern too, "
-    "'data-{000..099}.tar' or 'data-*.parquet'"
-)
+EXPECTED = f"class folders with images, SRC/<class>/**/*.jpg (or {', '.join(sorted(IMAGE_EXTENSIONS - {'jpg'}))})"
+"""What class folders look like, for error messages."""
 
 _LARGEST = (1 << 32) - 1  # bytes of an image; the limit of an MDS shard
 
 
-class ImageTree:
+class NoImagesError(ConfigError):
+    """There are no images in class folders."""
+
+
+class ImageTree(SampleSet):
     """Image files in class folders. The bytes of an image are read, unchanged, when it is asked for."""
 
-    lost: Sequence[str] = ()
     in_files = True
-    is_shards = False
 
     def __init__(
         self,
@@ -126,7 +121,7 @@ def read_images(src: Path, options: Options | None = None, *, allow_empty: bool 
     folders = ClassFolders(src)
     if not len(folders.labels):
         held = f"{folders.loose} images directly in it and none in class folders" if folders.loose else "no images"
-        raise ConfigError(f"{src} holds {held}; {EXPECTED}.")
+        raise NoImagesError(f"{src} holds {held}.")
     _check_empty(src, folders.empty, allow_empty=allow_empty)
     return [ImageTree(folders, options)]
 
@@ -175,12 +170,7 @@ def _list_extensions() -> str:
 
 def has_images(src: Path) -> bool:
     """Whether there is an image below a folder in ``src``."""
-    for folder in subfolders(src):
-        for _, folders, files in os.walk(src / folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            if any(map(is_image_file, files)):
-                return True
-    return False
+    return any(next(images_below(src / folder), None) is not None for folder in subfolders(src))
 
 
 def read_image(path: Path) -> bytes:

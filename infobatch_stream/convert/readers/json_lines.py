@@ -1,4 +1,4 @@
-"""Files of JSON lines: each value as the JSON that it is in the file, and types of columns, told from all values."""
+"""Files of JSON lines: each value as the JSON that it is in the file, and types of columns, found from all values."""
 
 import json
 import re

@@ -22,7 +22,7 @@ class Options:
     columns: new name -> name in the source, which selects and renames; None for all as they are.
     encodings, extensions: of columns by their new name.
     keys: whether samples keep their keys; else those are left out, and tars get numbers.
-    skip: samples that cannot be read are passed over; else what is known of them is told at once.
+    skip: samples that cannot be read are passed over; else what is known of them is raised at once.
     fill: of tables, by their new name: what stands where a column is empty, as text.
     """
 

@@ -1,4 +1,4 @@
-"""Tables of text, CSV files or JSON lines, whose types are told from their values: of all the files of a source."""
+"""Tables of text, CSV files or JSON lines, whose types are found from their values, in all the files of a source."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -74,14 +74,14 @@ class TextFiles:
         """The types of ``names``, of which none is known yet."""
         tallies: dict[str, Tally | JsonTally] = {}
         for name in names:
-            told = _told_type(name, options)
+            known = _known_type(name, options)
             if json:
                 called = options.called(name)
                 tallies[name] = JsonTally(called, "str" if name == KEY else (options.encodings or {}).get(called))
-            elif told is None:
+            elif known is None:
                 tallies[name] = Tally(options.called(name))
             else:
-                self._types[json, name] = told
+                self._types[json, name] = known
         for table, file in self._files.items():
             there = [name for name in tallies if name in file.names] if is_json(table) == json else []
             row = 0
@@ -98,7 +98,7 @@ class TextFiles:
                 self.as_json.add(name)
 
 
-def _told_type(source: str, options: Options) -> pa.DataType | None:
+def _known_type(source: str, options: Options) -> pa.DataType | None:
     """What a column of a CSV is read as where that is known: by the encoding that the user gives from the text."""
     if source == KEY:
         return pa.string()
