@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infobatch_stream import _files, loader
+from infobatch_stream import _files, run
 from infobatch_stream.store import bootstrap, layout, mapped_array, replicated
 from infobatch_stream.store import score_store as store
 from infobatch_stream.store.bootstrap import Bootstrap
@@ -209,7 +209,7 @@ OPENING = {
     "token written": Point(_token, most=2),
 }
 STATE = {
-    "losses merged for a state": Point(before(loader, "pack"), who="any", most=2),
+    "losses merged for a state": Point(before(run, "pack"), who="any", most=2),
     "checkpoint written, not renamed": Point(before(Path, "rename", lambda _, to: to.suffix == ".pt"), who="saver"),
 }
 POINTS = {**COMMIT, **OPENING, **STATE}
