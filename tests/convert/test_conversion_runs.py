@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.conversions import contents, fetched, images_in, stop_after, write_images
-from support.servers import s3_server, use_s3
 from typer.testing import CliRunner
 
 from infobatch_stream import IndexedWebDataset
@@ -569,18 +568,6 @@ def test_a_full_disk_ends_with_a_clear_error_and_whole_shards(tree, tmp_path, sm
 
 
 # ---- to a bucket
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def bucket(s3, monkeypatch):
-    use_s3(monkeypatch, s3.url)
-    return s3
 
 
 @pytest.mark.parametrize("format", FORMATS)

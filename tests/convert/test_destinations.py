@@ -21,18 +21,6 @@ def tree(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("tree"), 40, (3000, 8000))
 
 
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def bucket(s3, monkeypatch):
-    use_s3(monkeypatch, s3.url)
-    return s3
-
-
 def neighbours(put):
     """Files of others that patterns made of odd names would match."""
     for name in ("run1", "run2", "br1", "a1", "a2", "x"):

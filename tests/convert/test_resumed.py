@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from support.conversions import contents, fetched
-from support.servers import s3_server, use_s3
+from support.servers import use_s3
 from typer.testing import CliRunner
 
 from infobatch_stream.convert import convert
@@ -34,12 +34,6 @@ def src(tmp_path):
 def empty_of(src):
     (found,) = [path for path in src.rglob("*.png") if not path.stat().st_size]
     return found
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
 
 
 def stopped(src, dst, format):

@@ -60,7 +60,7 @@ PARAMETERS = {
     "convert.convert": "(src, dst, format, *, columns=None, encodings=None, extensions=None, keys=True, fill=None, "
     "seed=0, shuffle=None, shard_bytes=67108864, shard_samples=None, compression=None, hashes=('xxh64',), resize=None, "
     "quality=None, resize_columns=None, check=False, on_error='raise', allow_empty=False, overwrite=False, "
-    "resume=False, workers=1, ray=None, watch=None)",
+    "resume=False, workers=1, ray=None, on_progress=None)",
     "convert.write_shards": "(samples, dst, format, *, columns=None, classes=None, shard_bytes=67108864, "
     "compression=None, hashes=('xxh64',), overwrite=False)",
     "convert.readers.read_source": "(src, *, columns=None, encodings=None, extensions=None, keys=True, fill=None, "
