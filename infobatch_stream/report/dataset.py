@@ -51,7 +51,7 @@ class ShardReader(Protocol):
 def open_shards(dataset: str, cache: Path | None = None) -> ShardReader:
     """The shards that ``dataset`` names: a folder of MDS shards (index.json), or tars: a folder, a pattern, braces.
 
-    Local ones, or urls, of which what is read is brought to the folder ``cache`` (by default that of
+    Local ones, or urls, of which what is read is downloaded to the folder ``cache`` (by default that of
     IndexedWebDataset). Raises ConfigError for what is neither, DataError for shards that are damaged or out of reach,
     MissingExtraError.
     """
@@ -110,7 +110,7 @@ def _fetch_index(url: str) -> bytes | None:
 
 
 class _Fetched:
-    """The shards of the folder ``url``: each is brought to the cache when it is asked for."""
+    """The shards of the folder ``url``: each is downloaded to the cache when it is asked for."""
 
     def __init__(self, url: str, shards: Sequence[IndexedShard], cache: ShardCache) -> None:
         self._url, self._shards, self._cache = url, shards, cache
@@ -119,7 +119,7 @@ class _Fetched:
         """Raises DataError for one that cannot be had."""
         told = self._shards[number]
         file, compression = (told.raw, None) if told.zip is None else (told.zip, told.compression)
-        place = self._cache.bring(f"{self._url}/{file.name}", file.size)
+        place = self._cache.ensure_local(f"{self._url}/{file.name}", file.size)
         stat = Path(place).stat()
         return LocalShard(place, (stat.st_size, stat.st_mtime_ns), compression, told.raw.size)
 

@@ -31,17 +31,17 @@ class Source(Shape, Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether some shard may not be on this machine yet, so that it is worth to `bring` shards ahead of use."""
+        """Whether some shard may have to be downloaded, so that prefetching by `ensure_local` helps."""
 
     @property
     def capacity(self) -> int | None:
         """How many shards this machine keeps at least, under a limit of the user's; None if all."""
 
-    def bring(self, shard: int) -> None:
-        """Have ``shard`` on this machine, and return when it is. Called from several threads and processes at once.
+    def ensure_local(self, shard: int) -> None:
+        """Return when ``shard`` is local. Several threads and processes may call it at once.
 
-        Raises DataError, naming the shard and where it would come from. Whoever reads a sample calls it first, or does
-        what it does: a call that failed, or was never made, changes nothing but the time at which the shard comes.
+        Raises DataError, naming the shard and its url. `read` does the same where needed, so that a call which failed,
+        or was never made, changes only when the shard is downloaded.
         """
 
     def read(self, index: int) -> Any:

@@ -20,7 +20,7 @@ class MapStyle(Sized, Protocol):
 
 
 class MapStyleSource:
-    """A map-style dataset. All that can be told of it is its length, and so that is its fingerprint."""
+    """A map-style dataset. Only its length is known of it, so that is its fingerprint."""
 
     shard_sizes = None
     is_remote = False
@@ -37,7 +37,7 @@ class MapStyleSource:
         """None: each sample once."""
         return None
 
-    def bring(self, shard: int) -> None:
+    def ensure_local(self, shard: int) -> None:
         """Never called: there are no shards."""
         raise NotImplementedError
 

@@ -167,7 +167,7 @@ def test_stages_and_source_are_those_of_an_indexed_dataset(packed):
         dataset.shuffle(100)
     source = WdsSource(dataset)
     assert source.is_remote
-    source.bring(1)
+    source.ensure_local(1)
     assert source.read_many([23, 0]) == [23, 0]
 
 

@@ -128,7 +128,7 @@ class MdsReading:
             return
         try:
             file = self._files.open(path, stamp)
-        except DataError:  # evicted, or replaced, just now: the dataset's own get_item brings it again
+        except DataError:  # evicted, or replaced, just now: the dataset's own get_item downloads it again
             return
         dataset = self._dataset
         dataset._shard_access_times[shard] = time_ns()  # or it would be the first to be evicted
@@ -144,8 +144,8 @@ class MdsReading:
         begin, end = self._bounds(sample_id, turned)
         return self._files.decode(turned[3], turned[4], turned[2], begin, end)
 
-    def announce(self, sample_id: int) -> bool:
-        """Have the system begin to fetch a sample of the shard that was turned to; False when it has it already."""
+    def readahead(self, sample_id: int) -> bool:
+        """Have the system read a sample of the current shard ahead; False when it is in memory already."""
         turned = self._turned
         if turned is None:
             return False
@@ -153,7 +153,7 @@ class MdsReading:
             begin, end = self._bounds(sample_id, turned)
         except DataError:  # raised again where it is read
             return False
-        return turned[2].announce(begin, end - begin)
+        return turned[2].readahead(begin, end - begin)
 
     @staticmethod
     def _bounds(sample_id: int, turned: _Turned) -> tuple[int, int]:
@@ -167,5 +167,5 @@ class MdsReading:
 def _damaged(file: ShardFile, what: str) -> DataError:
     return DataError(
         f"Shard {file.path} is damaged: it says that {what}. If a remote has it, delete the file to have it "
-        "downloaded again; else bring it back from a copy, or convert the data anew."
+        "downloaded again; else restore it from a copy, or convert the data anew."
     )

@@ -1,4 +1,4 @@
-"""The values of samples of MDS shards, as the bytes that they are, without a StreamingDataset.
+"""The values of samples of MDS shards, as bytes, without a StreamingDataset.
 
 A StreamingDataset makes shared memory and locks, and decodes what it reads.
 """
@@ -35,10 +35,10 @@ class LocalShard:
     size: int
 
     @classmethod
-    def find(cls, told: IndexedShard, folder: Path) -> Self:
+    def find(cls, shard: IndexedShard, folder: Path) -> Self:
         """The plain file in ``folder`` if it is there, else the compressed one. Raises DataError."""
         place = folder
-        for file, compression in ((told.raw, None), (told.zip, told.compression)):
+        for file, compression in ((shard.raw, None), (shard.zip, shard.compression)):
             if file is None or not (place := folder / file.name).is_file():
                 continue
             stat = place.stat()
@@ -47,12 +47,12 @@ class LocalShard:
                     f"Shard {place} has {stat.st_size:,} bytes, its index.json says {file.size!r}: it is truncated or "
                     "of another dataset. Fetch it again, or convert the data anew."
                 )
-            return cls(str(place), (stat.st_size, stat.st_mtime_ns), compression, told.raw.size)
+            return cls(str(place), (stat.st_size, stat.st_mtime_ns), compression, shard.raw.size)
         raise DataError(f"Shard {place} is missing; fetch it, or convert the data anew.")
 
 
 class LocalShards(Protocol):
-    """Where each shard lies; one that is elsewhere is brought here when it is asked for."""
+    """Where each shard lies; a remote one is downloaded when it is asked for."""
 
     def __getitem__(self, number: int, /) -> LocalShard:
         """That of a shard. Raises DataError."""
@@ -61,15 +61,15 @@ class LocalShards(Protocol):
 class MdsValues:
     """The values of the samples of shards of equal columns, by position. It can be pickled.
 
-    told: the shards. here: where each lies. encodings: of the columns, by name. ends: int per shard, the samples up to
-    its end.
+    shards: as index.json lists them. here: where each lies. encodings: of the columns, by name. ends: int per shard,
+    the samples up to its end.
     """
 
-    def __init__(self, told: Sequence[IndexedShard], here: LocalShards) -> None:
-        self.encodings = told[0].encodings
-        self.ends: list[int] = np.cumsum([shard.samples for shard in told]).tolist()
+    def __init__(self, shards: Sequence[IndexedShard], here: LocalShards) -> None:
+        self.encodings = shards[0].encodings
+        self.ends: list[int] = np.cumsum([shard.samples for shard in shards]).tolist()
         self._here = here
-        self._frame = Frame(told[0].sizes)
+        self._frame = Frame(shards[0].sizes)
         self._open_caches()
 
     def __len__(self) -> int:

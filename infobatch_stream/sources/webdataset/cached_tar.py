@@ -1,4 +1,4 @@
-"""One tar that is elsewhere: its index is had at once, its bytes are brought to the cache when they are wanted."""
+"""One remote tar: its index is read at once, its bytes are downloaded to the cache when they are needed."""
 
 import os
 import time
@@ -23,7 +23,7 @@ class CachedTar:
     """The tar at ``url``, which can be downloaded any time. Travels to other processes; threads may share it.
 
     Its index is that in the cache; else ``<url>.index.npz``, if the server has it and it is of a shard of this size;
-    else the shard is brought and indexed.
+    else the shard is downloaded and indexed.
     """
 
     is_remote = True
@@ -64,8 +64,8 @@ class CachedTar:
         self._facts = facts
         return index
 
-    def bring(self) -> str:
-        """The path at which it is now, whole. Raises DataError when it cannot be had."""
+    def ensure_local(self) -> str:
+        """The path at which it is now, whole. Raises DataError when it cannot be downloaded."""
         if self.size is not None and (found := self._cache.find(self._key, self.size)):
             return found
         if self._failure is not None and time.monotonic() < self._failure[0] + _REMEMBERED:
@@ -89,12 +89,12 @@ class CachedTar:
             raise
 
     def file(self) -> ShardFile:
-        """It, open for reading, and brought before if need be."""
+        """It, open for reading; downloaded first if need be."""
         for _ in range(_ATTEMPTS):
-            path = self.bring()
+            path = self.ensure_local()
             try:
                 return ShardFile(path, _stamp(path))
-            except (DataError, OSError):  # removed since, or brought anew
+            except (DataError, OSError):  # removed since, or downloaded anew
                 continue
         raise DataError(
             f"{self.url} was removed from the cache {_ATTEMPTS} times before it could be read: cache_limit is too "

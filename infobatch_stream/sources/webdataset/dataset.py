@@ -56,9 +56,9 @@ class IndexedWebDataset(Dataset[Any]):
     be written, in ``cache_dir`` (default: infobatch-stream in $XDG_CACHE_HOME or ~/.cache). Of a remote shard it
     fetches ``<url>.index.npz``; where there is none, the shard itself, to index it. The indexes stay in the cache.
 
-    Remote shards are brought to ``cache_dir`` when a sample of them is read, once for all processes of a machine. They
-    take at most ``cache_limit`` bytes there (a number, or as "200gb"; None: no limit): those that were read longest ago
-    are removed.
+    Remote shards are downloaded to ``cache_dir`` when a sample of them is read, once for all processes of a machine.
+    They take at most ``cache_limit`` bytes there (a number, or as "200gb"; None: no limit): the least recently read are
+    removed.
 
     A sample is the dict that webdataset 1.0.2 yields: `__key__`, `__url__`, `__local_path__`, and bytes by
     extension, in tar order; then what the stages make of it. Each stage (`decode`, `map`, ...) is webdataset's own
@@ -89,7 +89,7 @@ class IndexedWebDataset(Dataset[Any]):
 
     @property
     def is_remote(self) -> bool:
-        """Whether there is a shard for which `bring` may have something to do."""
+        """Whether there is a shard for which `ensure_local` may have something to do."""
         return self._shards.is_remote
 
     @property
@@ -97,12 +97,12 @@ class IndexedWebDataset(Dataset[Any]):
         """How many shards the cache keeps at least under its limit, whichever they are; None if all."""
         return self._shards.capacity
 
-    def bring(self, shard: int) -> None:
-        """Have shard number ``shard`` on this machine now; at once if it is. Any thread or process may call it.
+    def ensure_local(self, shard: int) -> None:
+        """Return when shard number ``shard`` is local. Any thread or process may call it.
 
-        It may be removed again, if there is a cache_limit. Raises DataError when it cannot be had.
+        It may be removed again, if there is a cache_limit. Raises DataError when it cannot be downloaded.
         """
-        self._shards.tars[shard].bring()
+        self._shards.tars[shard].ensure_local()
 
     def close(self) -> None:
         """Close the files of shards that a cache_limit may remove; they are opened again when they are read."""
@@ -146,9 +146,9 @@ class IndexedWebDataset(Dataset[Any]):
             "passed over an exception. Every index needs a sample: return a stand-in, or let the exception pass."
         )
 
-    def announce(self, indices: Iterable[int]) -> None:
-        """Tell that the samples ``indices`` (0..N-1) are read next, so that those on the disk are fetched at once."""
-        self._shards.announce(indices)
+    def readahead(self, indices: Iterable[int]) -> None:
+        """Have the system read the samples ``indices`` (0..N-1) ahead, those of shards that are local."""
+        self._shards.readahead(indices)
 
     def decode(self, *args: Any, **kwargs: Any) -> Self:
         """As webdataset's `decode`: decode fields by extension.
@@ -253,7 +253,7 @@ class WdsSource:
 
     @property
     def is_remote(self) -> bool:
-        """Whether `bring` may have something to do."""
+        """Whether `ensure_local` may have something to do."""
         return self.dataset.is_remote
 
     @property
@@ -261,9 +261,9 @@ class WdsSource:
         """How many shards this machine keeps at least, under a limit; None if all."""
         return self.dataset.capacity
 
-    def bring(self, shard: int) -> None:
-        """Have shard number ``shard`` on this machine; errors are those of `IndexedWebDataset.bring`."""
-        self.dataset.bring(shard)
+    def ensure_local(self, shard: int) -> None:
+        """Return when shard number ``shard`` is local; errors are those of `IndexedWebDataset.ensure_local`."""
+        self.dataset.ensure_local(shard)
 
     def pool(self, epoch: int) -> Pool | None:
         """None: each sample once."""
@@ -278,7 +278,7 @@ class WdsSource:
         samples: list[Any] = [None] * len(indices)
         places = np.argsort(indices, kind="stable").tolist()
         with suppress(DataError):  # raised again where it is read, if the user lets it
-            self.dataset.announce(indices[place] for place in places)
+            self.dataset.readahead(indices[place] for place in places)
         try:
             for place in places:
                 samples[place] = self.dataset[indices[place]]

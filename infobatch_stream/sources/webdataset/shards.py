@@ -38,7 +38,7 @@ class Tar(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether `bring` may have something to do."""
+        """Whether `ensure_local` may have something to do."""
 
     @property
     def size(self) -> int | None:
@@ -50,8 +50,8 @@ class Tar(Protocol):
     def file(self) -> ShardFile:
         """It, open for reading. Raises DataError if it cannot be had."""
 
-    def bring(self) -> object:
-        """Have it on this machine. Raises DataError if it cannot be had."""
+    def ensure_local(self) -> object:
+        """Return when it is local. Raises DataError if it cannot be downloaded."""
 
     def is_here(self) -> bool:
         """Whether `file` is quick."""
@@ -86,8 +86,8 @@ class LocalTar:
         """Its bytes, once it was indexed."""
         return self._stamp[0] if self._stamp else None
 
-    def bring(self) -> None:
-        """Nothing: it is here."""
+    def ensure_local(self) -> None:
+        """Nothing: it is local."""
 
     def is_here(self) -> bool:
         """It is."""
@@ -121,7 +121,7 @@ class TarShards:
         self.is_remote = any(tar.is_remote for tar in self.tars)
         # An evicted shard takes room on the disk as long as it is open. So under a limit none is open between batches.
         self._keep_open = cache.limit is None or not self.is_remote
-        self._told = counts is not None
+        self._checks_counts = counts is not None
         if counts is None:
             facts = _in_threads(_facts, self.tars) if self.is_remote else list(map(_facts, self.tars))
             counts, self.probes = ([fact[n] for fact in facts] for n in (0, 1))
@@ -162,16 +162,16 @@ class TarShards:
         if not self._keep_open:
             self._file.cache_clear()
 
-    def announce(self, numbers: Iterable[int]) -> None:
-        """Have the system fetch the samples ``numbers`` at once, unless it has the first of them in memory.
+    def readahead(self, numbers: Iterable[int]) -> None:
+        """Have the system read the samples ``numbers`` ahead, unless the first of them is in memory.
 
-        Those of shards that are not here, or cannot stay open, are left out.
+        Those of shards that are not local, or cannot stay open, are left out.
         """
         for place, number in enumerate(numbers):
             if not self._keep_open or not self.tars[bisect_right(self.ends, number)].is_here():
                 continue
             _, _, file, members = self._find(number)
-            if members and not file.announce(*_span(members)) and place == 0:
+            if members and not file.readahead(*_span(members)) and place == 0:
                 return
 
     def read(self, number: int) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class TarShards:
         """Key and url of sample ``number``, the file that has it, and its members there."""
         shard = bisect_right(self.ends, number)
         index: TarIndex = self._index(self.tars[shard])
-        if self._told and len(index) != self.sizes[shard]:
+        if self._checks_counts and len(index) != self.sizes[shard]:
             raise DataError(
                 f"{self.urls[shard]} has {len(index):,} samples, but counts says {self.sizes[shard]:,}. Mend the "
                 "counts, and begin with a new score store."
