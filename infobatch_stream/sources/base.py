@@ -1,10 +1,12 @@
 """What the loader asks of a dataset: how many samples, in which shards, and the samples themselves."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infobatch_stream.planning.shape import Shape
 
-__all__ = ["Source", "name_sample"]
+__all__ = ["Source", "SourceType", "name_sample"]
 
 
 class Source(Shape, Protocol):
@@ -56,6 +58,18 @@ class Source(Shape, Protocol):
 
         The error has a note that names the sample.
         """
+
+
+@dataclass(frozen=True)
+class SourceType:
+    """A kind of dataset that can be trained on; `infobatch_stream.sources` lists them all.
+
+    accepts: whether it can open a dataset, told without importing a library that the user has not imported.
+    open: makes the source from the dataset, and the loader's batch_size and shuffle.
+    """
+
+    accepts: Callable[[Any], bool]
+    open: Callable[[Any, int | None, bool], Source]
 
 
 def name_sample(error: Exception, indices: list[int], dataset: object) -> None:

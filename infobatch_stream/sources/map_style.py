@@ -3,13 +3,13 @@
 from collections.abc import Sized
 from typing import Any, Protocol
 
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.planning.shape import Pool
-from infobatch_stream.sources.base import name_sample
+from infobatch_stream.sources.base import SourceType, name_sample
 
-__all__ = ["MapStyle", "MapStyleSource"]
+__all__ = ["MAP_STYLE", "MapStyleSource"]
 
 
 class MapStyle(Sized, Protocol):
@@ -71,3 +71,12 @@ class MapStyleSource:
         except Exception as error:
             return type(error) is kind
         return False
+
+
+def _accepts(dataset: Any) -> bool:
+    """Whether it has items and a length. (An IterableDataset inherits ``__getitem__``, which only raises.)"""
+    has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return has_items and not isinstance(dataset, IterableDataset)
+
+
+MAP_STYLE = SourceType(_accepts, lambda dataset, *_: MapStyleSource(dataset))

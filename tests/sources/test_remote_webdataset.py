@@ -24,8 +24,8 @@ from support.servers import FaultyServer, s3_environment, s3_server, use_s3
 from infobatch_stream import ConfigError, DataError, IndexedWebDataset, InfoBatchLoader
 from infobatch_stream.sources.remote import download as downloads
 from infobatch_stream.sources.webdataset import cached_tar
-from infobatch_stream.sources.webdataset.dataset import WdsSource
 from infobatch_stream.sources.webdataset.index_cache import load_index
+from infobatch_stream.sources.webdataset.source import WdsSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 SHARDS, SAMPLES = 4, 8

@@ -19,7 +19,7 @@ from infobatch_stream import ConfigError, DataError, IndexedWebDataset, InfoBatc
 from infobatch_stream import StreamedWebDataset as Streamed
 from infobatch_stream.sources.remote import download as downloads
 from infobatch_stream.sources.remote import shard_cache
-from infobatch_stream.sources.webdataset.dataset import WdsSource
+from infobatch_stream.sources.webdataset.source import WdsSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 SHARDS, SAMPLES = 3, 8

@@ -119,4 +119,4 @@ def _is_to_be_unpacked(stream: "Stream", shard: Any) -> bool:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"InfoBatchLoader: {text}", RuntimeWarning, stacklevel=7)  # whoever makes the loader
+    warnings.warn(f"InfoBatchLoader: {text}", RuntimeWarning, stacklevel=6)  # whoever makes the loader

@@ -1,5 +1,6 @@
 """MDS shards, through the user's own StreamingDataset: downloads, decoding and ``__getitem__`` stay his."""
 
+import sys
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from infobatch_stream.formats.mds_index import check_shard, mds_fingerprint
 from infobatch_stream.planning.shape import Pool
-from infobatch_stream.sources.base import name_sample
+from infobatch_stream.sources.base import SourceType, name_sample
 from infobatch_stream.sources.mds.cache import MdsCache
 from infobatch_stream.sources.mds.folders import fix_folders
 from infobatch_stream.sources.mds.options import check_options
@@ -17,7 +18,7 @@ from infobatch_stream.sources.mds.remote_index import local_folder
 if TYPE_CHECKING:
     from streaming import StreamingDataset
 
-__all__ = ["MdsSource"]
+__all__ = ["MDS", "MdsSource"]
 
 _MIXING = ("shuffle_seed", "sampling_method", "sampling_granularity", "epoch_seed_change")  # of resample_streams
 
@@ -120,3 +121,12 @@ class MdsSource:
                 missing = reading.readahead(index) or missing
                 if not missing:
                     return
+
+
+def _accepts(dataset: Any) -> bool:
+    """Whether it is a StreamingDataset: none is where streaming, whose import takes seconds, is not imported."""
+    streaming = sys.modules.get("streaming.base.dataset")
+    return streaming is not None and isinstance(dataset, streaming.StreamingDataset)
+
+
+MDS = SourceType(_accepts, MdsSource)

@@ -3,23 +3,19 @@
 import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from infobatch_stream._urls import AnyPath, base_name
+from infobatch_stream._urls import AnyPath
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
-from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.planning.shape import Pool
-from infobatch_stream.sources.base import name_sample
 from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.sources.webdataset.shards import TarShards
 
-__all__ = ["IndexedWebDataset", "WdsSource", "need_webdataset"]
+__all__ = ["IndexedWebDataset", "need_webdataset"]
 
 _FIXED = "every sample has a fixed index; filter when the shards are written, or wrap the dataset in a Subset"
 _LENGTH = "an epoch's length follows from the scores; InfoBatchLoader(epochs=) sets the number of epochs"
@@ -217,74 +213,3 @@ class IndexedWebDataset(Dataset[Any]):
         result = copy.copy(self)
         result._stages = self._stages + getattr(recorder, name)(*args, **kwargs)
         return result
-
-
-class WdsSource:
-    """An `IndexedWebDataset` as a `Source`. Samples come from ``dataset[i]``, so a subclass may override that."""
-
-    def __init__(self, dataset: IndexedWebDataset) -> None:
-        self.dataset = dataset
-
-    @property
-    def num_samples(self) -> int:
-        """N."""
-        return int(self.shard_sizes.sum())
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """int64[S], samples per shard; 0 for a shard without samples."""
-        return self.dataset.shard_sizes
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the shards' file names, numbers of samples and probes; the folders do not matter."""
-        names = [ascii(base_name(url)) for url in self.dataset.urls]
-        return fingerprint("wds", zip(names, self.shard_sizes.tolist(), self.dataset.shard_probes, strict=True))
-
-    @property
-    def draws(self) -> bool:
-        """Whether there are stages, or methods of a subclass."""
-        return type(self.dataset) is not IndexedWebDataset or bool(self.dataset._stages)
-
-    @property
-    def mixing(self) -> dict[str, Any]:
-        """Empty: each sample once."""
-        return {}
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether `ensure_local` may have something to do."""
-        return self.dataset.is_remote
-
-    @property
-    def capacity(self) -> int | None:
-        """How many shards this machine keeps at least, under a limit; None if all."""
-        return self.dataset.capacity
-
-    def ensure_local(self, shard: int) -> None:
-        """Return when shard number ``shard`` is local; errors are those of `IndexedWebDataset.ensure_local`."""
-        self.dataset.ensure_local(shard)
-
-    def pool(self, epoch: int) -> Pool | None:
-        """None: each sample once."""
-        return None
-
-    def read(self, index: int) -> Any:
-        """Sample ``index``; errors are those of `IndexedWebDataset.__getitem__`."""
-        return self.dataset[index]
-
-    def read_many(self, indices: list[int]) -> list[Any]:
-        """The samples, in the order of ``indices``, read in the order of the shards; one that cannot be read raises."""
-        samples: list[Any] = [None] * len(indices)
-        places = np.argsort(indices, kind="stable").tolist()
-        with suppress(DataError):  # raised again where it is read, if the user lets it
-            self.dataset.readahead(indices[place] for place in places)
-        try:
-            for place in places:
-                samples[place] = self.dataset[indices[place]]
-        except Exception as error:
-            name_sample(error, [indices[place]], self.dataset)
-            raise
-        finally:
-            self.dataset.close()
-        return samples
