@@ -1,7 +1,6 @@
 """Any dataset with a length and items: samples without shards."""
 
-from collections.abc import Sized
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import IterableDataset, TensorDataset
 
@@ -12,13 +11,6 @@ from infobatch_stream.sources.base import SourceType, name_sample
 __all__ = ["MAP_STYLE", "MapStyleSource"]
 
 
-class MapStyle(Sized, Protocol):
-    """What PyTorch calls a map-style dataset."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Sample ``index``."""
-
-
 class MapStyleSource:
     """A map-style dataset. Only its length is known of it, so that is its fingerprint."""
 
@@ -27,9 +19,9 @@ class MapStyleSource:
     capacity = None
     mixing: dict[str, Any] = {}  # noqa: RUF012 - never written
 
-    def __init__(self, dataset: MapStyle) -> None:
+    def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
-        self.num_samples = len(dataset)
+        self.num_samples: int = len(dataset)
         self.draws = type(dataset) is not TensorDataset
         self.fingerprint = fingerprint("map", [self.num_samples])
 

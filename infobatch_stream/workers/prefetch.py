@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from infobatch_stream.sources.base import Source
+from infobatch_stream.sources.per_process import PerProcess
 
 __all__ = ["THREADS", "Prefetcher"]
 
@@ -86,31 +86,24 @@ class _Wanted:
             threading.Thread(target=self.work, name="infobatch-prefetch", daemon=True).start()
 
 
-class Prefetcher:
+class Prefetcher(PerProcess):
     """Fetches shards of a source: first those that a batch waits for, then those that later batches need.
 
     The threads are daemons, so they keep no process alive. Each process that this is passed to starts its own. When it
     is dropped, each thread ends after its current download. At most `THREADS` + 1 downloads run at once per process.
     """
 
+    _own = "_process", "_place", "_wanted"
+
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._start()
+        self._renew()
 
-    def _start(self) -> None:
+    def _renew(self) -> None:
         self._process = os.getpid()
         self._place: tuple[int, int] = -1, -1
         self._wanted = _Wanted(self._source)
         weakref.finalize(self, self._wanted.later.clear).atexit = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without threads and their queues."""
-        return {"_source": self._source}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with nothing to fetch yet."""
-        vars(self).update(state)
-        self._start()
 
     def fetch(self, place: tuple[int, int], now: Iterable[Iterable[int]], later: Iterable[int]) -> dict[int, Exception]:
         """Return when the shards ``now`` are local, and start to fetch those for ``later``; what failed, by shard.
@@ -120,7 +113,7 @@ class Prefetcher:
             bandwidth from those of the batch that is waited for.
         """
         if self._process != os.getpid():
-            self._start()  # forked: the threads, and whoever held the lock, are of another process
+            self._renew()  # forked: the threads, and whoever held the lock, are of another process
         wanted = self._wanted
         with wanted.lock:
             if place <= self._place or place[0] != self._place[0]:

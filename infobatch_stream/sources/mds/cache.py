@@ -2,7 +2,7 @@
 
 import os
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from infobatch_stream.sources.mds.files import LocalFiles
 from infobatch_stream.sources.mds.folders import Copies
 from infobatch_stream.sources.mds.remote_index import Indexes, checksum_of, shards_of
 from infobatch_stream.sources.mds.states import States
+from infobatch_stream.sources.per_process import PerProcess
 from infobatch_stream.sources.remote.retry import advice, back_off, cause_of, is_lasting, is_silence
 from infobatch_stream.sources.remote.single_flight import lock_path, single_flight
 from infobatch_stream.sources.shard_file import changed
@@ -26,7 +27,7 @@ __all__ = ["MdsCache"]
 _ATTEMPTS = 3  # a shard may be evicted between its download and its use, when the cache limit is tight
 
 
-class MdsCache:
+class MdsCache(PerProcess):
     """Downloads shards, with the dataset's own downloader, so that nobody waits for ever and nothing bad is read.
 
     StreamingDataset waits for ever on a shard whose download failed or was killed in any process, accepts a file that
@@ -38,6 +39,8 @@ class MdsCache:
     validate by. Otherwise the dataset stays as it is. Usable from several threads, and in each process that it is
     passed to.
     """
+
+    _own = ("_alone",)
 
     def __init__(self, dataset: "StreamingDataset") -> None:
         self._dataset = dataset
@@ -61,20 +64,11 @@ class MdsCache:
         self._trusted: dict[int, tuple[int, int]] = {}  # the stamp of each shard that was found sound
         self._stamps: dict[int, tuple[int, int]] = {}  # of shards that are no copies, when they were first seen
         self._attempts = Attempts(dataset)
-        self._alone = self._lock()
+        self._renew()
 
-    def _lock(self) -> Any:
-        """Under a limit a process downloads one shard at a time: streaming counts only what has come."""
-        return threading.Lock() if self._dataset.cache_limit else nullcontext()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without the lock."""
-        return {name: value for name, value in vars(self).items() if name != "_alone"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with a lock of this process."""
-        vars(self).update(state)
-        self._alone = self._lock()
+    def _renew(self) -> None:
+        # Under a limit a process downloads one shard at a time: streaming counts only what has come.
+        self._alone: AbstractContextManager[Any] = threading.Lock() if self._dataset.cache_limit else nullcontext()
 
     @property
     def is_remote(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.mds_samples import BOUNDS, Frame, bounds_at
+from infobatch_stream.sources.per_process import PerProcess
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["MdsFiles", "MdsReading"]
 _Turned = tuple[int, int, ShardFile, Any, Frame]  # first sample and end of a shard, and what reads it
 
 
-class MdsFiles:
+class MdsFiles(PerProcess):
     """Which shards of ``dataset`` can be read from open files, and those that are open in this process.
 
     A shard whose reader is not streaming's own MDSReader in all that finds the bytes of a sample goes the old way;
@@ -29,6 +30,8 @@ class MdsFiles:
     direct: whether ``dataset[index]`` is nothing but its ``get_item``. only_streamings: whether it runs no code but
     streaming's.
     """
+
+    _own = ("open",)
 
     def __init__(self, dataset: "StreamingDataset") -> None:
         from streaming import StreamingDataset
@@ -47,7 +50,7 @@ class MdsFiles:
         )
         # An evicted shard takes room on the disk as long as it is open. So under a limit none is open between batches.
         self.keep = not dataset.cache_limit
-        self._open_none()
+        self._renew()
 
     def decode(self, reader: Any, frame: Frame, file: ShardFile, begin: int, end: int) -> Any:
         """The sample in the bytes begin..end-1 of ``file``, which ``reader`` reads; ``frame``: that of its samples."""
@@ -62,17 +65,8 @@ class MdsFiles:
         columns = zip(reader.column_names, reader.column_encodings, pairwise(ends), strict=True)
         return {name: self._decode_value(encoding, source[start:stop]) for name, encoding, (start, stop) in columns}
 
-    def _open_none(self) -> None:
+    def _renew(self) -> None:
         self.open = lru_cache(MOST_OPEN)(ShardFile)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without open files: each process has its own."""
-        return {name: value for name, value in vars(self).items() if name != "open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with nothing open yet."""
-        vars(self).update(state)
-        self._open_none()
 
 
 @lru_cache(64)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import DataError, MissingExtraError
 from infobatch_stream.formats.mds_index import IndexedShard
 from infobatch_stream.formats.mds_samples import BOUNDS, Frame, bounds_at
+from infobatch_stream.sources.per_process import PerProcess
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
 
 __all__ = ["AGAIN", "LocalShard", "MdsValues"]
@@ -58,19 +59,21 @@ class LocalShards(Protocol):
         """That of a shard. Raises DataError."""
 
 
-class MdsValues:
+class MdsValues(PerProcess):
     """The values of the samples of shards of equal columns, by position. It can be pickled.
 
     shards: as index.json lists them. here: where each lies. encodings: of the columns, by name. ends: int per shard,
     the samples up to its end.
     """
 
+    _own = "_file", "_unpacked"
+
     def __init__(self, shards: Sequence[IndexedShard], here: LocalShards) -> None:
         self.encodings = shards[0].encodings
         self.ends: list[int] = np.cumsum([shard.samples for shard in shards]).tolist()
         self._here = here
         self._frame = Frame(shards[0].sizes)
-        self._open_caches()
+        self._renew()
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -117,18 +120,9 @@ class MdsValues:
             return self._file(shard.path, shard.stamp).read(begin, length)
         return self._unpacked(shard)[begin : begin + length]
 
-    def _open_caches(self) -> None:
+    def _renew(self) -> None:
         self._file = lru_cache(MOST_OPEN)(ShardFile)
         self._unpacked = lru_cache(_UNPACKED)(_unpack)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without open files: each process has its own."""
-        return {name: value for name, value in vars(self).items() if name not in ("_file", "_unpacked")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with nothing open yet."""
-        vars(self).update(state)
-        self._open_caches()
 
 
 def _unpack(shard: LocalShard) -> bytes:

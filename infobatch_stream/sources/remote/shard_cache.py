@@ -15,7 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from infobatch_stream._files import lock, locked, unlock
@@ -53,10 +53,6 @@ class ShardCache:
     def place(self, url: str, suffix: str = ".shard") -> Path:
         """Where the shard of ``url`` lies, or would; with ".index.npz" its index."""
         return self.folder / f"{_cached_name(url)}{suffix}"
-
-    def has(self, url: str) -> bool:
-        """Whether the shard is here."""
-        return self.place(url).exists()
 
     def find(self, url: str, size: int | None = None) -> str | None:
         """The path of the shard, marked as used now; None if it is not here, or has not ``size`` bytes if given."""
@@ -130,11 +126,6 @@ class ShardCache:
         finally:
             room.leave()
 
-    def drop(self, url: str, suffix: str = ".shard") -> None:
-        """Remove the shard, or its index."""
-        with suppress(OSError):
-            self.place(url, suffix).unlink()
-
     def check(self, url: str, size: int) -> None:
         """Raise ConfigError if a shard of ``size`` bytes is larger than the limit."""
         if self.limit is not None and size > self.limit:
@@ -145,7 +136,7 @@ class ShardCache:
 
     def reserve(self, place: Path, size: int) -> bool:
         """Reserve ``size`` bytes for the file at ``place``, removing others; whether there is room."""
-        with self._accounts():
+        with locked(self.folder / ".lock", os.O_RDWR | os.O_CREAT):  # of all threads and processes one is within
             ready: dict[str, os.stat_result] = {}
             reservations: dict[str, int] = {}
             for path, file, more in self._ours():
@@ -169,12 +160,6 @@ class ShardCache:
                 total -= ready[file].st_size
             place.with_name(f"{place.name}.room").write_text(str(size))
             return True
-
-    @contextmanager
-    def _accounts(self) -> Iterator[None]:
-        """The lock of the reservations: held by one thread of all processes that share the folder."""
-        with locked(self.folder / ".lock", os.O_RDWR | os.O_CREAT):
-            yield
 
     def _ours(self) -> Iterator[tuple[Path, str, str]]:
         """Path of each of our files, the file that it belongs to, and what its name has besides."""

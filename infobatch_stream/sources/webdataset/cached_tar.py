@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class CachedTar:
 
     def is_here(self) -> bool:
         """Whether it can be read without a download."""
-        return self._cache.has(self._key)
+        return self._cache.place(self._key).exists()
 
     def _make(self, part: Path, need: Callable[[int], None], index: TarIndex | None) -> None:
         """Write it to ``part``, and compare it with the ``index``, if known. Raises SpoiledError if it differs."""
@@ -118,7 +119,8 @@ class CachedTar:
         try:
             self._make(part, need, index)
         except SpoiledError:
-            self._cache.drop(self._key, ".index.npz")  # so that the next to open it does not believe it either
+            with suppress(OSError):  # so that the next to open it does not believe it either
+                self._cache.place(self._key, ".index.npz").unlink()
             raise
 
     def _make_index(self, part: Path, _: Callable[[int], None]) -> None:

@@ -4,7 +4,6 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infobatch_stream._urls import base_name
 from infobatch_stream.errors import DataError
@@ -19,18 +18,13 @@ __all__ = ["WEBDATASET", "WdsSource"]
 class WdsSource:
     """An `IndexedWebDataset` as a `Source`. Samples come from ``dataset[i]``, so a subclass may override that."""
 
+    mixing: dict[str, Any] = {}  # noqa: RUF012 - never written
+
     def __init__(self, dataset: IndexedWebDataset) -> None:
         self.dataset = dataset
-
-    @property
-    def num_samples(self) -> int:
-        """N."""
-        return int(self.shard_sizes.sum())
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """int64[S], samples per shard; 0 for a shard without samples."""
-        return self.dataset.shard_sizes
+        self.shard_sizes = dataset.shard_sizes
+        self.num_samples = int(dataset.shard_sizes.sum())
+        self.is_remote = dataset.is_remote
 
     @property
     def fingerprint(self) -> str:
@@ -42,16 +36,6 @@ class WdsSource:
     def draws(self) -> bool:
         """Whether there are stages, or methods of a subclass."""
         return type(self.dataset) is not IndexedWebDataset or bool(self.dataset._stages)
-
-    @property
-    def mixing(self) -> dict[str, Any]:
-        """Empty: each sample once."""
-        return {}
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether `ensure_local` may have something to do."""
-        return self.dataset.is_remote
 
     @property
     def capacity(self) -> int | None:
