@@ -122,7 +122,7 @@ def _fetch_index(url: str) -> bytes | None:
 
 
 class _Fetched:
-    """The shards of the folder ``url``: each is brought to the cache when it is asked for."""
+    """The shards of the folder ``url``: each is downloaded to the cache when it is asked for."""
 
     def __init__(self, url: str, shards: Sequence[IndexedShard], cache: ShardCache) -> None:
         self._url, self._shards, self._cache = url, shards, cache
@@ -131,7 +131,7 @@ class _Fetched:
         """Raises DataError for one that cannot be had."""
         shard = self._shards[number]
         file, compression = (shard.raw, None) if shard.zip is None else (shard.zip, shard.compression)
-        place = self._cache.bring(f"{self._url}/{file.name}", file.size)
+        place = self._cache.ensure_local(f"{self._url}/{file.name}", file.size)
         stat = Path(place).stat()
         return LocalShard(place, (stat.st_size, stat.st_mtime_ns), compression, shard.raw.size)
 

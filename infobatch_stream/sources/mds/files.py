@@ -9,7 +9,7 @@ from shutil import copy2
 from typing import TYPE_CHECKING
 
 from infobatch_stream.sources.mds.folders import Copies
-from infobatch_stream.sources.mds.remote_index import folder_of, stamp_of
+from infobatch_stream.sources.mds.remote_index import local_folder, stamp_of
 
 if TYPE_CHECKING:
     from streaming import StreamingDataset
@@ -30,11 +30,11 @@ class LocalFiles:
         self._copies = copies
         streams = [dataset.streams[number] for number in dataset.stream_per_shard.tolist()]
         self._files = [
-            [(folder_of(stream) / raw.basename, int(raw.bytes)) for raw, _ in shard.file_pairs]
+            [(local_folder(stream) / raw.basename, int(raw.bytes)) for raw, _ in shard.file_pairs]
             for stream, shard in zip(streams, dataset.shards, strict=True)
         ]
         self._packed = [
-            [(folder_of(stream) / packed.basename, int(packed.bytes)) for _, packed in shard.file_pairs if packed]
+            [(local_folder(stream) / packed.basename, int(packed.bytes)) for _, packed in shard.file_pairs if packed]
             for stream, shard in zip(streams, dataset.shards, strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""A tar that can only be read from its beginning to its end, written down as a plain file."""
+"""Compressed tars, and the output of commands, written to a temporary file as plain tars."""
 
 import bz2
 import gzip
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from infobatch_stream.errors import DataError, MissingExtraError
 from infobatch_stream.formats.tar_grouping import compression_of
 
-__all__ = ["BadStreamError", "command_output", "spool"]
+__all__ = ["BadStreamError", "command_output", "decompress"]
 
 _BLOCK = 2**20
 
@@ -23,11 +23,11 @@ class BadStreamError(DataError):
     """Bytes that cannot be decompressed, or end too early."""
 
 
-def spool(file: BinaryIO, url: str, part: Path, need: Callable[[int], None]) -> None:
+def decompress(file: BinaryIO, url: str, part: Path, need: Callable[[int], None]) -> None:
     """Write what is left of ``file``, decompressed, to ``part``; call ``need`` with its size before it grows to that.
 
-    What it is compressed by (gzip, bzip2, xz, zstd, nothing) is told by its first bytes. Raises BadStreamError, which
-    names ``url``.
+    The compression (gzip, bzip2, xz, zstd, none) is recognised by the first bytes. Raises BadStreamError, which names
+    ``url``.
     """
     size = 0
     with part.open("wb") as out:

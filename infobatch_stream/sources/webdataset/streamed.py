@@ -15,7 +15,7 @@ from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.sources.webdataset.cached_tar import CachedTar
 from infobatch_stream.sources.webdataset.dataset import IndexedWebDataset, need_webdataset
-from infobatch_stream.sources.webdataset.decompress import BadStreamError, command_output, spool
+from infobatch_stream.sources.webdataset.decompress import BadStreamError, command_output, decompress
 from infobatch_stream.sources.webdataset.shards import TarShards, open_tar
 
 __all__ = ["StreamedWebDataset"]
@@ -80,11 +80,11 @@ class _StreamedTar(CachedTar):
 
     def _make(self, part: Path, need: Callable[[int], None], index: TarIndex | None) -> None:
         try:
-            self._spool(part, need)
+            self._write_plain(part, need)
         except BadStreamError:
             if not is_remote(self.url):
                 raise
-            self._spool(part, need)  # downloaded again
+            self._write_plain(part, need)  # downloaded again
         size = part.stat().st_size
         what = "" if index is None else index.differs_from(part) if size == index.stamp[0] else f"it has {size:,} bytes"
         if what:
@@ -93,24 +93,24 @@ class _StreamedTar(CachedTar):
                 "score store if the samples are others."
             )
 
-    def _spool(self, part: Path, need: Callable[[int], None]) -> None:
+    def _write_plain(self, part: Path, need: Callable[[int], None]) -> None:
         if is_pipe(self.url):
             with command_output(self.url, self._folder) as file:
-                spool(file, self.url, part, need)
+                decompress(file, self.url, part, need)
         elif not is_remote(self.url):
             try:
                 file = self._path.open("rb")
             except OSError as error:
                 raise _unreadable(self._path, error) from error
             with file:
-                spool(file, self.url, part, need)
+                decompress(file, self.url, part, need)
         else:  # first as it is, since what comes from elsewhere may have to be asked for again
             packed = part.with_name(f"{part.name}.packed.part")
             try:
                 download(self.url, packed, need=need)
                 with packed.open("rb") as file:
                     taken = packed.stat().st_size
-                    spool(file, self.url, part, lambda size: need(taken + size))
+                    decompress(file, self.url, part, lambda size: need(taken + size))
             finally:
                 packed.unlink(missing_ok=True)
 
