@@ -181,7 +181,7 @@ def _check_indexes(without: list[str]) -> Diagnostics:
     diagnostics = Diagnostics("")
     if without:
         others = f", and {len(without) - 1:,} other tars have none" if len(without) > 1 else ""
-        what = f"it has no index{others}; it is built at the first use, or by infobatch-stream index"
+        what = f"it has no index{others}; the first use makes it, or infobatch-stream index"
         diagnostics.add(Severity.WARNING, what, file=without[0])
     return diagnostics
 
