@@ -1,4 +1,4 @@
-"""Values by MDS encoding: which type each has, and how one is read from the bytes of a shard, a member or a table."""
+"""MDS encodings: the type of their values, and how values are read from a shard, a tar member or a table."""
 
 import io
 import json
@@ -56,7 +56,7 @@ def value_kind(encoding: str) -> ValueKind:
 
 
 def is_known(encoding: str) -> bool:
-    """Whether mosaicml-streaming itself has such an encoding, or arrays at least."""
+    """Whether mosaicml-streaming has this encoding; of arrays, whether it is one of any kind."""
     return encoding in _SCALARS or encoding.partition(":")[0] == "ndarray"
 
 
@@ -70,7 +70,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def fixed_size(encoding: str) -> int | None:
-    """Bytes of each value with ``encoding``; None where they differ. Raises ConfigError for arrays that MDS has not."""
+    """Bytes of each value; None where they differ. Raises ConfigError for arrays that MDS does not have."""
     if encoding in _INTEGERS or encoding in _FLOATS:
         return np.dtype(_INTEGERS.get(encoding, encoding)).itemsize
     match = _ARRAY.fullmatch(encoding)
@@ -82,7 +82,7 @@ def fixed_size(encoding: str) -> int | None:
 
 
 def from_mds(data: bytes, encoding: str) -> Any:
-    """The value that MDS stores as ``data``; raw ones as they are. Raises ValueError for what MDS does not write."""
+    """The value that MDS stores as ``data``, RAW ones as Encoded. Raises ValueError for what MDS does not write."""
     kind = value_kind(encoding)
     if kind is ValueKind.RAW:
         return Encoded(data)
@@ -114,7 +114,7 @@ def _array_from_mds(data: bytes, encoding: str) -> NDArray[Any]:
 
 
 def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether in Fortran's order, and dtype of an .npy file, and where its values begin; else ValueError."""
+    """Shape, whether in Fortran order, dtype, and where the values begin in an .npy. Raises ValueError."""
     stream = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
@@ -128,13 +128,14 @@ def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
 
 
 def parse_npy(data: bytes) -> NDArray[Any]:
-    """The array in an .npy file, in C order, native and of a type and shape that MDS can store; else ValueError.
+    """The array in an .npy file, in C order and native byte order.
 
-    Unlike numpy.load it allocates nothing that the header claims and the file does not have.
+    Raises ValueError for a dtype or shape that MDS cannot store. Unlike numpy.load, it never allocates more than the
+    file has.
     """
     shape, fortran, dtype, at = npy_header(data)
     if dtype.name not in _NUMBERS or not 1 <= len(shape) <= 63 or math.prod(shape) < 1:
-        raise ValueError(f"an array of {dtype.name} and shape {shape}, which MDS has not")
+        raise ValueError(f"an array of {dtype.name} and shape {shape}, which MDS does not have")
     if math.prod(shape) * dtype.itemsize != len(data) - at:
         raise ValueError(f"an array of {dtype.name} and shape {shape} in {len(data) - at:,} bytes")
     array = np.frombuffer(data, dtype, offset=at)
@@ -150,7 +151,7 @@ def save_npy(array: NDArray[Any]) -> bytes:
 
 
 def fit_exactly(data: bytes, encoding: str) -> Any:
-    """As `fit`, but raises ValueError where the value would not give the very bytes ``data`` again."""
+    """Like `fit`, but raises ValueError where writing the value would not give the same bytes again."""
     if encoding == "json":
         try:
             json.loads(data.decode())
@@ -199,7 +200,7 @@ def fit(value: Any, encoding: str) -> Any:
 
 
 def _raw(value: Any, encoding: str) -> Any:
-    """``value`` for an encoding whose bytes both formats store alike: an Encoded, or str for "str"."""
+    """``value`` converted for a RAW encoding: an Encoded, or str for "str"."""
     if isinstance(value, bytes):
         value = Encoded(value)
     if isinstance(value, Encoded):

@@ -21,7 +21,7 @@ _LARGEST: Final = 1 << 30  # bytes
 
 @dataclass(frozen=True)
 class Listed:
-    """What the list ``place`` says of a shard: its samples and its bytes, where it does."""
+    """The entry of a shard in the list ``place``: its samples and bytes, None if they are not given."""
 
     place: str
     samples: int | None
@@ -35,7 +35,7 @@ def shard_list_of(shards: Iterable[tuple[str, int, int]]) -> str:
 
 
 def read_shard_list(folder: Path) -> dict[str, Listed]:
-    """What the lists in ``folder`` say of its tars, by name; nothing where there is none. Raises DataError."""
+    """The entries of the lists in ``folder``, by name of the tar; empty if there is no list. Raises DataError."""
     found: dict[str, Listed] = {}
     for place in (folder / name for name in reversed(_NAMES)):
         if not place.is_file():
@@ -54,7 +54,7 @@ def read_shard_list(folder: Path) -> dict[str, Listed]:
 
 
 def holds_mds(folder: Path) -> bool:
-    """Whether the shards in ``folder`` are MDS; an ``index.json`` alone does not say so where tars lie beside it."""
+    """Whether the shards in ``folder`` are MDS. Beside tars, an ``index.json`` may also be a list of them."""
     if any(folder.glob("*.mds*")):
         return True
     if not (folder / "index.json").exists():

@@ -1,4 +1,4 @@
-"""The numbers in the names of shards: which belong to one set, and which of a set are missing."""
+"""Shards by the numbers in their names: which belong to one set, and which ones are missing."""
 
 import re
 from collections import defaultdict
@@ -9,31 +9,31 @@ from itertools import islice
 __all__ = ["Family", "Gap", "family_of", "gaps"]
 
 _SHOWN = 5  # missing shards that are named
-_PADDED = 4  # digits from which on a number with leading zeros is surely one of a shard
+_PADDED = 4  # a number with leading zeros and this many digits is surely the number of a shard
 _NAME = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<behind>-of-(?P<total>\d+)\D*|\D*)")  # x-003.tar, x-3-of-10.tar
 
 Family = tuple[str, str]
-"""What stands before and behind the number in the names of the shards of one set."""
+"""The parts before and after the number, which are the same in the names of all shards of a set."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Shards that are missing by their numbers; likely: or else it may well be meant so."""
+    """Shards that seem to be missing. likely: else it may well be on purpose."""
 
     what: str
     likely: bool = True
 
 
 def family_of(name: str) -> Family:
-    """The set that a shard of this name belongs to; one whose name has no number is a set of its own."""
+    """The set that a shard of this name belongs to. A name without a number is a set of its own."""
     found = _NAME.fullmatch(name)
     return (name, "") if found is None else (found["before"], found["behind"])
 
 
 def gaps(names: Iterable[str], there: Collection[str], *, whole: bool) -> Iterator[Gap]:
-    """What is missing of the sets that the shards ``names`` are of, where the files ``there`` lie beside them.
+    """Find the shards that are missing from the sets of the shards ``names``.
 
-    whole: all shards there are meant, so that a set has to begin with its first shard and have all of them.
+    there: all files in the folder. whole: the user named the whole folder, so each set must be complete.
     """
     present = _families(there)
     for family, shards in _families(names).items():

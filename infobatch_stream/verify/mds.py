@@ -1,4 +1,4 @@
-"""Checks of MDS shards against their index.json. Each file is read once, from its beginning to its end."""
+"""Checks of MDS shards against their index.json. Each file is read once."""
 
 import stat
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = ["MdsShard", "read_mds_index"]
 
 
 def read_mds_index(folder: Path, diagnostics: Diagnostics, classes: int | None) -> "list[MdsShard]":
-    """The shards that the index.json of ``folder`` names, of those that can be checked; of the others, diagnostics."""
+    """The shards in the index.json of ``folder`` that can be checked; the others give errors."""
     place = folder / "index.json"
     try:
         if place.stat().st_size > LARGEST_INDEX:
@@ -51,7 +51,7 @@ def read_mds_index(folder: Path, diagnostics: Diagnostics, classes: int | None) 
 
 
 def _compare_columns(place: Path, shards: "list[MdsShard]", diagnostics: Diagnostics) -> None:
-    """The columns of the shards with each other, and with the columns.json beside them."""
+    """Compare the columns of the shards with each other, and with the columns.json beside them."""
     found = {shard.entry.columns: shard for shard in reversed(shards)}
     if len(found) > 1:
         (first, one), (second, other) = list(found.items())[-1:-3:-1]
@@ -80,7 +80,7 @@ def _shown(columns: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class MdsShard:
-    """A shard of an index.json: where it lies and is said to lie, and what is said of it."""
+    """A shard: its folder, its entry in index.json, and the number of classes that its labels may have."""
 
     folder: Path
     entry: IndexedShard
@@ -88,15 +88,15 @@ class MdsShard:
 
     @property
     def name(self) -> str:
-        """What to call it: the path of its file."""
+        """The path of its file."""
         return str(self.folder / self.entry.raw.name)
 
     def key(self, row: int) -> str | None:
-        """Samples have none that tell them apart but their rows."""
+        """None: MDS samples have no keys."""
         return None
 
     def check(self, checks: Checks) -> Checked:
-        """Everything that can be wrong with this shard."""
+        """Check this shard for everything that can be wrong with it."""
         diagnostics = Diagnostics(self.name)
         self._check_columns(checks, diagnostics)
         reading = MdsSamples(self.entry, self.classes, checks, diagnostics)
@@ -145,7 +145,7 @@ class MdsShard:
         return False
 
     def _read(self, file: IndexedFile, reading: MdsSamples | None, diagnostics: Diagnostics) -> None:
-        """Compare one of the shard's files with index.json; and the samples in it, where there is a ``reading``."""
+        """Compare one of the shard's files with index.json. reading: checks the samples in it; None skips them."""
         try:
             with (self.folder / file.name).open("rb") as opened:
                 stream = Stream(blocks_of(opened), file.hashes, file.size)
@@ -171,7 +171,7 @@ class MdsShard:
 
 
 def _compare(file: IndexedFile, stream: Stream, diagnostics: Diagnostics, what: str = "") -> None:
-    """Size and hashes of ``stream``, of which the rest is read, with those of ``file``."""
+    """Read the rest of ``stream``, and compare its size and hashes with those of ``file``."""
     hashes, what = stream.finish(), what or file.name
     if stream.size != file.size:
         diagnostics.error(f"{what} has {stream.size:,} bytes, index.json says {file.size:,}")

@@ -1,4 +1,4 @@
-"""Checks of the samples of an MDS shard, which is read once, from its beginning to its end."""
+"""Checks of the samples of an MDS shard, which is read once as a stream."""
 
 import json
 from collections.abc import Sequence
@@ -41,11 +41,11 @@ class MdsSamples:
         self._label = None if label is None else list(names).index(label)
 
     def contents(self) -> tuple[bytes, bytes]:
-        """The digests of the samples, and the codes of their labels; of those that could not be read, none."""
+        """The digests of the samples that could be read, and the codes of their labels."""
         return b"".join(self._digests), b"".join(self._labels)
 
     def read(self, stream: Stream) -> None:
-        """Check what the stream holds; of a damaged shard, as much as can be told apart."""
+        """Check the samples in the stream; of a damaged shard, those whose bounds are known."""
         offsets = self._offsets(stream)
         first = 0
         while offsets is not None and first < len(offsets) - 1:
@@ -58,7 +58,7 @@ class MdsSamples:
             first = last
 
     def _offsets(self, stream: Stream) -> NDArray[np.int64] | None:
-        """int64[samples + 1]: where the samples begin, behind the table of offsets and the columns; None if bad."""
+        """int64[samples + 1]: where samples begin, and the last ends; None if the table of offsets is damaged."""
         wanted = self._samples
         count = int.from_bytes(stream.read(4), "little")
         if count != wanted:
@@ -121,7 +121,7 @@ class MdsSamples:
     def _check_label(
         self, column: int, first: int, good: Sequence[int], starts: NDArray[np.int64], values: NDArray[np.uint8]
     ) -> None:
-        """Compare labels with the number of names in classes.json."""
+        """Check that labels are below the number of names in classes.json."""
         name, encoding, size = self._columns[column]
         classes = self._classes
         if classes is None or name not in LABELS or not size or "int" not in encoding:

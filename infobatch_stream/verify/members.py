@@ -1,4 +1,4 @@
-"""Which members the samples of tars have: what some lack that the others have, and what dots in names put together."""
+"""The members of the samples of tars: which ones some samples lack, and where dots in names mix samples up."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +14,15 @@ __all__ = ["Difference", "Members", "differences"]
 
 _IMAGE = "an image"
 _SHOWN = 4  # extensions of a sample that are listed
-_MOST = 1000  # kinds of members of a tar that are told apart; where there are more, names have dots
+_MOST = 1000  # kinds of members of a tar that are counted; there are only more where keys have dots
 
 
 @dataclass(frozen=True)
 class MemberKind:
-    """A kind of member (images of the same prefix are one): how many samples have it, the first that lacks it.
+    """A kind of member, e.g. ``cls``; images with the same prefix are one kind.
 
-    lacking: a row; the number of samples if all have it. extensions: those that were seen.
+    count: samples that have it. lacking: the first row that lacks it; the number of samples if none does.
+    extensions: the extensions of its members.
     """
 
     count: int
@@ -31,7 +32,7 @@ class MemberKind:
 
 @dataclass(frozen=True)
 class DottedMembers:
-    """Samples with members that are called alike but for what the others do not have: how many, and the first."""
+    """Samples whose members have extensions like "a.jpg" and "b.jpg", which few have: how many, and the first."""
 
     count: int
     row: int
@@ -40,7 +41,7 @@ class DottedMembers:
 
 @dataclass(frozen=True)
 class Members:
-    """The members of the samples of a tar, by kind. counts: samples by extension."""
+    """The members of the samples of a tar. held: by kind. counts: number of samples by extension."""
 
     samples: int = 0
     held: Mapping[str, MemberKind] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class Members:
 
     @classmethod
     def of(cls, index: TarIndex, columns: Mapping[str, Sequence[str]]) -> "Members":
-        """Those in ``index``; ``columns``: the extensions of each column, where they are known."""
+        """The members in ``index``. columns: the extensions of each column, where they are known."""
         samples = len(index)
         rows = np.repeat(np.arange(samples), np.diff(index.sample_bounds))
         order = np.argsort(index.extension, kind="stable")
@@ -120,9 +121,9 @@ def _kind(extension: str) -> str:
 
 
 def _dotted(samples: int, found: Mapping[str, NDArray[np.int64]]) -> DottedMembers | None:
-    """Samples that have several members with one last part of the extension, and a part before it that is rare.
+    """Samples with several members whose extensions end alike and have a rare part before that, as "a.jpg", "b.jpg".
 
-    Or one, where most samples have such a one.
+    Where most samples have such a member, one is enough.
     """
     rare = [name for name, rows in found.items() if "." in name and (2 * len(rows) < samples or samples == 1)]
     if not rare:

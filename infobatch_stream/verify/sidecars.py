@@ -1,4 +1,4 @@
-"""What lies beside shards, as far as it can be checked without reading them."""
+"""Checks of the files beside shards, and of the names of shards."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -47,7 +47,7 @@ def columns_of(folder: Path, diagnostics: Diagnostics) -> dict[str, Column] | No
 
 
 def check_unlisted(folder: Path, known: set[str], diagnostics: Diagnostics) -> None:
-    """Warn of the shards in an MDS folder that its index.json does not name, and note other files."""
+    """Warn of shards in an MDS folder that its index.json does not name, and note other files."""
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())
     unfinished = check_unfinished(folder, names, diagnostics)
     for name in names:
@@ -57,7 +57,7 @@ def check_unlisted(folder: Path, known: set[str], diagnostics: Diagnostics) -> N
 
 
 def check_unfinished(folder: Path, names: Iterable[str], diagnostics: Diagnostics) -> set[str]:
-    """Warn of what a writer or a download left in ``folder`` that was broken off; a shard never is."""
+    """Warn of what an interrupted writer or download left in ``folder``; returns these names."""
     unfinished = {name for name in names if _UNFINISHED.search(name) and not _WHOLE.search(name)}
     for name in sorted(unfinished):
         if (folder / name / STATE).is_dir():

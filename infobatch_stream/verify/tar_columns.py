@@ -1,4 +1,4 @@
-"""What a columns.json says of tars, compared with the members that they have."""
+"""Checks of the members of tars against the columns.json beside them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from infobatch_stream.verify.validators import Check
 __all__ = ["CheckedColumns"]
 
 _TEXTS = {"str": "txt", "json": "json"}  # encoding -> extension by which it is checked
-_TEXT = 64  # bytes from which text is recognized
+_TEXT = 64  # first bytes of a member, by which text is recognized
 _LONGEST = 1 << 26  # bytes of a value that is looked at
 
 
 @dataclass(frozen=True)
 class CheckedColumns(TarColumns):
-    """`TarColumns` that tell what is wrong."""
+    """`TarColumns` that check members."""
 
     def compare(self, there: Iterable[str], diagnostics: Diagnostics) -> None:
-        """What columns.json says that the members of a set with the extensions ``there`` do not bear out."""
+        """Report where columns.json does not fit the members of a set. there: the extensions that they have."""
         if not self.declared:
             return
         owners = {extension: self.owner(extension) for extension in sorted(there)}
@@ -53,7 +53,10 @@ class CheckedColumns(TarColumns):
                     diagnostics.error(what, 0, index.key(0))
 
     def checks(self, extension: str, usual: Callable[[str], Check | None]) -> list[Check]:
-        """The checks of members with an extension: those of its column, or without a columns.json the ``usual``."""
+        """The checks of members with an extension, by the encoding of its column.
+
+        usual: gives the check by the extension alone, for members without a column.
+        """
         name = self.owner(extension)
         if name is None or not is_known(self.declared[name].mds):
             found = [usual(extension)]
@@ -66,14 +69,14 @@ class CheckedColumns(TarColumns):
         return [check for check in found if check is not None]
 
     def may_be_empty(self, extension: str) -> bool:
-        """Whether a member without any bytes is a value like others."""
+        """Whether an empty member is a valid value: an empty text, or no bytes."""
         name = self.owner(extension)
         return name is not None and self.declared[name].mds in ("str", "bytes")
 
     def compared(self, there: Sequence[str], wanted: Sequence[str]) -> tuple[set[str], set[str]]:
-        """The extensions, of those ``there``, by which samples are compared, and those of labels.
+        """The extensions by which samples are compared, and those of labels.
 
-        Nothing where one that is ``wanted`` is not there.
+        there: all extensions. wanted: columns to compare by; if one of them is missing, there is nothing to compare.
         """
         parts: dict[str, list[str]] = {}
         for extension in sorted(there, key=lambda extension: (split_prefix(extension)[0], extension)):
@@ -91,7 +94,7 @@ class CheckedColumns(TarColumns):
 
 
 def _check_image(data: bytes) -> None:
-    """Raise ValueError for what is text; there are more kinds of images than can be recognized by their beginning."""
+    """Raise ValueError for text. Other unknown data may be an image, since not all kinds can be recognized."""
     start = data[:_TEXT]
     if image_extension(start[:MAGIC_BYTES]) is None and not start.startswith(b"P") and _is_text(start):
         raise ValueError(f"it begins with {start[:MAGIC_BYTES]!r}")

@@ -1,4 +1,4 @@
-"""The tars of one folder: what can be known of them before they are read, and what only all of them tell."""
+"""Checks of the tars of one folder together: of their names before they are read, and of their members after."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class TarSet:
     columns: CheckedColumns
 
     def compare(self, checked: Sequence[Checked], asked: Sequence[str]) -> Diagnostics:
-        """What the shards, of which this was found, tell together. asked: columns that each sample had to have."""
+        """Compare the shards with each other, by what was found in each. asked: columns that each sample must have."""
         diagnostics = Diagnostics(str(self.folder))
         families = defaultdict[Family, list[int]](list)
         for place, shard in enumerate(self.shards):
@@ -69,7 +69,7 @@ def open_tars(folder: Path, names: Sequence[str], diagnostics: Diagnostics, *, w
 
 
 def _check_lost(tars: set[str], there: set[str], listed: dict[str, Listed], diagnostics: Diagnostics) -> None:
-    """Shards that are not there, but something that speaks of them."""
+    """Report shards that are missing, but in the list of shards, or have an index."""
     if lost := sorted(listed.keys() - tars):
         place = listed[lost[0]].place
         diagnostics.error(

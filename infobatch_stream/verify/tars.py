@@ -1,4 +1,4 @@
-"""Checks of tars as webdataset reads them, and of their indexes."""
+"""Checks of tars, as webdataset reads them, and of their indexes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -43,7 +43,7 @@ class TarShard:
     listed: Listed | None = None
 
     def check(self, checks: Checks) -> Checked:
-        """Everything that can be wrong with this shard."""
+        """Check this shard for everything that can be wrong with it."""
         diagnostics = Diagnostics(self.name)
         try:
             index = TarIndex.build(self.name)
@@ -72,7 +72,7 @@ class TarShard:
             return None
 
     def _check_end(self, index: TarIndex, diagnostics: Diagnostics) -> None:
-        """All members must be in samples, and behind the last be two records of zeros, and nothing else."""
+        """Check that all members are in samples, and that after the last there are only zeros, two records at least."""
         size = index.stamp[0]
         links: list[str] = []
         with _Walked(FileIO(self.name)) as file:
@@ -114,7 +114,7 @@ class TarShard:
                 )
 
     def _check_index(self, index: TarIndex, diagnostics: Diagnostics) -> bool:
-        """Compare the index that is kept with one just made; whether there is one."""
+        """Compare the saved index with one just built; returns whether there is a saved one."""
         if not is_fresh(self.name):
             stale = Path(f"{self.name}.index.npz").exists()
             if stale:
@@ -152,7 +152,7 @@ class TarShard:
     def _contents(
         self, file: BinaryIO, index: TarIndex, checks: Checks, diagnostics: Diagnostics
     ) -> tuple[bytes, bytes]:
-        """Decode what can be decoded, if that is asked for; a digest and a label of each sample, likewise."""
+        """Decode members, if asked for. Returns the digests and label codes of the samples, if asked for."""
         if not (checks.decode or checks.contents):
             return b"", b""
         decoders = {name: self.columns.checks(name, tar_check) if checks.decode else [] for name in index.extensions}
@@ -173,7 +173,7 @@ class TarShard:
                 if name in labels and checks.contents:
                     label = b"".join(_blocks(file, offset, min(length, _LABEL)))
             if checks.contents and compared:
-                # What lacks the content is equal to nothing.
+                # A sample without the content is equal to no other.
                 parts = values or [(row, partial(iter, [self.name.encode("utf-8", "surrogateescape")]))]
                 digests.append(digest((length, blocks()) for length, blocks in parts))
                 codes.append(label_code(label))
@@ -182,7 +182,7 @@ class TarShard:
     def _decode(
         self, name: str, decoders: list[Check], data: bytes, row: int, index: TarIndex, diagnostics: Diagnostics
     ) -> Any:
-        """What the first of the decoders gives; None for what one of them cannot decode."""
+        """The result of the first decoder; None, and an error, if one of them fails."""
         try:
             values = [decoder(data) for decoder in decoders]
         except Exception as error:  # decoders raise nearly anything
@@ -197,7 +197,7 @@ class TarShard:
 
 
 class _Walked(BufferedReader):
-    """A file. last: where it was last sent to."""
+    """A file that remembers the last position it was moved to."""
 
     last = 0
 

@@ -1,4 +1,4 @@
-"""What is wrong with a set of shards, MDS or tars, and where."""
+"""The check of a set of shards, MDS or tars: what is wrong, and where."""
 
 import os
 import re
@@ -25,11 +25,11 @@ from infobatch_stream.verify.tar_sets import TarSet, open_tars
 __all__ = ["Report", "Shard", "Progress", "verify"]
 
 _PRELOAD = ("webdataset.tariterators", "PIL.Image")
-_PLACES = 5  # of equal samples that are listed
+_PLACES = 5  # equal samples that are listed
 _WILD = re.compile(r"[*?[]")
 
 Progress = Callable[[int, int], None]
-"""Is called when shards are done: of how many in all, and the bytes of the last."""
+"""Progress callback, called after each shard with the number of all shards, and the bytes of this one."""
 
 
 class Shard(Protocol):
@@ -48,10 +48,17 @@ class Shard(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found in so many shards and samples, and bytes of shard files.
+    """What `verify` found.
 
-    problems: errors first, each severity in the order of the shards; of a file with very many, the first.
-    errors, warnings, notes: how many there are, those not listed included.
+    Attributes:
+        shards: Number of shards.
+        samples: Number of samples in them.
+        size: Bytes of their files.
+        errors: Number of errors, including those that are not listed in ``problems``.
+        warnings: Number of warnings, likewise.
+        notes: Number of notes, likewise.
+        problems: Errors first, then warnings, then notes, each in the order of the shards. Of each severity at most 10
+            per file are listed.
     """
 
     shards: int
@@ -72,17 +79,27 @@ def verify(
     workers: int = 1,
     progress: Progress = lambda total, size: None,
 ) -> Report:
-    """Check ``shards``: folders with an index.json (MDS), folders of tars, tars, braces and globs; all local.
+    """Check local shards, and report everything that is wrong with them. Nothing is written.
 
-    columns: each sample must have them: columns of MDS; of tars columns that columns.json names, or extensions of
-        members, ``jpg;png`` for one of several.
-    duplicates: look for samples of the same content, first those with different labels. Compared is the main image; of
-        samples without images all but key, ``name`` and label; or ``columns``.
-    decode: decode images, arrays, JSON and numbers. Pickled values never are.
-    workers: processes; the report is the same for any number. Memory is a few blocks and the largest sample for each,
-        and 8 bytes per sample, 32 with ``duplicates``; of a shard compressed by zstd or snappy, all of it.
+    Each worker needs memory for a few blocks and its largest sample, or for the whole of a shard that is compressed by
+    zstd or snappy. The report needs 8 bytes per sample, with ``duplicates`` 32.
 
-    Nothing is written. Raises ConfigError for arguments that cannot be meant, and MissingExtraError.
+    Args:
+        shards: Folders with an index.json (MDS), folders of tars, tars, and names with braces or globs.
+        columns: Columns that each sample must have. Of tars: columns in columns.json, or extensions of members, as
+            ``jpg;png`` for one of several.
+        duplicates: Look for samples with the same content, first for those with different labels. Images are compared
+            by the main image, other samples by all fields but key, ``name`` and label; with ``columns``, by these.
+        decode: Decode images, arrays, JSON and numbers. Pickled values are never loaded.
+        workers: Number of processes. The report does not depend on it.
+        progress: Called after each shard with the number of all shards, and the bytes of this one.
+
+    Returns:
+        The problems, and how many there are. A shard that cannot be read is a problem, not an exception.
+
+    Raises:
+        ConfigError: For arguments that cannot be meant.
+        MissingExtraError: If a library that a check needs is not installed.
     """
     found: list[Diagnostics] = []
     opened = [one for item in shards for one in _open(os.fspath(item), found)]
@@ -129,7 +146,10 @@ def _check(checks: Checks, shard: Shard) -> Checked:
 
 
 def _open(item: str, found: list[Diagnostics]) -> list[MdsShard] | list[TarSet]:
-    """What ``item`` means: the shards of an MDS folder, or tars by their folders; with what is found unread."""
+    """The shards of ``item``: those of an MDS folder, or tars by their folders.
+
+    found: gets the problems that show before shards are read.
+    """
     path = local_path(item)
     is_folder = os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for a name that is too long
     if is_folder and holds_mds(Path(path)):
@@ -157,7 +177,7 @@ def _open(item: str, found: list[Diagnostics]) -> list[MdsShard] | list[TarSet]:
 
 
 def _check_indexes(without: list[str]) -> Diagnostics:
-    """Warn once of tars without index: before the first use there is none."""
+    """Warn of tars without an index, once for all, since before the first use none has one."""
     diagnostics = Diagnostics("")
     if without:
         others = f", and {len(without) - 1:,} other tars have none" if len(without) > 1 else ""
@@ -167,7 +187,7 @@ def _check_indexes(without: list[str]) -> Diagnostics:
 
 
 def _equal_keys(tasks: Sequence[Shard], digests: list[bytes]) -> Diagnostics:
-    """Warn of samples with an equal key."""
+    """Warn of samples with the same key."""
     twice = find_duplicates(digests, KEY_BYTES, LISTED)
     diagnostics = Diagnostics("")
     for (shard, row), others in _listed(twice.first, tasks):
@@ -182,7 +202,7 @@ def _equal_keys(tasks: Sequence[Shard], digests: list[bytes]) -> Diagnostics:
 def _equal_contents(
     tasks: Sequence[Shard], digests: list[bytes], labels: list[bytes]
 ) -> tuple[Diagnostics, Diagnostics]:
-    """Warn of samples with an equal content: first of those that have different labels."""
+    """Warn of samples with the same content; those with different labels come first."""
     twice = find_duplicates(digests, CONTENT_BYTES, LISTED, labels)
     conflicts, equal = Diagnostics(""), Diagnostics("")
     for (shard, row), others in _listed(twice.conflicting, tasks, labels):
