@@ -26,24 +26,20 @@ def open_source(dataset: Any, *, batch_size: int | None = None, shuffle: bool = 
 
     Raises ConfigError for anything else, and for a dataset without samples.
     """
-    kind = next((kind for kind in _TYPES if kind.accepts(dataset)), None)
     name = type(dataset).__name__
-    if kind is None:
-        raise _unsupported(name, isinstance(dataset, IterableDataset))
-    source = kind.open(dataset, batch_size, shuffle)
-    if source.num_samples < 1:
-        raise ConfigError(f"the dataset {name} is empty; there is nothing to train on.")
-    return source
-
-
-def _unsupported(name: str, is_iterable: bool) -> ConfigError:
-    if is_iterable:
-        return ConfigError(
+    kind = next((kind for kind in _TYPES if kind.accepts(dataset)), None)
+    if kind is not None:
+        source = kind.open(dataset, batch_size, shuffle)
+        if source.num_samples < 1:
+            raise ConfigError(f"the dataset {name} is empty; there is nothing to train on.")
+        return source
+    if isinstance(dataset, IterableDataset):
+        raise ConfigError(
             f"{name} is an IterableDataset, which cannot be read by index. For WebDataset shards use "
             "infobatch_stream.IndexedWebDataset(urls); for MDS shards a streaming.StreamingDataset; anything else "
             "needs __len__ and __getitem__, or a conversion to shards (infobatch-stream convert)."
         )
-    return ConfigError(
+    raise ConfigError(
         f"{name} has no __len__ and __getitem__. Give a StreamingDataset, an IndexedWebDataset, or a map-style "
         "dataset, one with both."
     )

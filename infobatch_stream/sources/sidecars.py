@@ -1,4 +1,4 @@
-"""What lies beside shards and tells of their columns and classes: columns.json and classes.json."""
+"""The files beside shards that describe their columns and classes: columns.json and classes.json."""
 
 import json
 import os

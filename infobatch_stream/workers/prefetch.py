@@ -4,8 +4,8 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from infobatch_stream.sources.base import Source
@@ -64,18 +64,20 @@ class _Wanted:
                 failed[shard] = error
         return failed
 
-    @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Within, a batch waits."""
+    def fetch_groups(self, groups: list[list[int]]) -> dict[int, Exception]:
+        """Have ``groups`` of shards local, one after the other, while a batch waits; what failed, by shard."""
+        failed: dict[int, Exception] = {}
         with self.lock:
             self.waiting += 1
         try:
-            yield
+            for group in groups:
+                failed |= self.fetch_all(group)
         finally:
             with self.lock:
                 self.waiting -= 1
                 if not self.waiting:
                     self.now.clear()
+        return failed
 
     def begin(self, most: int) -> None:
         """Have up to ``most`` threads at work."""
@@ -121,10 +123,6 @@ class Prefetcher(PerProcess):
             self._place = place
             wanted.later.extend(later)
         missing = [part for group in now if (part := [shard for shard in group if shard not in wanted.here])]
-        failed: dict[int, Exception] = {}
-        if missing:
-            with wanted.awaited():
-                for group in missing:
-                    failed |= wanted.fetch_all(group)
+        failed = wanted.fetch_groups(missing) if missing else {}
         wanted.begin(len(wanted.later))
         return failed

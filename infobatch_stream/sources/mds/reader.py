@@ -69,10 +69,7 @@ class MdsFiles(PerProcess):
         self.open = lru_cache(MOST_OPEN)(ShardFile)
 
 
-@lru_cache(64)
-def _frame(sizes: tuple[int | None, ...]) -> Frame:
-    """One for all shards of equal columns."""
-    return Frame(sizes)
+_frame = lru_cache(64)(Frame)  # one for all shards of equal columns
 
 
 def _is(reader: Any, kind: Any) -> bool:

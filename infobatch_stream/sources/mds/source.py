@@ -13,7 +13,7 @@ from infobatch_stream.sources.mds.cache import MdsCache
 from infobatch_stream.sources.mds.folders import fix_folders
 from infobatch_stream.sources.mds.options import check_options
 from infobatch_stream.sources.mds.reader import MdsFiles, MdsReading
-from infobatch_stream.sources.mds.remote_index import local_folder
+from infobatch_stream.sources.mds.remote_index import local_dir
 
 if TYPE_CHECKING:
     from streaming import StreamingDataset
@@ -35,7 +35,7 @@ class MdsSource:
         fix_folders(dataset)
         for stream, shard in zip(dataset.stream_per_shard, dataset.shards, strict=True):
             files = ((file.basename, file.bytes, file.hashes) for file in chain(*shard.file_pairs) if file is not None)
-            check_shard(files, shard.samples, local_folder(dataset.streams[stream]) / "index.json")
+            check_shard(files, shard.samples, local_dir(dataset.streams[stream]) / "index.json")
         self._dataset = dataset
         self._open = MdsFiles(dataset)
         self.draws = not self._open.only_streamings

@@ -46,7 +46,9 @@ class ShardCache:
     """
 
     def __init__(self, folder: AnyPath | None = None, limit: int | str | None = None) -> None:
-        self.folder = _default_folder() if folder is None else Path(folder).absolute()
+        if folder is None:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "infobatch-stream")
+        self.folder = Path(folder).absolute()
         self.limit = None if limit is None else bytes_of("cache_limit", limit)
         self._tidied = -1  # the process that removed stale files
 
@@ -68,11 +70,10 @@ class ShardCache:
         return str(place)
 
     def ensure_local(self, url: str, expected_size: int | None = None) -> str:
-        """The path of the shard, which is downloaded if it is not here.
+        """The path of the shard, downloaded if it is not local.
 
-        Of several that want it at once one downloads it and the others wait. It may be removed again any moment, if
-        there is a limit. Raises DataError (see `download`), also for a full disk, and ConfigError if the limit is too
-        small.
+        Of several callers one downloads it and the others wait. Under a limit it may be removed again at any moment.
+        Raises DataError (see `download`), also for a full disk, and ConfigError if the limit is too small.
         """
         if found := self.find(url, expected_size):
             return found
@@ -88,7 +89,7 @@ class ShardCache:
         return str(place)
 
     def fill(self, place: Path, url: str, make: Make, is_there: Callable[[], bool], size: int | None = 0) -> None:
-        """Have ``make`` write the file at ``place``, unless, when it is this process's turn, ``is_there``.
+        """Have ``make`` write the file at ``place``, unless ``is_there`` once the lock is held.
 
         size: bytes that it takes within the limit while it is made, None if unknown. Raises as `ensure_local`.
         """
@@ -116,9 +117,9 @@ class ShardCache:
                 try:
                     make(part, room.need)
                     with part.open("rb") as file:
-                        os.fsync(file.fileno())  # else a file could be whole in name only after a crash
+                        os.fsync(file.fileno())  # else a crash could leave a truncated file under the final name
                     part.replace(place)
-                except _NoRoom:  # again from the beginning, rather than wait with room that others may wait for
+                except _NoRoom:  # start again: two that wait while they hold room would wait for each other
                     continue
                 finally:
                     part.unlink(missing_ok=True)
@@ -245,8 +246,3 @@ def _cached_name(url: str) -> str:
     name = url.rstrip("/").rpartition("/")[2].encode(errors="surrogateescape").replace(b"\0", b"")
     digest = hashlib.sha256(os.fsencode(url)).hexdigest()[:32]
     return f"{os.fsdecode(name[:32])}.{digest}"
-
-
-def _default_folder() -> Path:
-    """infobatch-stream in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "infobatch-stream")

@@ -45,23 +45,30 @@ def need_webdataset() -> None:
 class IndexedWebDataset(Dataset[Any]):
     """Samples of uncompressed WebDataset tars by index 0..N-1, in the order (shard, row).
 
-    ``urls``: a path, or a url of any protocol that fsspec knows (s3://, gs://, hf://, https://), with brace expansion;
-    or a glob; or a folder (its *.tar, sorted); or an iterable of these. A web server has no globs and folders.
+    A sample is the dict that webdataset 1.0.2 yields: `__key__`, `__url__`, `__local_path__`, and the bytes of each
+    member by extension, in tar order. Stages (`decode`, `map`, ...) are webdataset's own; each returns a new dataset.
 
-    Opening reads the headers of each local shard once and keeps an index of it beside the shard or, where that cannot
-    be written, in ``cache_dir`` (default: infobatch-stream in $XDG_CACHE_HOME or ~/.cache). Of a remote shard it
-    fetches ``<url>.index.npz``; where there is none, the shard itself, to index it. The indexes stay in the cache.
+    Opening indexes each shard once. The index of a local shard is kept beside it or, where that cannot be written, in
+    ``cache_dir``. For a remote shard ``<url>.index.npz`` is downloaded; where there is none, the shard itself, to index
+    it. Indexes stay in the cache.
 
     Remote shards are downloaded to ``cache_dir`` when a sample of them is read, once for all processes of a machine.
-    They take at most ``cache_limit`` bytes there (a number, or as "200gb"; None: no limit): the least recently read are
-    removed.
+    Cached shards are not revalidated. If you rewrite a shard, give it a new name or clear the cache.
 
-    A sample is the dict that webdataset 1.0.2 yields: `__key__`, `__url__`, `__local_path__`, and bytes by
-    extension, in tar order; then what the stages make of it. Each stage (`decode`, `map`, ...) is webdataset's own
-    and returns a new dataset. The object holds no scores or epochs, survives fork and pickle (as far as the
-    functions in its stages do), and may be read from several threads.
+    The dataset holds no scores or epochs. It survives fork and pickle, as far as the functions in its stages do, and
+    may be read from several threads.
 
-    Raises DataError for shards that are missing, damaged, compressed, out of reach, or hold no sample.
+    Args:
+        urls: A path, a url of any protocol that fsspec knows (s3://, gs://, hf://, https://), a glob, or a folder (its
+            *.tar, sorted); or an iterable of these. Braces are expanded. A web server has no globs and folders.
+        cache_dir: Folder for remote shards and indexes. Default: infobatch-stream in $XDG_CACHE_HOME or ~/.cache.
+        cache_limit: Most bytes of remote shards in ``cache_dir``, as a number or as "200gb" (powers of 1024). The least
+            recently read shards are removed. None: no limit.
+
+    Raises:
+        ConfigError: For braces that do not match, no url at all, or a ``cache_limit`` that is smaller than a shard.
+        DataError: For shards that are missing, damaged, compressed, out of reach, or hold no sample.
+        MissingExtraError: If webdataset, or for a url fsspec, is not installed.
     """
 
     def __init__(
@@ -96,7 +103,13 @@ class IndexedWebDataset(Dataset[Any]):
     def ensure_local(self, shard: int) -> None:
         """Return when shard number ``shard`` is local. Any thread or process may call it.
 
-        It may be removed again, if there is a cache_limit. Raises DataError when it cannot be downloaded.
+        Under a ``cache_limit`` it may be removed again.
+
+        Args:
+            shard: 0..S-1, in the order of `urls`.
+
+        Raises:
+            DataError: If it cannot be downloaded.
         """
         self._shards.tars[shard].ensure_local()
 
@@ -119,10 +132,14 @@ class IndexedWebDataset(Dataset[Any]):
         return self._shards.ends[-1]
 
     def __getitem__(self, index: int) -> Any:
-        """Sample ``index`` (from the end if negative), after all stages.
+        """Sample ``index``, after all stages. What a stage raises passes unchanged.
 
-        Raises IndexError, and DataError, naming the shard, if it cannot be read or a stage drops the sample; what
-        a stage raises passes unchanged.
+        Args:
+            index: -N..N-1; negative ones count from the end.
+
+        Raises:
+            IndexError: If there is no such sample.
+            DataError: If the shard, which it names, cannot be read, or a stage drops the sample.
         """
         number = operator.index(index)
         size = len(self)
@@ -143,7 +160,11 @@ class IndexedWebDataset(Dataset[Any]):
         )
 
     def readahead(self, indices: Iterable[int]) -> None:
-        """Have the system read the samples ``indices`` (0..N-1) ahead, those of shards that are local."""
+        """Have the system read samples of local shards ahead.
+
+        Args:
+            indices: 0..N-1, in the order in which they will be read.
+        """
         self._shards.readahead(indices)
 
     def decode(self, *args: Any, **kwargs: Any) -> Self:

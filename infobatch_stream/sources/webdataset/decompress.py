@@ -98,18 +98,15 @@ class _Again(io.RawIOBase):
 
 
 def _zstd(file: BinaryIO) -> Any:
-    ways: dict[str, Callable[[Any], Any]] = {
-        # Not zstandard, whose reader takes a file that is cut off for a whole one.
-        "compression.zstd": lambda module: module.ZstdFile(file),  # Python 3.14
-        "backports.zstd": lambda module: module.ZstdFile(file),
-        "pyarrow": lambda module: module.CompressedInputStream(module.PythonFile(file, "r"), "zstd"),
-    }
-    for name, way in ways.items():
+    # Not zstandard, whose reader takes a file that is cut off for a whole one.
+    for name in ("compression.zstd", "backports.zstd", "pyarrow"):  # the first comes with Python 3.14
         try:
             module = import_module(name)
         except ImportError:
             continue
-        return way(module)
+        if name == "pyarrow":
+            return module.CompressedInputStream(module.PythonFile(file, "r"), "zstd")
+        return module.ZstdFile(file)
     raise MissingExtraError(
         "A tar that is compressed by zstd needs pyarrow or backports.zstd: pip install backports.zstd. Or have the "
         "program zstd do it: 'pipe:zstd -dc shard.tar.zst'."

@@ -1,4 +1,4 @@
-"""WebDataset tars that cannot be read by index where they are: written to the cache as plain tars, and read there."""
+"""WebDataset tars that are compressed, or the output of commands: kept as plain tars in the cache, and read there."""
 
 import json
 import os
@@ -26,15 +26,21 @@ Counts = int | Sequence[int] | Mapping[str, int] | AnyPath
 class StreamedWebDataset(IndexedWebDataset):
     """An `IndexedWebDataset` of compressed tars (.tgz, .tar.gz, .bz2, .xz, .zst) and of commands (``pipe:...``) too.
 
-    Such a shard is read once from its beginning to its end, and its plain tar is kept in the cache; samples are read
-    from there, by index. So nothing is decoded that an epoch does not keep, and all else is as ever.
+    Such a shard is decompressed once, and its plain tar is kept in the cache. Samples are read from there by index, so
+    an epoch decodes only the samples that it keeps.
 
-    counts: samples per shard, as one number for all, a list in the order of the shards, a dict by url (or the last part
-    of it), or the path of a JSON file of one of these. Without, each shard is read at the first opening; later ones
-    have its index. A cache_limit has to hold the plain tars; what was removed is read again.
+    Args:
+        urls: As for `IndexedWebDataset`; also compressed tars and commands.
+        counts: Samples per shard: one number for all, a list in the order of the shards, a dict by url (or its last
+            part), or the path of a JSON file of one of these. None: each shard is read when it is opened for the first
+            time; later openings have its index.
+        cache_dir: As for `IndexedWebDataset`.
+        cache_limit: As for `IndexedWebDataset`; it counts the plain tars. What was removed is decompressed again.
 
-    Raises what IndexedWebDataset does, and DataError, when it is read, for a shard that cannot be decompressed, whose
-    command fails, or that has another number of samples than ``counts`` says.
+    Raises:
+        ConfigError: As for `IndexedWebDataset`; also for ``counts`` that do not fit the shards.
+        DataError: As for `IndexedWebDataset`. When it is read, also for a shard that cannot be decompressed, whose
+            command fails, or that has another number of samples than ``counts`` says.
     """
 
     def __init__(
