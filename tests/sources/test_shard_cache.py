@@ -92,10 +92,10 @@ def test_equal_names_in_different_folders_do_not_meet(tmp_path):
     cache = ShardCache(tmp_path / "cache")
     with FaultyServer(tmp_path / "site") as web:
         for folder, size in (("a", 10), ("b", 20), ("b/c", 30)):
-            assert not cache.has(f"{web.url}/{folder}/s.tar")
+            assert not cache.place(f"{web.url}/{folder}/s.tar").exists()
             path = cache.ensure_local(f"{web.url}/{folder}/s.tar", size)
             assert Path(path).stat().st_size == size
-            assert cache.has(f"{web.url}/{folder}/s.tar")
+            assert cache.place(f"{web.url}/{folder}/s.tar").exists()
 
 
 @pytest.mark.parametrize("name", ["n" * 500, "é" * 300, "a b?c=d&e", "..", "%2e%2e", "a\nb", "\udcff"])
@@ -338,7 +338,7 @@ def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path, web):
     path = Path(cache.ensure_local(urls_of(web)[0]))
     path.unlink()
     path.parent.rmdir()
-    assert not cache.has(urls_of(web)[0])
+    assert not cache.place(urls_of(web)[0]).exists()
     assert cache.ensure_local(urls_of(web)[0]) == str(path)
 
 
