@@ -25,9 +25,7 @@ __all__ = [
 # Another process may have put anything there: opening a pipe could block for ever, and links lead elsewhere.
 _LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
-_MARKED = re.compile(
-    r"(?=[0-9]*[a-f])[0-9a-f]{8,16}(-[0-9]+)?"
-)  # other names, dates for example, may be backups of the user
+_MARKED = re.compile(r"(?=[0-9]*[a-f])[0-9a-f]{8,16}(-[0-9]+)?")  # other names, as dates, may be a user's backups
 
 
 def lock(descriptor: int, *, wait: bool = False, shared: bool = False) -> bool:

@@ -45,9 +45,7 @@ def read_members(file: BinaryIO, size: int, link: Callable[[str], object] = lamb
     the file and do not overlap. Memory does not depend on the size of the tar.
     """
     position = 0
-    ahead: dict[
-        str, str
-    ] = {}  # extended headers, which are about the next member; of several the first counts, as in tarfile
+    ahead: dict[str, str] = {}  # by extended headers, about the next member; the first counts, as in tarfile
     while position <= size:
         file.seek(position)
         block = file.read(_BLOCK)

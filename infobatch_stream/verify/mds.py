@@ -119,9 +119,8 @@ class MdsShard:
                 diagnostics.error(f"it has no column {wanted!r}, but {', '.join(map(repr, names))}")
         for name, encoding, _ in self.entry.columns:
             if not is_known(encoding):
-                diagnostics.add(
-                    Severity.WARNING, f"column {name!r} has the encoding {encoding!r}, which is not streaming's"
-                )
+                what = f"column {name!r} has the encoding {encoding!r}, which is not streaming's"
+                diagnostics.add(Severity.WARNING, what)
         for file in self.entry.files():
             for name in file.hashes:
                 if hasher(name) is None:

@@ -17,9 +17,7 @@ __all__ = ["columns_of", "count_classes", "check_unlisted", "check_gaps", "check
 
 _BESIDE = ("index.json", "classes.json", "columns.json", SHARD_LIST)
 _SHARD = re.compile(r"\.mds(\.|$)")
-_UNFINISHED = re.compile(
-    r"\.(tmp|part|partial|incomplete|crdownload)([.-]|$)"
-)  # what a writer or download leaves that died
+_UNFINISHED = re.compile(r"\.(tmp|part|partial|incomplete|crdownload)([.-]|$)")  # left by killed writers, downloads
 _WHOLE = re.compile(r"\.(tar(\.index\.npz|\.gz|\.bz2|\.xz|\.zst)?|tgz|mds)$")
 
 
