@@ -65,7 +65,7 @@ def export_command(
         task = bar.add_task("exporting", total=None)
         rows = export(
             store, out, format=format.value, dataset=dataset, cache=cache, hardest=hardest,
-            progress=lambda total, more: bar.update(task, advance=more, total=total),
+            on_progress=lambda total, more: bar.update(task, advance=more, total=total),
         )  # fmt: skip
     say(f"{rows:,} samples in {out}" + ("" if out.is_absolute() else f" ({out.absolute()})"))
 

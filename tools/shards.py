@@ -58,7 +58,7 @@ def verify_command(
         names = tuple(name for part in columns.split(",") if (name := part.strip()))
         report = verify(
             shards, columns=names, duplicates=duplicates, decode=decode, workers=workers or default_workers(),
-            progress=show_progress,
+            on_progress=show_progress,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(report)))
@@ -88,7 +88,9 @@ def index_command(
     with reported(), _shard_progress("indexing") as show_progress:
         from infobatch_stream.verify.build_indexes import index_shards
 
-        done = index_shards(shards, checksums=checksums, workers=workers or default_workers(), progress=show_progress)
+        done = index_shards(
+            shards, checksums=checksums, workers=workers or default_workers(), on_progress=show_progress
+        )
     total = done.built + done.fresh + len(done.failures)
     if as_json:
         typer.echo(json.dumps(asdict(done)))

@@ -99,7 +99,7 @@ def convert(
             another then, and image files that are in no shard yet may have been mended or removed.
         workers: processes.
         ray: address of a Ray cluster that does the work instead.
-        on_progress: is called with the progress after each task.
+        on_progress: Called with the progress after each task.
 
     Returns:
         What was written, and what was passed over.

@@ -31,7 +31,7 @@ def export(
     dataset: str | None = None,
     cache: Path | None = None,
     hardest: int | None = None,
-    progress: Callable[[int, int], None] = lambda total, more: None,
+    on_progress: Callable[[int, int], None] = lambda total, more: None,
 ) -> int:
     """Write what a score store holds as a table, which appears at ``out`` when it is whole.
 
@@ -46,7 +46,7 @@ def export(
         cache: Folder for shards that are elsewhere, as for `open_shards`.
         hardest: Only so many samples, the hardest by `staying_hard` first; with ``dataset`` also their labels and
             names, as a report shows them.
-        progress: Called after each block of rows, with the number of all and of those in the block.
+        on_progress: Called after each block of rows, with the number of all and of those in the block.
 
     Returns:
         The number of rows.
@@ -70,7 +70,7 @@ def export(
             if writer is None:
                 writer = _writer(format, file, table.schema)
             writer.write_table(table)
-            progress(len(order), table.num_rows)
+            on_progress(len(order), table.num_rows)
         writer.close()
     return len(order)
 

@@ -47,7 +47,7 @@ def index_shards(
     *,
     checksums: bool = False,
     workers: int = 1,
-    progress: Callable[[int, int], None] = lambda total, size: None,
+    on_progress: Callable[[int, int], None] = lambda total, size: None,
 ) -> Indexing:
     """Build the index of each tar that has none, or a stale one.
 
@@ -57,7 +57,7 @@ def index_shards(
         shards: Local tars, folders of tars, and names with braces or globs.
         checksums: Store the CRC-32 of each whole tar, which reads all of it. An index without one is then stale.
         workers: Number of processes. The result does not depend on it.
-        progress: Called after each tar with the number of all tars, and the bytes of this one.
+        on_progress: Called after each tar with the number of all tars, and the bytes of this one.
 
     Returns:
         How many indexes were built, and what failed.
@@ -77,7 +77,7 @@ def index_shards(
     ) as results:
         for done in results:
             found.append(done)
-            progress(len(paths), done.size)
+            on_progress(len(paths), done.size)
     failures = tuple(done.failure for done in found if done.failure)
     fresh = sum(done.fresh for done in found)
     samples, size = sum(done.samples for done in found), sum(done.size for done in found)

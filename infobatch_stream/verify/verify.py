@@ -77,7 +77,7 @@ def verify(
     duplicates: bool = False,
     decode: bool = False,
     workers: int = 1,
-    progress: Progress = lambda total, size: None,
+    on_progress: Progress = lambda total, size: None,
 ) -> Report:
     """Check local shards, and report everything that is wrong with them. Nothing is written.
 
@@ -92,7 +92,7 @@ def verify(
             by the main image, other samples by all fields but key, ``name`` and label; with ``columns``, by these.
         decode: Decode images, arrays, JSON and numbers. Pickled values are never loaded.
         workers: Number of processes. The report does not depend on it.
-        progress: Called after each shard with the number of all shards, and the bytes of this one.
+        on_progress: Called after each shard with the number of all shards, and the bytes of this one.
 
     Returns:
         The problems, and how many there are. A shard that cannot be read is a problem, not an exception.
@@ -110,7 +110,7 @@ def verify(
     with closing(ordered_map(check, tasks, workers, preload=_PRELOAD)) as results:
         for task, done in zip(tasks, results, strict=True):
             checked[task.name] = done
-            progress(len(tasks), done.size)
+            on_progress(len(tasks), done.size)
     found += [done.diagnostics for done in checked.values()]
     found += [one.compare([checked[name] for name in names], columns) for names, one in sets.items()]
     found.append(_check_indexes([name for name, done in checked.items() if not done.indexed]))

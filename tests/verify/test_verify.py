@@ -208,7 +208,7 @@ def test_the_report_is_the_same_for_any_number_of_workers(mds, tars):
     shutil.copy(tars / "shard-000000.tar", tars / "shard-000004.tar")
     seen = []
     options = {"columns": ["image", "jpg"], "duplicates": True, "decode": True}
-    one = verify([mds, tars], **options, progress=lambda total, size: seen.append((total, size)))
+    one = verify([mds, tars], **options, on_progress=lambda total, size: seen.append((total, size)))
     assert one.errors > 3
     assert verify([mds, tars], **options, workers=2) == one
     assert len(seen) == one.shards == seen[0][0]
