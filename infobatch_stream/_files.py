@@ -1,7 +1,7 @@
-"""What processes that share folders, and may be killed at any moment, do to files: locks, and files that appear whole.
+"""Locks, atomic writes and stale temporary files, for processes that share folders and may be killed at any moment.
 
-The only module that calls flock. A lock belongs to an open file, and a child that was forked has that open too: it is
-gone when the last of them has closed the file, or ended.
+The only module that calls flock. A lock belongs to an open file, which a forked child has open too: the lock ends when
+the last of them has closed the file, or ended.
 """
 
 import errno
@@ -22,14 +22,14 @@ __all__ = [
     "whole_file",
 ]  # fmt: skip
 
-# Another process may have put anything there: a pipe would wait for ever, a link lead elsewhere.
+# Another process may have put anything there: opening a pipe could block for ever, and links lead elsewhere.
 _LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
-_MARKED = re.compile(r"(?=[0-9]*[a-f])[0-9a-f]{8,16}(-[0-9]+)?")  # any other name, a date say, may be a user's backup
+_MARKED = re.compile(r"(?=[0-9]*[a-f])[0-9a-f]{8,16}(-[0-9]+)?")  # other names, as dates, may be a user's backups
 
 
 def lock(descriptor: int, *, wait: bool = False, shared: bool = False) -> bool:
-    """Whether the open file or folder could be locked; with ``wait`` it can, some time.
+    """Lock an open file or folder; returns whether that succeeded, which with ``wait`` it does in the end.
 
     Raises OSError on a file system without locks.
     """
@@ -41,13 +41,13 @@ def lock(descriptor: int, *, wait: bool = False, shared: bool = False) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """End a `lock`. Closing is not enough where a child may have been forked meanwhile."""
+    """End a `lock`. Closing the file is not enough if a child was forked meanwhile."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @contextmanager
 def locked(path: Path, flags: int) -> Iterator[None]:
-    """Only one thread of all processes is within. flags: to open the file or folder with, as of os.open."""
+    """Hold an exclusive lock on a file or folder, also among threads. flags: for os.open."""
     descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
         lock(descriptor, wait=True)
@@ -60,7 +60,7 @@ def locked(path: Path, flags: int) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's entries, to the disk."""
+    """Flush a file's bytes, or a folder's entries, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -70,9 +70,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(place: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A new file beside ``place`` to write to; it takes its place at the end, or is removed after an error.
+    """Yields a new file beside ``place`` to write to. It replaces ``place`` at the end, or is removed after an error.
 
-    durable: it is on the disk, and called ``place``, when this is left. An OSError names ``place``.
+    durable: flush the file and its new name to the disk. An OSError names ``place``.
     """
     new = place.with_name(f".{place.name[:200]}.{mark()}.tmp")
     try:
@@ -85,7 +85,7 @@ def replacing(place: Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             sync(place.parent)
     except OSError as error:
-        if error.filename == str(new):  # nobody knows that name
+        if error.filename == str(new):  # a temporary name means nothing to the user
             error.filename, error.filename2 = str(place), None
         raise
     finally:
@@ -94,10 +94,10 @@ def replacing(place: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
-    """A new file beside ``out`` to write to; it takes the place of ``out`` at the end, or is removed after an error.
+    """Yields a new file beside ``out`` to write to. It replaces ``out`` at the end, or is removed after an error.
 
-    Of a link the file that it leads to is replaced. What is no file, as a pipe or a device, is written to itself.
-    Raises ConfigError at once where ``out`` is a folder, or would lie in none, and OSError that names ``out``.
+    If ``out`` is a link, its target is replaced; a pipe or a device is written to directly. Raises ConfigError at once
+    if ``out`` is a folder, or its folder does not exist; an OSError names ``out``.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; give the name of a file, as {out / 'NAME'}.")
@@ -119,34 +119,34 @@ def whole_file(out: Path) -> Iterator[Path]:
 
 
 def mark() -> str:
-    """What makes a name one of ours, and of this process: hexadecimal digits, and a letter among them."""
+    """A random ending for names of temporary files: hexadecimal digits with at least one letter."""
     return secrets.token_hex(4)[1:] + secrets.choice("abcdef")
 
 
 def hold(path: Path) -> int:
-    """Lock a file or folder that no other process holds, until the descriptor that is returned is closed."""
+    """Open and lock a file or folder that no other process uses; the lock ends when the descriptor is closed."""
     descriptor = os.open(path, _LOOK)
     _lock(descriptor)
     return descriptor
 
 
 def make_held(make: Callable[[], Path]) -> tuple[Path, int]:
-    """What ``make`` makes, and a `hold` on it.
+    """Make a file or folder, and `hold` it; returns the path and the descriptor.
 
-    Between the two another process may take it for one that was left behind; then it is made anew.
+    Before it is locked, another process may remove it as abandoned; then it is made again.
     """
     for _ in range(_TRIES):
         path = make()
         with suppress(FileNotFoundError):
             descriptor = os.open(path, _LOOK)
-            if _lock(descriptor) and _is_at(descriptor, path):  # nobody removes what he could not lock
+            if _lock(descriptor) and _is_at(descriptor, path):  # only what can be locked is removed
                 return path, descriptor
             os.close(descriptor)
     raise FileNotFoundError(errno.ENOENT, "removed by another process as soon as it was made", str(path))
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether no other process has locked it; where a file system has no locks, nothing that is left is removed."""
+    """Whether it could be locked, or the file system has no locks; then no process removes what is abandoned."""
     try:
         return lock(descriptor)
     except OSError:
@@ -162,9 +162,9 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def abandoned(folder: Path, prefix: str) -> Iterator[Path]:
-    """Files and folders in ``folder`` that are named ``prefix`` and a `mark`, and locked by no process.
+    """Files and folders in ``folder`` whose names are ``prefix`` and a `mark`, and that no process holds.
 
-    Each is locked here until the next one.
+    Each is locked until the next one is asked for.
     """
     for entry in sorted(folder.iterdir()):
         if not entry.name.startswith(prefix) or not _MARKED.fullmatch(entry.name.removeprefix(prefix)):

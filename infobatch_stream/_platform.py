@@ -1,4 +1,4 @@
-"""This machine as a rank sees it: its place among the nodes, its kernel, and on what file system a path lies."""
+"""This machine: its number among the nodes, its kernel, its memory, and the file system of a path."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["fill_in_node", "free_memory", "is_network", "kernel", "name_of_file_system"]
 
-# What several machines may mount at once. Their memory maps of one file are not kept equal.
+# File systems that several machines may mount. Their memory maps of one file are not kept equal.
 _NETWORK = re.compile(
     r"nfs\d?|cifs|smb\d?|smbfs|9p|virtiofs|afs|ceph|lustre|gpfs|beegfs|pvfs2|orangefs|glusterfs|ocfs2|gfs2|wekafs|"
     r"fuse\.(?!mergerfs|overlayfs|fuse-overlayfs|ntfs|exfat).+"
@@ -15,13 +15,13 @@ _NETWORK = re.compile(
 
 
 def fill_in_node(path: str) -> str:
-    """``path`` with ``{node}`` replaced: by torchrun's or Slurm's number of this node, else by the host's name."""
+    """Replace ``{node}`` in ``path`` by the number of this node (of torchrun or Slurm), else by the host's name."""
     node = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or socket.gethostname()
     return path.replace("{node}", node)
 
 
 def kernel() -> str:
-    """What the processes of one running kernel have in common, whose maps of a local file are the same memory."""
+    """An ID of the running kernel. Processes with the same ID share the memory of a mapped local file."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not Linux, or hidden
@@ -29,7 +29,7 @@ def kernel() -> str:
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine could give to processes; None where that cannot be told."""
+    """Bytes of memory that are available; None if that is unknown."""
     try:
         found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:
@@ -38,7 +38,7 @@ def free_memory() -> int | None:
 
 
 def name_of_file_system(path: Path, mounts: str | None = None) -> str:
-    """The type of the file system that ``path`` lies on, as "ext4" or "nfs4"; "" where that cannot be told.
+    """The type of the file system of ``path``, as "ext4" or "nfs4"; "" if that is unknown.
 
     mounts: text in the form of /proc/self/mountinfo (see proc(5)); default: that file.
     """
@@ -60,5 +60,5 @@ def name_of_file_system(path: Path, mounts: str | None = None) -> str:
 
 
 def is_network(file_system: str) -> bool:
-    """Whether a file system of this type may be mounted by several machines at once."""
+    """Whether several machines may mount a file system of this type."""
     return _NETWORK.fullmatch(file_system) is not None

@@ -1,4 +1,4 @@
-"""What a user's text means: a path, a url, a command."""
+"""Tells paths, urls and commands apart."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def has_scheme(text: str) -> bool:
 
 
 def check_server(url: str, error: type[InfoBatchError]) -> None:
-    """Raise ``error`` for what was meant as a url and names no server, as ``s3:/bucket``."""
+    """Raise ``error`` for a url that names no server, as ``s3:/bucket``."""
     if is_remote(url) and "://" not in url:
         raise error(f"{url!r} names no server; write a url as s3://bucket/name, a path with a colon as ./name.")
 

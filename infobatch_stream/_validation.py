@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules take, with errors for people."""
+"""Checks of arguments, used by several modules, with clear errors."""
 
 import operator
 import re
@@ -21,7 +21,7 @@ def whole_number(name: str, value: SupportsIndex, low: int, high: int | None = N
 
 
 def bytes_of(name: str, value: SupportsIndex | str) -> int:
-    """Bytes that ``value`` means: a number, or text as "200gb" (powers of 1024). Raises ConfigError for less than 1."""
+    """The number of bytes in ``value``: a number, or text as "200gb" (powers of 1024). Raises ConfigError below 1."""
     if not isinstance(value, str):
         return whole_number(name, value, 1)
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(?:([kmgt])?b?)", value.strip().lower())

@@ -13,9 +13,19 @@ __all__ = ["progress"]
 
 
 def progress(loader: "InfoBatchLoader", **options: Any) -> "Iterable[tuple[Any, Picks]]":
-    """The batches of the next epoch, with a tqdm bar: epoch, step, share kept, share saved so far.
+    """The batches of the next epoch, with a bar on the terminal: epoch, step, share kept, share saved so far.
 
-    Collective, as ``iter(loader)``; the process of rank 0 shows the bar. options: of tqdm.
+    Collective, as ``iter(loader)``: every rank calls it, and the process of rank 0 shows the bar.
+
+    Args:
+        loader: The loader of the run.
+        **options: Of ``tqdm``, which makes the bar.
+
+    Returns:
+        An iterable of (batch, picks), as the loader gives them.
+
+    Raises:
+        MissingExtraError: If tqdm is not installed.
     """
     try:
         from tqdm.auto import tqdm

@@ -22,17 +22,20 @@ _ASCENDING: Final = np.concatenate([np.arange(_DIGITS - 1, _NEGATIVE - 1, -1), n
 
 
 class Summary:
-    """Facts about ``scores`` (float32[N], NaN = never seen), computed in passes over chunks of 2^17.
+    """Facts about scores, the same on every rank that has the same scores.
 
-    What is infinite was never recorded: a bit flipped on the disk. It counts as never seen.
+    They are computed in passes over chunks of 2^17. A score that is infinite was never recorded: a bit flipped on the
+    disk. It counts as never seen.
 
-    Deterministic: equal scores give equal facts on every rank. pool: int64[P], the samples of a mixed epoch, with
-    repeats; only the tally is of these.
+    Args:
+        scores: float32[N], NaN = never seen.
+        pool: int64[P], the samples of a mixed epoch, with repeats; only the tally is of these.
 
     Attributes:
-        scores: as given; a copy in which what was infinite is NaN, if there was any. infinite: how many that were.
-        count: how many samples have a score.
-        mean: float, mean of those scores, not above the largest; NaN when there is none.
+        scores: float32[N], as given; a copy with NaN for what was infinite, if there was any.
+        infinite: How many were infinite.
+        count: How many samples have a score.
+        mean: Mean of those scores, not above the largest; NaN when there is none.
     """
 
     def __init__(self, scores: NDArray[np.float32], pool: NDArray[np.int64] | None = None) -> None:
@@ -60,9 +63,11 @@ class Summary:
         return max((float(chunk.max()) for chunk in _seen(self.scores, _CHUNK) if chunk.size), default=math.nan)
 
     def tally(self) -> tuple[NDArray[np.int64], int]:
-        """How often each upper half of a score's bits occurs among the entries of the epoch, and how many have none.
+        """How often each upper half of a score's bits occurs among the entries of the epoch.
 
-        int64[2^16], by the half as a number: one for each value that a bfloat16 can have. Not a number is not counted.
+        Returns:
+            int64[2^16], by the half as a number, so one for each value that a bfloat16 can have; and how many entries
+            have no score, which are not counted.
         """
         if self._pool is None:
             counts = _count_uppers(self.scores)
@@ -73,11 +78,19 @@ class Summary:
         return counts, self._pool.size - int(counts.sum())
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
-        """For each share q in [0, 1]: the score at rank floor(q * count) of the sorted scores, exactly.
+        """Exact quantiles: at most a share q of the scores lies below that of q.
 
-        At most a share q of the scores lies below it. Two radix passes over the bits of the floats: counts of their
-        upper halves, then of the lower halves of those that have a wanted upper one. Raises ValueError when no sample
-        has a score.
+        Two radix passes over the bits of the floats: counts of their upper halves, then of the lower halves of those
+        that have a wanted upper one.
+
+        Args:
+            shares: Each a q in [0, 1].
+
+        Returns:
+            For each, the score at rank floor(q * count) of the sorted scores.
+
+        Raises:
+            ValueError: When no sample has a score.
         """
         if not self.count:
             raise ValueError("no sample has a score yet, so there are no quantiles")

@@ -30,8 +30,8 @@ _BIND = 0x1000  # MS_BIND
 LONG = {
     "accelerate", "benchmarks", "cifar", "conversion_runs", "crash", "ddp", "demo", "destinations", "download",
     "elastic", "faults", "foreign_files", "imagenet", "index_command", "leaks", "lightning", "lossless", "lost_nodes",
-    "lost_processes", "mds", "node_rules", "nodes", "other_losses", "packaging", "pages", "pool", "prefetch",
-    "readers", "readers_real", "readme", "remote_mds", "remote_report", "remote_webdataset", "report_browser",
+    "lost_processes", "manual", "mds", "node_rules", "nodes", "notebook", "other_losses", "packaging", "pages", "pool",
+    "prefetch", "readers", "readers_real", "remote_mds", "remote_report", "remote_webdataset", "report_browser",
     "resume", "resumed", "roundtrip_tables", "run_lock", "scores_commands", "seeing", "signals", "store_machine",
     "transformers", "unlock", "verify",
 }  # fmt: skip

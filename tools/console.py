@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,12 +13,19 @@ from rich.text import Text
 from infobatch_stream._formatting import visible
 from infobatch_stream.errors import InfoBatchError
 
-__all__ = ["progress", "reported", "say"]
+__all__ = ["AsJson", "counted", "progress", "reported", "say"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def say(text: object, *, err: bool = False) -> None:
     """Print a line or several, in which no name or content of a file can move the cursor."""
     typer.echo("\n".join(map(visible, str(text).split("\n"))), err=err)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 shard``, ``2,000 shards``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @contextmanager

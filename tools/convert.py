@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from infobatch_stream.convert.manifest import Conversion, ConversionProgress
 from infobatch_stream.convert.writers import ShardFormat
 from infobatch_stream.errors import ConfigError
 
-from .console import progress, reported, say
+from .console import counted, progress, reported, say
 
 __all__ = ["convert_command", "parse_size"]
 
@@ -41,27 +40,24 @@ class OnError(StrEnum):
     SKIP = "skip"
 
 
-def parse_pairs(option: str, texts: list[str] | None) -> dict[str, str] | None:
-    """``["image=jpg;png", "label"]`` -> a dict; a name alone stands for itself."""
-    # A name may begin or end with a space.
-    pairs = {text.partition("=")[0]: text.partition("=")[2] or text for text in texts or ()}
-    if any(not name or value.startswith("=") for name, value in pairs.items()):
-        raise typer.BadParameter(f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint=option)
+def parse_pairs(option: str, texts: list[str] | None, *, alone: bool = True) -> dict[str, str] | None:
+    """``["image=jpg;png", "label"]`` -> a dict. alone: whether a name without a value stands for itself.
+
+    Else it needs a value, which may be empty. A name may begin or end with a space.
+    """
+    pairs = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not name or (value.startswith("=") if alone else not equals):
+            message = f"{texts}: write it as NAME=VALUE, and repeat the option for more."
+            raise typer.BadParameter(message, param_hint=option)
+        pairs[name] = value or text if alone else value
     return pairs or None
 
 
 def parse_columns(texts: list[str] | None) -> dict[str, str] | None:
     """``["image", "mask=nearest"]`` -> how each column is made smaller."""
     return {text.partition("=")[0]: text.partition("=")[2] or AUTO for text in texts or ()} or None
-
-
-def parse_fill(texts: list[str] | None) -> dict[str, str] | None:
-    """``["text=", "label=-1"]`` -> a dict; a value may be empty."""
-    if any(not text.partition("=")[0] or "=" not in text for text in texts or ()):
-        raise typer.BadParameter(
-            f"{texts}: write it as NAME=VALUE, and repeat the option for more.", param_hint="--fill"
-        )
-    return {text.partition("=")[0]: text.partition("=")[2] for text in texts or ()} or None
 
 
 def convert_command(
@@ -141,7 +137,7 @@ def convert_command(
     with reported(), progress("samples") as bar:
         tasks: dict[str, TaskID] = {}
 
-        def watch(now: ConversionProgress) -> None:
+        def show(now: ConversionProgress) -> None:
             if now.title not in tasks:
                 tasks[now.title] = bar.add_task(visible(now.title) or "converting", total=now.total, bytes=0)
             bar.update(tasks[now.title], completed=now.samples, bytes=now.bytes)
@@ -151,13 +147,13 @@ def convert_command(
         done = convert(
             src, dst, format,
             columns=parse_pairs("--column", column), encodings=parse_pairs("--encoding", encoding),
-            extensions=parse_pairs("--extension", extension), keys=keys, fill=parse_fill(fill), seed=seed,
-            shuffle=shuffle,
+            extensions=parse_pairs("--extension", extension), keys=keys,
+            fill=parse_pairs("--fill", fill, alone=False), seed=seed, shuffle=shuffle,
             shard_bytes=shard_size, shard_samples=shard_samples, compression=compression,
             hashes=[name.strip() for name in hashes.split(",") if name.strip()],
             resize=resize, resize_columns=parse_columns(resize_column), quality=quality, check=check,
             on_error=on_error.value, allow_empty=allow_empty,
-            overwrite=overwrite, resume=resume, workers=workers, ray=ray, watch=watch,
+            overwrite=overwrite, resume=resume, workers=workers, ray=ray, on_progress=show,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(done), "seconds": round(done.seconds, 3)}, default=str))
@@ -167,16 +163,12 @@ def convert_command(
         raise typer.Exit(_LOST)
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first of them, by which one sees whether it was the right folder."""
-    return ", ".join(names[:_SHOWN_CLASSES]) + (", ..." if len(names) > _SHOWN_CLASSES else "")
-
-
 def _print(done: Conversion) -> None:
     for part in done.parts:
-        shards = "1 shard" if part.shards == 1 else f"{part.shards:,} shards"
-        classes = f" of {len(done.classes):,} classes ({_some(done.classes)})" if done.classes else ""
-        say(f"{part.path}: {part.samples:,} samples{classes} in {shards}, {decimal(part.bytes)}")
+        # By the first of the classes one sees whether it was the right folder.
+        names = ", ".join(done.classes[:_SHOWN_CLASSES]) + (", ..." if len(done.classes) > _SHOWN_CLASSES else "")
+        classes = f" of {len(done.classes):,} classes ({names})" if done.classes else ""
+        say(f"{part.path}: {part.samples:,} samples{classes} in {counted(part.shards, 'shard')}, {decimal(part.bytes)}")
     total, size = sum(part.samples for part in done.parts), sum(part.bytes for part in done.parts)
     seconds = done.seconds
     say(f"{seconds:.1f} s, {total / seconds:,.0f} samples/s, {decimal(int(size / seconds))}/s")

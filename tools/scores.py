@@ -1,4 +1,4 @@
-"""The commands that look at a score store: ``inspect``, ``export`` and ``simulate``."""
+"""The commands that look at a score store: ``inspect``, ``report``, ``export`` and ``simulate``."""
 
 import json
 from enum import StrEnum
@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 
 from infobatch_stream.errors import ConfigError
 
-from .console import progress, reported, say
+from .console import AsJson, progress, reported, say
 
 if TYPE_CHECKING:
     from infobatch_stream.policies.base import Policy, Schedule
 
-__all__ = ["export_command", "inspect_command", "simulate_command"]
+__all__ = ["export_command", "inspect_command", "report_command", "simulate_command"]
 
 Store = Annotated[Path, typer.Argument(help="The score store, a folder: scores.zarr.")]
 Cache = Annotated[
     Path | None,
     typer.Option(help="Folder for shards that come from urls.  [default: infobatch-stream in the user's cache]"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 class PolicyName(StrEnum):
@@ -33,8 +33,8 @@ class PolicyName(StrEnum):
     BUDGET = "budget"
 
 
-class Form(StrEnum):
-    """Files that tables are written to."""
+class TableFormat(StrEnum):
+    """The formats of files that tables are written to."""
 
     PARQUET = "parquet"
     CSV = "csv"
@@ -43,9 +43,7 @@ class Form(StrEnum):
 def export_command(
     store: Store,
     *,
-    form: Annotated[
-        Form | None, typer.Option("--format", help="[default: by the name of the file, else parquet]")
-    ] = None,
+    format: Annotated[TableFormat | None, typer.Option(help="[default: by the name of the file, else parquet]")] = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="The file.  [default: scores.parquet for scores.zarr, in this folder]"),
@@ -63,24 +61,24 @@ def export_command(
     with reported(), progress("samples") as bar:
         from infobatch_stream.report.export import export
 
-        form, out = _target(store, form, out)
+        format, out = _target(store, format, out)
         task = bar.add_task("exporting", total=None)
         rows = export(
-            store, out, form=form.value, dataset=dataset, cache=cache, hardest=hardest,
-            track=lambda total, more: bar.update(task, advance=more, total=total),
+            store, out, format=format.value, dataset=dataset, cache=cache, hardest=hardest,
+            on_progress=lambda total, more: bar.update(task, advance=more, total=total),
         )  # fmt: skip
     say(f"{rows:,} samples in {out}" + ("" if out.is_absolute() else f" ({out.absolute()})"))
 
 
-def _target(store: Path, form: Form | None, out: Path | None) -> tuple[Form, Path]:
-    """Which form, to which file."""
+def _target(store: Path, format: TableFormat | None, out: Path | None) -> tuple[TableFormat, Path]:
+    """Which format, to which file."""
     if out is None:
-        form = form or Form.PARQUET
-        return form, Path(f"{store.resolve().stem}.{form}")
+        format = format or TableFormat.PARQUET
+        return format, Path(f"{store.resolve().stem}.{format}")
     suffix = out.suffix.removeprefix(".").lower()
-    if form is None and suffix not in list(Form):
+    if format is None and suffix not in list(TableFormat):
         raise ConfigError(f"{out} is neither .parquet nor .csv; say which it shall be: --format parquet.")
-    return form or Form(suffix), out
+    return format or TableFormat(suffix), out
 
 
 def inspect_command(store: Store, *, as_json: AsJson = False) -> None:
@@ -94,6 +92,29 @@ def inspect_command(store: Store, *, as_json: AsJson = False) -> None:
             typer.echo(json.dumps(facts(found)))
         else:
             Console().print(page(found))
+
+
+def report_command(
+    store: Store,
+    *,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARDS",
+            help="Show samples of these shards, those that the run read: a folder or url of MDS shards, or tars: a "
+            "folder, a pattern, braces, urls.",
+        ),
+    ] = None,
+    cache: Cache = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("report.html"),
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="Samples in a gallery, at most.")] = 32,
+) -> None:
+    """Make one HTML file of a run: what was saved, how scores moved, the hardest samples; also while it goes on."""
+    with reported():
+        from infobatch_stream.report.page import write
+
+        size = write(store, out, dataset=dataset, count=samples, cache=cache)
+    say(f"{out}: {decimal(size)}")
 
 
 def simulate_command(

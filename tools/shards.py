@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from infobatch_stream._pool import default_workers
 
-from .console import progress, reported, say
+from .console import AsJson, counted, progress, reported, say
 
 __all__ = ["index_command", "verify_command"]
 
@@ -25,7 +25,6 @@ Shards = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes; 1 works in this one.  [default: processor cores, at most 8]")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def verify_command(
@@ -53,13 +52,13 @@ def verify_command(
 ) -> None:
     """Say what is wrong with shards, and where. Exit code 1 if anything is; warnings alone are no error."""
     start = time.monotonic()
-    with reported(), _tracked("verifying") as track:
+    with reported(), _shard_progress("verifying") as show_progress:
         from infobatch_stream.verify.verify import verify
 
         names = tuple(name for part in columns.split(",") if (name := part.strip()))
         report = verify(
             shards, columns=names, duplicates=duplicates, decode=decode, workers=workers or default_workers(),
-            track=track,
+            on_progress=show_progress,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(report)))
@@ -69,7 +68,7 @@ def verify_command(
         if len(report.problems) > _LINES:
             typer.echo(f"... and {len(report.problems) - _LINES:,} more lines (--json has them)")
         found = [(report.errors, "error"), (report.warnings, "warning"), (report.notes, "note")]
-        summary = ", ".join(_count(number, noun) for number, noun in found)
+        summary = ", ".join(counted(number, noun) for number, noun in found)
         typer.echo(f"{_done(report.shards, report.samples, report.size, start)}: {summary}")
     if report.errors:
         raise typer.Exit(1)
@@ -86,10 +85,12 @@ def index_command(
 ) -> None:
     """Build the index of each tar, <shard>.index.npz, where there is none or the tar has changed since."""
     start = time.monotonic()
-    with reported(), _tracked("indexing") as track:
+    with reported(), _shard_progress("indexing") as show_progress:
         from infobatch_stream.verify.build_indexes import index_shards
 
-        done = index_shards(shards, checksums=checksums, workers=workers or default_workers(), track=track)
+        done = index_shards(
+            shards, checksums=checksums, workers=workers or default_workers(), on_progress=show_progress
+        )
     total = done.built + done.fresh + len(done.failures)
     if as_json:
         typer.echo(json.dumps(asdict(done)))
@@ -104,27 +105,23 @@ def index_command(
 
 
 @contextmanager
-def _tracked(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for shards, that is told of each (of how many, bytes)."""
+def _shard_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, as a callback for after each shard: how many there are, bytes of this one."""
     size = 0
     with progress("shards") as bar:
         task = bar.add_task(title, total=None, bytes=0)
 
-        def track(total: int, more: int) -> None:
+        def show_progress(total: int, more: int) -> None:
             nonlocal size
             size += more
             bar.update(task, advance=1, total=total, bytes=size)
 
-        yield track
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+        yield show_progress
 
 
 def _done(shards: int, samples: int, size: int, start: float) -> str:
     seconds = time.monotonic() - start
     return (
-        f"{_count(shards, 'shard')}, {_count(samples, 'sample')}, {decimal(size)} in {seconds:.1f} s "
+        f"{counted(shards, 'shard')}, {counted(samples, 'sample')}, {decimal(size)} in {seconds:.1f} s "
         f"({decimal(int(size / seconds))}/s)"
     )

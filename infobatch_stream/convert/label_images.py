@@ -58,7 +58,8 @@ def find_label_columns(
         most, single = _most_values(sets, name) if way == AUTO else (0, False)
         if not most:
             continue
-        called = bool(_NAMES.intersection(re.split(r"[\W_]+", " ".join([name, *_extensions(sets, name)]).lower())))
+        stored = [one.columns[name].wds for one in sets if name in one.columns]
+        called = bool(_NAMES.intersection(re.split(r"[\W_]+", " ".join([name, *stored]).lower())))
         few, others = most <= _FEW, len(images) > 1
         if single:
             looks = f"one channel, {most:,} values at most"
@@ -79,10 +80,6 @@ def find_label_columns(
     return frozenset(found), tuple(notes)
 
 
-def _extensions(sets: Sequence[SampleSet], name: str) -> list[str]:
-    return [one.columns[name].wds for one in sets if name in one.columns]
-
-
 def _most_values(sets: Sequence[SampleSet], name: str) -> tuple[int, bool]:
     """The most different values (or colours) in one of the images that are looked at, and whether all have one channel.
 
@@ -93,7 +90,7 @@ def _most_values(sets: Sequence[SampleSet], name: str) -> tuple[int, bool]:
         for position in np.unique(np.linspace(0, len(one) - 1, _LOOKED_AT, dtype=np.int64)).tolist():
             try:
                 value = one[position].get(name)
-            except (DataError, OSError):  # it is met again, and told of, where it is converted
+            except (DataError, OSError):  # raised where it is converted
                 continue
             if isinstance(value, Encoded) and value.data and (values := _values(value.data)) is not None:
                 if not values[0]:

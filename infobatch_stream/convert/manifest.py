@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from infobatch_stream.convert.destinations.local import Destination, Record
+from infobatch_stream.convert.destinations.base import Destination, Record
 from infobatch_stream.convert.destinations.remote import is_url
 from infobatch_stream.convert.worker import Target, TaskResult
 from infobatch_stream.convert.writers import ShardFormat, WrittenShard
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.schema import Column
-from infobatch_stream.formats.shard_list import MANIFEST, manifest_of
+from infobatch_stream.formats.shard_list import SHARD_LIST, shard_list_of
 
 __all__ = ["Conversion", "OutputFolder", "Manifest", "ConversionProgress", "ShardSummary", "ProgressCallback"]
 
@@ -29,7 +29,14 @@ class OutputFolder:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What was written into the folder or URL ``path``: numbers of samples and shards, the shards' size in bytes."""
+    """What was written into one folder or URL.
+
+    Attributes:
+        path: the folder or URL.
+        samples: how many were written.
+        shards: how many were written.
+        bytes: size of the shards.
+    """
 
     path: Path | str
     samples: int
@@ -39,11 +46,16 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion: its folders, the classes they share, and what was passed over.
+    """A finished conversion.
 
-    skipped: how many files were no samples. problems: of the samples that could not be read, a text each.
-    lost: of the shards of the source that could not be read, likewise. notes: what else a user should know.
-    seconds: that it took, without those in which libraries were imported.
+    Attributes:
+        parts: its folders.
+        classes: names of label 0, 1, ...; empty where there are none.
+        skipped: number of files that were no samples.
+        problems: why each sample was passed over that could not be read.
+        lost: why each shard of the source was passed over that could not be read.
+        notes: what else a user should know.
+        seconds: time that it took, without importing libraries.
     """
 
     parts: tuple[ShardSummary, ...]
@@ -72,15 +84,20 @@ class Manifest:
     """Which shards there are: gives them their numbers and names, passes them on, and writes what names them."""
 
     def __init__(
-        self, sets: Sequence[OutputFolder], out: Destination, target: Target, watch: ProgressCallback | None = None
+        self,
+        sets: Sequence[OutputFolder],
+        out: Destination,
+        target: Target,
+        on_progress: ProgressCallback | None = None,
     ) -> None:
-        self._sets, self._out, self._target, self._watch = sets, out, target, watch
+        self._sets, self._out, self._target, self._on_progress = sets, out, target, on_progress
         self._records: list[list[Record]] = [[] for _ in sets]
+        self._published = 0  # shards of a writer that goes on
         for record in out.done:
             self._records[record["part"]].append(record)
         for part in range(len(sets)):
             if self._records[part]:
-                self._tell(part)
+                self._report(part)
 
     def take(self, part: int, written: TaskResult) -> None:
         """Publish the shards of the next task, one of the set ``part``. Raises as `finish`, of the set before."""
@@ -109,14 +126,16 @@ class Manifest:
         }
         self._out.publish(record, files)
         self._records[part].append(record)
-        self._tell(part)
+        self._report(part)
 
-    def take_finished(self, finished: Sequence[WrittenShard], taken: int, folder: Path) -> int:
-        """Publish the shards behind the first ``taken`` of a writer into ``folder``; how many are taken now."""
-        for shard in finished[taken:]:
+    def take_finished(self, finished: Sequence[WrittenShard], folder: Path) -> None:
+        """Publish the shards of a writer into ``folder`` that were not published yet."""
+        new = list(finished[self._published :])
+        for shard in new:
             self._target.index(folder / shard.file)
-        self.take(0, TaskResult(folder.name, list(finished[taken:]), []))
-        return len(finished)
+        if new:
+            self._published += len(new)
+            self.take(0, TaskResult(folder.name, new, []))
 
     def _name(self, part: int, number: int, file: str) -> str:
         prefix = f"{self._sets[part].name}/" if self._sets[part].name else ""
@@ -124,12 +143,12 @@ class Manifest:
             return f"{prefix}shard-{number:06d}.tar"
         return f"{prefix}shard.{number:05}" + file[file.index(".mds") :]
 
-    def _tell(self, part: int) -> None:
-        if self._watch is not None:
+    def _report(self, part: int) -> None:
+        if self._on_progress is not None:
             one, shards = self._sets[part], self._shards(part)
             samples = sum(shard["samples"] for shard in shards)
             problems = sum(len(record["problems"]) for record in self._records[part])
-            self._watch(
+            self._on_progress(
                 ConversionProgress(one.name, samples + problems, one.total, sum(shard["bytes"] for shard in shards))
             )
 
@@ -151,7 +170,7 @@ class Manifest:
                 self._out.write(f"{prefix}index.json", json.dumps(index, sort_keys=True))
             else:  # by which one sees that a tar is missing
                 listed = [(shard["file"].rpartition("/")[2], shard["samples"], shard["bytes"]) for shard in shards]
-                self._out.write(f"{prefix}{MANIFEST}", manifest_of(listed))
+                self._out.write(f"{prefix}{SHARD_LIST}", shard_list_of(listed))
 
     def _check_read(self, part: int) -> None:
         if not self._shards(part):

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from infobatch_stream._pool import await_server, ordered_map, start_server
+from infobatch_stream.convert.destinations.base import Request
 from infobatch_stream.convert.destinations.resolve import check_apart, open_destination, place_of
 from infobatch_stream.convert.label_images import find_label_columns
 from infobatch_stream.convert.manifest import Conversion, Manifest, OutputFolder, ProgressCallback, ShardSummary
 from infobatch_stream.convert.ray_backend import write_on_ray
 from infobatch_stream.convert.readers import TableSet, read_source
+from infobatch_stream.convert.readers.exact_values import fitted
 from infobatch_stream.convert.reencode import Reencoder
-from infobatch_stream.convert.sample_types import fitted
-from infobatch_stream.convert.shard_plan import Plan
+from infobatch_stream.convert.shard_plan import ShardPlan
 from infobatch_stream.convert.shard_sizes import check_largest, sizes_in_shards
 from infobatch_stream.convert.worker import Job, Target, TaskResult, add, write_task
 from infobatch_stream.convert.writers import ShardFormat, room_for_samples
@@ -63,31 +64,54 @@ def convert(
     resume: bool = False,
     workers: int = 1,
     ray: str | None = None,
-    watch: ProgressCallback | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> Conversion:
-    """Convert ``src`` (images, idx, CIFAR, shards, tables; see `read_source`) into shards in ``dst``, a folder or URL.
+    """Convert a dataset into shards.
 
     A source of several splits gets a subfolder for each. The same arguments give the same bytes, whatever the number
-    of processes.
+    of processes. ``dst`` appears only when it is complete.
 
-    columns, encodings, extensions, keys: which fields are taken, and how they are stored; see `read_source`.
-    fill: of tables: column -> the text of what stands where it is empty (null), which is an error otherwise.
-    shuffle: the samples of a folder in the order of ``numpy.random.default_rng(seed).permutation``; by default
-        unless ``src`` holds shards, which keep their order, as images without a shuffle are sorted by class and path.
-    shard_bytes, shard_samples: no shard holds more; 16 KiB to 4 GiB - 1 (before compression).
-    compression, hashes: of MDS shards, as MDSWriter takes them ("zstd:3"; "sha1", "xxh64").
-    resize, quality, check: see `Reencoder`; ``check`` decodes images without changing them. Else bytes are copied.
-    resize_columns: the columns that ``resize`` and ``quality`` are for, and how they are made smaller: "nearest" (label
-        images), "smooth" (photographs) or "auto" (by their looks). By default all with images, "auto".
-    on_error: "skip" passes over samples that cannot be read, and lists them in the result; also whole shards.
-    allow_empty: class folders without images keep their numbers, instead of being refused.
-    overwrite: replace shards in ``dst``. resume: go on with a conversion that was broken off; the shards that were
-        in the making are made again. ``on_error`` may be another then, and image files that are in no shard yet may
-        have been mended or removed; what goes into which shard stays as it was decided at the beginning.
-    workers: processes. ray: address of a Ray cluster that does the work instead. watch: is told of the progress.
+    Args:
+        src: images, idx files, CIFAR, shards or tables; see `read_source`.
+        dst: a folder or URL for the shards.
+        format: "mds" or "wds".
+        columns: the fields to take; see `read_source`.
+        encodings: MDS encodings of columns; see `read_source`.
+        extensions: extensions of columns in tars; see `read_source`.
+        keys: whether samples keep the keys that they have.
+        fill: of tables: column -> the text of what stands where it is empty (null), which is an error otherwise.
+        seed: of the shuffle; 0 or more.
+        shuffle: write samples in the order of ``numpy.random.default_rng(seed).permutation``, in each folder. By
+            default unless ``src`` holds shards, which keep their order.
+        shard_bytes: the largest size of a shard in bytes, before compression; 16 KiB to 4 GiB - 1.
+        shard_samples: the most samples of a shard.
+        compression: of MDS shards, as MDSWriter takes it ("zstd:3").
+        hashes: of MDS shards, as MDSWriter takes them ("sha1", "xxh64").
+        resize: pixels of the shorter side of an image, at most; see `Reencoder`. Else bytes are copied.
+        quality: of JPEG, 1 to 95, for images that are encoded again.
+        resize_columns: the columns that ``resize`` and ``quality`` are for, and how they are made smaller: "nearest"
+            (label images), "smooth" (photographs) or "auto" (by their looks). By default all with images, "auto".
+        check: decode all images, to find damaged ones.
+        on_error: "skip" passes over samples and whole shards that cannot be read, and lists them in the result.
+        allow_empty: class folders without images keep their numbers, instead of being refused.
+        overwrite: replace shards in ``dst``.
+        resume: go on with an interrupted conversion; shards that were not finished are made again. ``on_error`` may be
+            another then, and image files that are in no shard yet may have been mended or removed.
+        workers: processes.
+        ray: address of a Ray cluster that does the work instead.
+        on_progress: Called with the progress after each task.
 
-    Raises ConfigError, DataError, MissingExtraError or OSError. ``dst`` is then as it was before; beside it, shards
-    that are done may be kept for `resume`, which a note at the error tells.
+    Returns:
+        What was written, and what was passed over.
+
+    Raises:
+        ConfigError: for arguments that do not fit each other, the source or the destination.
+        DataError: for data that are damaged.
+        MissingExtraError: where a library is not installed.
+        OSError: for files that cannot be read or written.
+
+    After an error ``dst`` is as it was before. Finished shards may be kept beside it for ``resume``; then a note at the
+    error says so.
     """
     target = _target(format, shard_bytes, compression, hashes)
     reencoder = Reencoder(resize, quality, check=check) if check or (resize, quality) != (None, None) else None
@@ -130,21 +154,21 @@ def convert(
     room = room_for_samples(target.format, shard_bytes)
     sizes = [sizes_in_shards(job, one) for one in sets]
     check_largest(job, sizes, room)
-    with open_destination(
-        dst, overwrite=overwrite, recipe=recipe, resume=resume, folders=[one.name for one in sets],
-        mendable=all(isinstance(one, FileSet) for one in sets),
-    ) as out:  # fmt: skip
+    request = Request(
+        overwrite, recipe, resume, [one.name for one in sets], mendable=all(isinstance(one, FileSet) for one in sets)
+    )
+    with open_destination(dst, request) as out:
         if out.done:
-            plan = Plan.resume(out.plan or b"", out.where, sets, order, len(out.done))
+            plan = ShardPlan.resume(out.plan or b"", out.where, sets, order, len(out.done))
         else:
-            plan = Plan.begin(sets, sizes, order, room, shard_samples)
+            plan = ShardPlan.begin(sets, sizes, order, room, shard_samples)
         out.write(PLAN, plan.to_json())
         tasks = plan.tasks(order)
-        layouts = [
+        folders = [
             OutputFolder(one.columns, one.classes, one.name, part.samples)
             for one, part in zip(sets, plan.parts, strict=True)
         ]
-        ledger = Manifest(layouts, out, target, watch)
+        manifest = Manifest(folders, out, target, on_progress)
         todo = tasks[len(out.done) :]
         done: Generator[TaskResult, None, None]
         if ray is not None:
@@ -154,10 +178,10 @@ def convert(
             done = ordered_map(work, todo, min(workers, len(todo)), preload=[library])
         with closing(done):  # an error here ends the workers before what they have written is removed
             for task, written in zip(todo, done, strict=True):
-                ledger.take(task.part, written)
-        ledger.finish()
+                manifest.take(task.part, written)
+        manifest.finish()
     return replace(
-        ledger.summary(dst, sum(one.skipped for one in sets), time.monotonic() - start),
+        manifest.summary(dst, sum(one.skipped for one in sets), time.monotonic() - start),
         lost=tuple(text for one in sets for text in one.lost),
         notes=(*(text for one in sets for text in one.notes), *guessed),
     )
@@ -175,25 +199,36 @@ def write_shards(
     hashes: Sequence[str] = ("xxh64",),
     overwrite: bool = False,
 ) -> ShardSummary:
-    """Write ``samples``, in their order, as shards into ``dst``, a folder (which appears only when complete) or URL.
+    """Write samples as shards, in their order. The same samples give the same bytes.
 
-    samples: dicts with the same keys, e.g. ``{"image": uint8[28, 28], "label": int}``; read once, one by one.
-    format: "mds" writes ``shard.00000.mds`` ... and ``index.json``. "wds" writes ``shard-000000.tar`` ... with
-        the index of each (``.index.npz``); member names are ``<9-digit number>.<extension>``.
-    columns: how each field is stored; by default `column_of` the first sample, so that an array must have the
-        same shape and dtype in all samples ("mds").
-    classes: written to ``classes.json`` where given: names of label 0, 1, ...
-    shard_bytes: no shard file is larger; 16 KiB to 4 GiB - 1. compression, hashes: as of `convert`.
-    overwrite: replace a ``dst`` that holds shards, and nothing but shards, once the new one is complete.
+    Args:
+        samples: dicts with the same keys, e.g. ``{"image": uint8[28, 28], "label": int}``; read once, one by one.
+        dst: a folder, which appears only when it is complete, or a URL.
+        format: "mds" writes ``shard.00000.mds`` ... and ``index.json``. "wds" writes ``shard-000000.tar`` ... with the
+            index of each (``.index.npz``); member names are ``<9-digit number>.<extension>``.
+        columns: how each field is stored; by default `column_of` the first sample, so that an array must have the same
+            shape and dtype in all samples ("mds").
+        classes: names of label 0, 1, ..., written to ``classes.json``.
+        shard_bytes: the largest size of a shard in bytes, before compression; 16 KiB to 4 GiB - 1.
+        compression: of MDS shards, as MDSWriter takes it ("zstd:3").
+        hashes: of MDS shards, as MDSWriter takes them ("sha1", "xxh64").
+        overwrite: replace a ``dst`` that holds shards, and nothing but shards, once the new one is complete.
 
-    The same samples give the same bytes. Raises ConfigError (arguments, no samples, a sample larger than a
-    shard), DataError (a sample unlike its columns), MissingExtraError, OSError, and what ``samples`` raises;
-    ``dst`` is then as it was before.
+    Returns:
+        The number of samples and shards, and the shards' size in bytes.
+
+    Raises:
+        ConfigError: for arguments that are not allowed, no samples, or a sample larger than a shard.
+        DataError: for a sample that does not fit the columns.
+        MissingExtraError: where a library is not installed.
+        OSError: for files that cannot be written.
+
+    What ``samples`` raises passes on. After any error ``dst`` is as it was before.
     """
     target = _target(format, shard_bytes, compression, hashes)
     dst = place_of(dst)
     rest = iter(samples)
-    with open_destination(dst, overwrite=overwrite) as out:
+    with open_destination(dst, Request(overwrite)) as out:
         first = next(rest, None)
         if first is None:
             raise ConfigError(f"there are no samples to write to {dst}.")
@@ -202,23 +237,16 @@ def write_shards(
         if not columns.keys() - {KEY, MEMBERS}:
             raise ConfigError(f"the samples have no fields but their keys, {list(columns)}; there is nothing to write.")
         source = OutputFolder(dict(columns), None if classes is None else list(classes))
-        ledger = Manifest([source], out, target)
+        manifest = Manifest([source], out, target)
         folder = out.scratch / "all"
         folder.mkdir()
-        writer = target.open(folder, columns)
-        taken = 0
-        try:
+        with target.writer(folder, columns) as writer:
             for number, sample in enumerate(chain([first], rest)):
                 add(writer, columns, fitted(sample, columns, f"sample {number}"), f"sample {number}")
-                if len(writer.finished) > taken:
-                    taken = ledger.take_finished(writer.finished, taken, folder)
-            writer.close()
-        except BaseException:
-            writer.abort()
-            raise
-        ledger.take_finished(writer.finished, taken, folder)
-        ledger.finish()
-    return ledger.summary(dst, 0).parts[0]
+                manifest.take_finished(writer.finished, folder)
+        manifest.take_finished(writer.finished, folder)
+        manifest.finish()
+    return manifest.summary(dst, 0).parts[0]
 
 
 def _check_source(
@@ -261,6 +289,6 @@ def _await_library(name: str, *, parallel: bool) -> float:
     if parallel:
         await_server()
     else:
-        with suppress(Exception):  # told of where it is needed
+        with suppress(Exception):  # raised where it is needed
             import_module(name)
     return time.monotonic() - start

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from infobatch_stream.convert.cuts import Task
+from infobatch_stream.convert.shard_plan import Task
 from infobatch_stream.convert.worker import Job, TaskResult, write_task
 from infobatch_stream.errors import ConfigError, MissingExtraError
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeGuard
 
+from infobatch_stream.convert.label_images import is_image_column
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.formats.extensions import is_image
 from infobatch_stream.formats.schema import MEMBERS, Column, Encoded, EncodedImage, Sample
@@ -51,9 +52,7 @@ class Reencoder:
     def check_columns(sets: Iterable[Mapping[str, Column]], where: object) -> None:
         """Raise ConfigError where a set of columns has no image among them."""
         for columns in sets:
-            if not any(
-                column.mds in _ENCODINGS or any(map(is_image, column.wds.split(";"))) for column in columns.values()
-            ):
+            if not any(map(is_image_column, columns.values())):
                 there = ", ".join(f"{name} ({column.mds})" for name, column in columns.items())
                 raise ConfigError(
                     f"{where} has no column of images to look at or to make smaller, only {there}. Say which one holds "
@@ -64,7 +63,9 @@ class Reencoder:
         """``sample`` with its images. Raises DataError for one that cannot be decoded, without saying where it lies."""
         result = dict(sample)
         for name, value in sample.items():
-            if not _is_picture(value, columns[name]) or (not value.data and _is_absent(value, sample)):
+            if not _is_image(value, columns[name]):
+                continue
+            if not value.data and MEMBERS in sample and not isinstance(value, EncodedImage):  # its member is missing
                 continue
             try:
                 result[name] = image = self._image(name, value)
@@ -134,16 +135,7 @@ def _resized(image: "Image", size: list[int], *, labels: bool) -> "Image":
     return image.resize(size, Resampling.LANCZOS)
 
 
-def _holds_images(column: Column) -> bool:
-    return column.mds in _ENCODINGS or any(map(is_image, column.wds.split(";")))
-
-
-def _is_absent(value: Encoded, sample: Sample) -> bool:
-    """Whether an empty value stands for a member that its sample does not have."""
-    return MEMBERS in sample and not isinstance(value, EncodedImage)
-
-
-def _is_picture(value: object, column: Column) -> TypeGuard[Encoded]:
+def _is_image(value: object, column: Column) -> TypeGuard[Encoded]:
     """Whether a value is an image: by its column, or by the extension that it has in a tar."""
     named = isinstance(value, EncodedImage) and is_image(value.extension)
     return isinstance(value, Encoded) and (column.mds in _ENCODINGS or named)

@@ -1,7 +1,8 @@
-"""What goes into which shard: decided when a conversion begins, and kept for when it goes on.
+"""What goes into which shard: decided before the first sample is read, and kept for when a conversion is resumed.
 
-It goes on though image files changed since, as long as their shards are still to be made. A shard has the samples that
-it was given at the beginning; of a file that is gone it has none.
+So any number of processes writes the same shards. A conversion can be resumed though image files changed meanwhile, as
+long as their shards are still to be made. A shard keeps the samples that it was given at the beginning, without those
+whose file is gone.
 """
 
 import json
@@ -15,14 +16,46 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.convert.cuts import Task, cut, order_of
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.schema import KEY, MEMBERS, Column, FileSet, KeepsColumns, SampleSet
 
-__all__ = ["Part", "Plan"]
+__all__ = ["ShardPlan", "Task", "cut", "order_of"]
 
 _FREE = {KEY, MEMBERS}  # columns that a set of samples with others can have or not
 _GONE = -1  # the size of a file that was removed
+
+
+@dataclass(frozen=True)
+class Task:
+    """Samples that are written as one shard (as several, where they turn out larger than they were taken for).
+
+    number: 0, 1, ... over all sets. part: number of the set. first: place of the first sample in the order of the set.
+    positions: int64[n], of the samples in the set, in their order. gone: of samples that are no more, a text each.
+    """
+
+    number: int
+    part: int
+    first: int
+    positions: NDArray[np.int64]
+    gone: tuple[str, ...] = ()
+
+
+def order_of(count: int, seed: int | None) -> NDArray[np.int64]:
+    """int64[count]: the positions in the order in which they are written; as they are without a ``seed``."""
+    return np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
+
+
+def cut(sizes: NDArray[np.int64], limit: int, most: int | None = None) -> list[int]:
+    """Where samples of ``sizes`` bytes, int64[n], are cut: bounds of n+1 at most, the first 0, the last n.
+
+    A piece has as many samples as fit ``limit`` bytes, ``most`` at most, and one at least.
+    """
+    ends, bounds = np.cumsum(sizes), [0]
+    while (start := bounds[-1]) < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, before + limit, side="right")), start + 1)
+        bounds.append(stop if most is None else min(stop, start + most))
+    return bounds
 
 
 @dataclass(frozen=True)
@@ -60,9 +93,9 @@ class Part:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Self:
+    def from_json(cls, stored: dict[str, Any]) -> Self:
         """What `to_json` gave. Raises KeyError, TypeError, ValueError or zlib.error for anything else."""
-        part = cls(**{**told, "columns": {name: Column(*pair) for name, pair in told["columns"].items()}})
+        part = cls(**{**stored, "columns": {name: Column(*pair) for name, pair in stored["columns"].items()}})
         if part.bounds[0] != 0 or part.bounds[-1] != part.samples or min(np.diff(part.bounds), default=1) < 1:
             raise ValueError("its bounds are none")
         if part.paths is None or part.sizes is None:
@@ -79,7 +112,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """The parts of a conversion, and for each which sample of the source now is the one it had then: int64[samples].
 
     That is -1 for a file that was removed.
@@ -95,7 +128,7 @@ class Plan:
     ) -> Self:  # fmt: skip
         """For samples that take ``sizes`` bytes in a shard, which has ``room`` bytes, for ``most`` samples."""
         bounds = [cut(one[order_of(len(one), seed)], room, most) for one in sizes]
-        parts = [Part.of(one, cuts) for one, cuts in zip(sets, bounds, strict=True)]
+        parts = [Part.of(one, found) for one, found in zip(sets, bounds, strict=True)]
         return cls(tuple(parts), tuple(np.arange(len(one)) for one in sets))
 
     @classmethod
@@ -106,7 +139,7 @@ class Plan:
         files of tasks that are not done.
         """
         try:
-            parts = [Part.from_json(told) for told in json.loads(text)]
+            parts = [Part.from_json(stored) for stored in json.loads(text)]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, zlib.error) as error:
             raise ConfigError(f"the state of the conversion in {where} is damaged ({error}); remove it.") from error
         if [one.name for one in sets] != [part.name for part in parts]:
@@ -166,7 +199,8 @@ def _keep_columns(part: Part, one: SampleSet, where: object) -> None:
         return
     if not isinstance(one, KeepsColumns) or one.columns.keys() - _FREE != part.columns.keys() - _FREE:
         then, now = (
-            ", ".join(f"{name} ({column.mds})" for name, column in told.items()) for told in (part.columns, one.columns)
+            ", ".join(f"{name} ({column.mds})" for name, column in columns.items())
+            for columns in (part.columns, one.columns)
         )
         raise _another(where, f"its columns were {then}, and are {now}")
     one.keep_columns(part.columns)

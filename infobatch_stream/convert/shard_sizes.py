@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ def sizes_in_shards(job: Job, source: SampleSet) -> NDArray[np.int64]:
                 sample = source[position]
                 after += _payload(reencoder(sample, source.columns))
             except (DataError, OSError):
-                continue  # it is met again, and told of, where it is converted
+                continue  # raised where it is converted
             before += _payload(sample)
         payload = np.ceil(payload * (after / before)).astype(np.int64)
     return stored_sizes(job.target.format, payload, len(source.columns))
@@ -44,19 +43,20 @@ def check_largest(job: Job, sizes: Sequence[NDArray[np.int64]], room: int) -> No
         large = np.flatnonzero(stored > room)
         if not large.size:
             continue
-        with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as folder:
-            writer = job.target.open(Path(folder), one.columns)
-            try:
-                for position in large[np.argsort(-stored[large], kind="stable")][:_LARGEST].tolist():
-                    sample, place = read(job, one, position)
-                    with suppress(DataError):  # it is met again, and told of, where it is converted
-                        if not isinstance(sample, DataError):
-                            add(writer, one.columns, sample, place)
-            except TooLargeError as error:
-                error.add_note("Nothing is written. To leave out what is too large: --on-error skip.")
-                raise
-            finally:
-                writer.abort()
+        with (
+            tempfile.TemporaryDirectory(prefix="infobatch-convert-") as folder,
+            job.target.writer(Path(folder), one.columns) as writer,
+        ):
+            for position in large[np.argsort(-stored[large], kind="stable")][:_LARGEST].tolist():
+                sample, place = read(job, one, position)
+                try:
+                    if not isinstance(sample, DataError):
+                        add(writer, one.columns, sample, place)
+                except TooLargeError as error:
+                    error.add_note("Nothing is written. To leave out what is too large: --on-error skip.")
+                    raise
+                except DataError:
+                    continue  # raised where it is converted
 
 
 def _payload(sample: Sample) -> int:

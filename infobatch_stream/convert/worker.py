@@ -3,12 +3,20 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infobatch_stream.convert.cuts import Task
 from infobatch_stream.convert.reencode import Reencoder
-from infobatch_stream.convert.writers import MdsShards, ShardFormat, Shards, TooLargeError, WdsShards, WrittenShard
+from infobatch_stream.convert.shard_plan import Task
+from infobatch_stream.convert.writers import (
+    MdsShardWriter,
+    ShardFormat,
+    ShardWriter,
+    TarShardWriter,
+    TooLargeError,
+    WrittenShard,
+)
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.schema import KEY, Column, Sample, SampleSet
 
@@ -27,11 +35,23 @@ class Target:
     compression: str | None = None
     hashes: Sequence[str] = ("xxh64",)
 
-    def open(self, folder: Path, columns: Mapping[str, Column], first: int = 0) -> Shards:
-        """A writer into the empty ``folder``; ``first``: the number of its first sample."""
+    @contextmanager
+    def writer(self, folder: Path, columns: Mapping[str, Column], first: int = 0) -> Iterator[ShardWriter]:
+        """A writer into the empty ``folder``, which completes its last shard at the end, and not after an error.
+
+        first: the number of its first sample.
+        """
+        writer: ShardWriter
         if self.format is ShardFormat.MDS:
-            return MdsShards(folder, columns, self.shard_bytes, self.compression, self.hashes)
-        return WdsShards(folder, columns, self.shard_bytes, first)
+            writer = MdsShardWriter(folder, columns, self.shard_bytes, self.compression, self.hashes)
+        else:
+            writer = TarShardWriter(folder, columns, self.shard_bytes, first)
+        try:
+            yield writer
+            writer.close()
+        except BaseException:
+            writer.abort()
+            raise
 
     def index(self, shard: Path) -> None:
         """Make the index of a complete ``shard`` beside it, if it is a tar."""
@@ -78,9 +98,8 @@ def write_task(job: Job, scratch: Path, task: Task) -> TaskResult:
     folder = scratch / f"task-{task.number:06d}"
     folder.mkdir()
     source = job.sets[task.part]
-    writer = job.target.open(folder, source.columns, task.first)
     problems = list(task.gone)
-    try:
+    with job.target.writer(folder, source.columns, task.first) as writer:
         for sample, place in _read_all(job, source, task.positions.tolist()):
             try:
                 if isinstance(sample, DataError):
@@ -90,10 +109,6 @@ def write_task(job: Job, scratch: Path, task: Task) -> TaskResult:
                 if not job.skip:
                     raise
                 problems.append(str(error))
-        writer.close()
-    except BaseException:
-        writer.abort()
-        raise
     for shard in writer.finished:
         job.target.index(folder / shard.file)
     return TaskResult(folder.name, writer.finished, problems)
@@ -143,7 +158,7 @@ def read(job: Job, source: SampleSet, position: int) -> _Read:
     return sample, place
 
 
-def add(writer: Shards, columns: Mapping[str, Column], sample: Sample, place: str) -> None:
+def add(writer: ShardWriter, columns: Mapping[str, Column], sample: Sample, place: str) -> None:
     """Write a sample, found at ``place``. Raises DataError if it does not fit the columns, or TooLargeError."""
     if sample.keys() != columns.keys():
         raise DataError(f"{place} has the fields {sorted(sample)}; the columns are {sorted(columns)}.")

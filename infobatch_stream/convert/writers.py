@@ -20,11 +20,11 @@ from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, Encod
 from infobatch_stream.formats.tar_names import check_names, why_twice
 
 __all__ = [
-    "MdsShards",
+    "MdsShardWriter",
     "ShardFormat",
-    "Shards",
+    "ShardWriter",
     "TooLargeError",
-    "WdsShards",
+    "TarShardWriter",
     "WrittenShard",
     "room_for_samples",
     "stored_sizes",
@@ -66,7 +66,7 @@ class TooLargeError(ConfigError):
         )
 
 
-class Shards(Protocol):
+class ShardWriter(Protocol):
     """A writer of one format, into a folder that is there and empty; ``finished``: its shards that are complete.
 
     ``write`` raises TooLargeError for a sample larger than a shard, and ValueError, TypeError, AttributeError,
@@ -100,7 +100,7 @@ def room_for_samples(format: ShardFormat, shard_bytes: int) -> int:
     return shard_bytes // _TAR_RECORD * _TAR_RECORD - 2 * _TAR_BLOCK
 
 
-class MdsShards:
+class MdsShardWriter(ShardWriter):
     """MDS shards by mosaicml-streaming's own writer, which keeps a shard in memory until it is full."""
 
     def __init__(
@@ -125,17 +125,17 @@ class MdsShards:
         self.finished: list[WrittenShard] = []
 
     def write(self, sample: Sample) -> None:
-        """See `Shards`."""
+        """See `ShardWriter`."""
         self._writer.write(sample)
         self._collect()
 
     def close(self) -> None:
-        """See `Shards`."""
+        """See `ShardWriter`."""
         self._writer.finish()
         self._collect()
 
     def abort(self) -> None:
-        """See `Shards`."""
+        """See `ShardWriter`."""
         # Not finish(), which would write what it holds, and may wait for its thread.
         self._writer.cancel_future_jobs()
 
@@ -178,7 +178,7 @@ def _mds_writer(shard_bytes: int) -> Any:
     return Writer
 
 
-class WdsShards:
+class TarShardWriter(ShardWriter):
     """Tars, cut by the size of the file. Members are in the order of the fields, with fixed times.
 
     Not by webdataset's ShardWriter, which sorts the members of a sample: so they could not come back as they were.
@@ -194,7 +194,7 @@ class WdsShards:
         self.finished: list[WrittenShard] = []
 
     def write(self, sample: Sample) -> None:
-        """See `Shards`."""
+        """See `ShardWriter`."""
         members = self._members(sample)
         key = check_names(sample.get(KEY, f"{self._number:09d}"), members, foreign=KEY in sample)
         size = sum(_member_bytes(f"{key}.{extension}", len(data)) for extension, data in members.items())
@@ -215,7 +215,7 @@ class WdsShards:
         self._size = self._tar.offset
 
     def close(self) -> None:
-        """See `Shards`."""
+        """See `ShardWriter`."""
         if self._tar is None or self._file is None:
             return
         self._tar.close()
@@ -226,7 +226,7 @@ class WdsShards:
         self._samples = self._size = 0
 
     def abort(self) -> None:
-        """See `Shards`."""
+        """See `ShardWriter`."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
@@ -264,12 +264,9 @@ def _tar_bytes(content: int) -> int:
 
 def _mds_value(value: Any) -> Any:
     """``value`` in the type that MDS encodes."""
-    match value:
-        case np.ndarray():  # its bytes are stored as they lie, in C order already
-            return value.astype(value.dtype.newbyteorder("="), copy=False)
-        case np.integer():
-            return int(value)
-    return value
+    if isinstance(value, np.ndarray):  # its bytes are stored as they lie, in C order already
+        return value.astype(value.dtype.newbyteorder("="), copy=False)
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _wds_bytes(value: Any) -> bytes:

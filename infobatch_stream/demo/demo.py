@@ -7,10 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,27 +18,20 @@ from rich.table import Table
 from infobatch_stream._formatting import visible
 from infobatch_stream.convert.pipeline import write_shards
 from infobatch_stream.convert.readers import read_source
-from infobatch_stream.demo.training import Run, Spec, runs_of, score_edges, train_all
+from infobatch_stream.demo.training import SCORE_EDGES, Run, Spec, runs_of, train_all
 from infobatch_stream.errors import ConfigError, MissingExtraError
+from infobatch_stream.formats.schema import SampleSet
 
 __all__ = ["demo"]
 
 
-@dataclass(frozen=True)
-class _Images:
-    """uint8[n, side, side] images and int64[n] labels."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-    def samples(self) -> Iterator[dict[str, Any]]:
-        for image, label in zip(self.images, self.labels, strict=True):
-            yield {"image": image, "label": int(label)}
+_Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""uint8[n, side, side] images, int64[n] labels."""
 
 
 def demo(
     data: Path | None, *, nproc: int, epochs: int | None, seeds: int, optimizer: str, out: Path, console: Console
-) -> list[Run]:
+) -> None:
     """Train on scikit-learn's digits, or the idx files in ``data``; print what came of it, and write the plot ``out``.
 
     nproc: processes; more than one are started by torchrun (gloo). epochs: None for 20 on digits, 12 on idx files.
@@ -52,22 +42,21 @@ def demo(
     if out.suffix not in (".png", ".svg", ".pdf") or not out.resolve().parent.is_dir():
         raise ConfigError(f"--out {out}: give the name of a .png, .svg or .pdf file in a folder that exists.")
     train, test = _digits() if data is None else _idx(data)
+    images, labels = train
     epochs = epochs or (20 if data is None else 12)
     with tempfile.TemporaryDirectory(prefix="infobatch-demo-") as folder:
-        spec = Spec(folder, int(train.labels.max()) + 1, epochs, 64 if data is None else 128, seeds, optimizer)
+        spec = Spec(folder, int(labels.max()) + 1, epochs, 64 if data is None else 128, seeds, optimizer)
         if spec.batch % nproc:
             raise ConfigError(f"--nproc {nproc}: it has to divide the global batch of {spec.batch}.")
-        console.print(
-            f"{len(train.labels):,} real images for training, {len(test.labels):,} for testing; writing shards ..."
-        )
+        console.print(f"{len(labels):,} real images for training, {len(test[1]):,} for testing; writing shards ...")
         for kind in ("mds", "wds"):
-            write_shards(train.samples(), Path(folder, kind), kind, shard_bytes=1 << (19 if data is None else 23))
-        np.savez(Path(folder, "test.npz"), images=test.images, labels=test.labels)
+            samples = ({"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True))
+            write_shards(samples, Path(folder, kind), kind, shard_bytes=1 << (19 if data is None else 23))
+        np.savez(Path(folder, "test.npz"), images=test[0], labels=test[1])
         runs = _train_here(spec, console) if nproc == 1 else _train_with_torchrun(spec, nproc)
-    console.print(_table(runs, len(train.labels), epochs, nproc))
+    console.print(_table(runs, len(labels), epochs, nproc))
     _plot(runs, out)
     console.print(f"Plot: {visible(str(out))}", markup=False)
-    return runs
 
 
 def _digits() -> tuple[_Images, _Images]:
@@ -77,11 +66,9 @@ def _digits() -> tuple[_Images, _Images]:
     except ImportError as error:
         raise MissingExtraError.of("scikit-learn", "tools") from error
     found = load_digits()
-    images = (found.images * (255 / 16)).astype(np.uint8)
-    order = np.random.default_rng(0).permutation(len(images))
-    cut = len(images) // 5
-    labels = found.target.astype(np.int64)
-    return _Images(images[order[cut:]], labels[order[cut:]]), _Images(images[order[:cut]], labels[order[:cut]])
+    images, labels = (found.images * (255 / 16)).astype(np.uint8), found.target.astype(np.int64)
+    test, train = np.split(np.random.default_rng(0).permutation(len(images)), [len(images) // 5])
+    return (images[train], labels[train]), (images[test], labels[test])
 
 
 def _idx(data: Path) -> tuple[_Images, _Images]:
@@ -91,12 +78,12 @@ def _idx(data: Path) -> tuple[_Images, _Images]:
             f"{data} has {', '.join(sets) or 'nothing'}; the demo needs idx files of both train and t10k, as "
             "Fashion-MNIST has them."
         )
-    parts = []
-    for name in ("train", "test"):
-        samples = [sets[name][at] for at in range(len(sets[name]))]
-        images = np.stack([sample["image"] for sample in samples])
-        parts.append(_Images(images, np.array([sample["label"] for sample in samples])))
-    return parts[0], parts[1]
+    return _images_of(sets["train"]), _images_of(sets["test"])
+
+
+def _images_of(source: SampleSet) -> _Images:
+    samples = [source[at] for at in range(len(source))]
+    return np.stack([sample["image"] for sample in samples]), np.array([sample["label"] for sample in samples])
 
 
 def _train_here(spec: Spec, console: Console) -> list[Run]:
@@ -133,19 +120,15 @@ def _train_with_torchrun(spec: Spec, nproc: int) -> list[Run]:
 
 
 def _by_name(runs: list[Run]) -> dict[str, list[Run]]:
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(run.name, []).append(run)
-    return grouped
+    return {name: [run for run in runs if run.name == name] for name in dict.fromkeys(run.name for run in runs)}
 
 
 def _table(runs: list[Run], samples: int, epochs: int, nproc: int) -> Table:
     processes = "" if nproc == 1 else f", {nproc} processes"
     table = Table(title=f"{samples:,} samples, {epochs} epochs{processes}")
-    for heading, justify in (("run", "left"), ("test\naccuracy", "right"), ("samples\ntrained on", "right")):
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("saved", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
+    table.add_column("run", no_wrap=True)
+    for heading in ("test\naccuracy", "samples\ntrained on", "saved", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, repeats in _by_name(runs).items():
         table.add_row(
             name,
@@ -184,7 +167,7 @@ def _plot(runs: list[Run], out: Path) -> None:
     left.legend(loc="lower right")
     shown = next(run for run in runs if run.prune)
     counts = np.array(shown.histograms, dtype=float)
-    edges = score_edges()
+    edges = SCORE_EDGES.copy()
     edges[0] = edges[1] / (edges[2] / edges[1])  # scores under the lowest bound are drawn as one more bin
     share = 100 * counts / counts.sum(axis=1, keepdims=True)
     # The first epochs' spike is clipped, so that the later spread can be seen.

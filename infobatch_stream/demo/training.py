@@ -10,23 +10,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from infobatch_stream import FullData, IndexedWebDataset, InfoBatchLoader, ScoreStore, SoftPruning
 
-__all__ = ["Report", "Run", "Spec", "score_edges", "train_all"]
+__all__ = ["SCORE_EDGES", "ProgressCallback", "Run", "Spec", "runs_of", "train_all"]
 
-_BOUNDS = 10.0 ** np.linspace(-6, 2, 65)
+SCORE_EDGES: Final = np.concatenate([[0.0], 10.0 ** np.linspace(-6, 2, 65)])
+"""Bounds of the bins of `Run.histograms`: float64[66]."""
 
-Report = Callable[["Run", int, int, int], None]
-"""Shows progress: (run, epoch, steps done, steps of the epoch)."""
+ProgressCallback = Callable[["Run", int, int, int], None]
+"""Called after each step: (run, epoch, steps done, steps of the epoch)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Run:
 
     name, format, prune, seed: which. trained: samples trained on after each epoch, all ranks together; accuracy: on the
     test set, after each epoch. seconds: of training, evaluation left out. saved: share of samples not trained on.
-    histograms: how many committed scores lie between `score_edges`, after each epoch; means: the mean of them.
+    histograms: how many committed scores lie between `SCORE_EDGES`, after each epoch; means: the mean of them.
     """
 
     name: str
@@ -72,11 +72,6 @@ class Run:
         )
 
 
-def score_edges() -> NDArray[np.float64]:
-    """Bounds of the bins of `Run.histograms`: float64[66], the lowest 0."""
-    return np.concatenate([[0.0], _BOUNDS])
-
-
 class SmallCNN(nn.Sequential):
     """Two convolutions and two linear layers, for images of ``side`` x ``side``."""
 
@@ -90,25 +85,24 @@ class SmallCNN(nn.Sequential):
 
 def runs_of(spec: Spec) -> list[Run]:
     """All runs, seed by seed, so that what is compared was run at the same time."""
-    kinds = [(kind, prune) for kind in ("mds", "wds") for prune in (False, True)]
-    names = {"mds": "MDS", "wds": "WebDataset"}
     return [
-        Run(f"{'InfoBatch' if prune else 'all data'}, {names[kind]}", kind, prune, seed)
+        Run(f"{'InfoBatch' if prune else 'all data'}, {name}", kind, prune, seed)
         for seed in range(spec.seeds)
-        for kind, prune in kinds
+        for kind, name in (("mds", "MDS"), ("wds", "WebDataset"))
+        for prune in (False, True)
     ]
 
 
-def train_all(spec: Spec, report: Report, ended: Callable[[Run], None]) -> list[Run]:
-    """Train all runs, one after the other, and tell of each when it has ended; the same results on every rank."""
+def train_all(spec: Spec, progress: ProgressCallback, ended: Callable[[Run], None]) -> list[Run]:
+    """Train all runs, one after the other, and call ``ended`` after each; the same results on every rank."""
     runs = runs_of(spec)
     for run in runs:
-        _train(spec, run, report)
+        _train(spec, run, progress)
         ended(run)
     return runs
 
 
-def _train(spec: Spec, run: Run, report: Report) -> None:
+def _train(spec: Spec, run: Run, progress: ProgressCallback) -> None:
     test_images, test_labels = _test_set(Path(spec.folder))
     torch.manual_seed(run.seed)
     net: nn.Module = SmallCNN(test_images.shape[-1], spec.classes)
@@ -137,7 +131,7 @@ def _train(spec: Spec, run: Run, report: Report) -> None:
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                report(run, epoch, loader.step, len(loader))
+                progress(run, epoch, loader.step, len(loader))
             stats = loader.stats
             loader.commit()
             run.seconds += time.perf_counter() - start
@@ -146,7 +140,7 @@ def _train(spec: Spec, run: Run, report: Report) -> None:
             run.accuracy.append(_accuracy(net, test_images, test_labels))
             scores = ScoreStore.open(store, mode="r").scores
             run.means.append(float(scores.mean(dtype=np.float64)))
-            run.histograms.append(np.histogram(scores, score_edges())[0].tolist())
+            run.histograms.append(np.histogram(scores, SCORE_EDGES)[0].tolist())
 
 
 def _optimizer(name: str, net: nn.Module) -> tuple[torch.optim.Optimizer, float]:
@@ -197,7 +191,7 @@ def main(path: Path) -> None:
     try:
         leads = dist.get_rank() == 0
 
-        def report(run: Run, epoch: int, step: int, steps: int) -> None:
+        def progress(run: Run, epoch: int, step: int, steps: int) -> None:
             if leads and step == steps:
                 sys.stderr.write(f"{run.name}, seed {run.seed}: epoch {epoch + 1}, {step} steps\n")
 
@@ -206,7 +200,7 @@ def main(path: Path) -> None:
                 sys.stdout.write(f"{run.outcome()}\n")
                 sys.stdout.flush()
 
-        runs = train_all(Spec(**json.loads(path.read_text())), report, ended)
+        runs = train_all(Spec(**json.loads(path.read_text())), progress, ended)
         if leads:
             path.with_name("runs.json").write_text(json.dumps([dataclasses.asdict(run) for run in runs]))
     finally:

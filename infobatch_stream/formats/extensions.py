@@ -1,4 +1,4 @@
-"""Extensions of files: which contents they stand for, and which one the first bytes of an image call for."""
+"""Extensions of files: the contents that they stand for, and the extension that fits an image's first bytes."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ IMAGE_EXTENSIONS = frozenset(
         "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "tga", "ico", "pcx", "qoi", "sgi", "dds", "psd",
     }
 )  # fmt: skip
-MAGIC_BYTES = 12  # of an image's start, which tell its kind
+MAGIC_BYTES = 12  # first bytes of an image, by which its kind is recognized
 _MAGIC = re.compile(
     rb"(?P<jpg>\xff\xd8\xff)|(?P<png>\x89PNG\r\n\x1a\n)|(?P<gif>GIF8[79]a)|(?P<webp>RIFF.{4}WEBP)"
     rb"|(?P<tif>II\*\0|MM\0\*)|(?P<bmp>BM.{4}\0{4})|(?P<pbm>P[14]\s+[\d#])|(?P<pgm>P[25]\s+[\d#])|(?P<ppm>P[36]\s)"
@@ -44,12 +44,12 @@ _EXTENSIONS = {"jpeg": "jpg", "png": "png", "json": "json", "pkl": "pkl", "ndarr
 
 
 def is_extension(text: str) -> bool:
-    """Whether ``text`` may follow the key in a member's name: part of a file's name, for those who unpack the tar."""
+    """Whether ``text`` may follow the key in a member's name, so that the tar can be unpacked everywhere."""
     return _EXTENSION.fullmatch(text) is not None
 
 
 def split_prefix(extension: str) -> tuple[str, str]:
-    """``mask.png`` -> ("mask.", "png"): what is decoded goes by the last part."""
+    """``mask.png`` -> ("mask.", "png"). The last part says how it is decoded."""
     prefix, dot, last = extension.rpartition(".")
     return prefix + dot, last
 
@@ -60,7 +60,7 @@ def is_image(extension: str) -> bool:
 
 
 def image_extension(start: bytes) -> str | None:
-    """The extension of an image that begins with ``start`` (`MAGIC_BYTES` are enough); None for what is none."""
+    """The extension for an image that begins with ``start`` (`MAGIC_BYTES` are enough); None for other data."""
     match = _MAGIC.match(start)
     return match.lastgroup if match else None
 
@@ -81,10 +81,10 @@ def extension_of(encoding: str) -> str:
 
 
 def without_clashes(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Column -> extension, the wanted one; ``<column>.<extension>`` for columns that want the same.
+    """Column -> extension: the wanted one, or ``<column>.<extension>`` where several columns want the same.
 
-    A column's name is put in lower case, what can be in no extension becomes "_", and none is at its beginning, where
-    "__" would mark what is about a sample and not in it. Columns that are then the same get numbers.
+    The column's name is written in lower case, other characters than letters, digits and "_" become "_", and "_" at
+    its beginning is dropped, since names with "__" are metadata. Names that are then equal get numbers.
     """
     counts = Counter(wanted.values())
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What tells a dataset from another."""
+"""The fingerprint of a dataset."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint(kind: str, parts: Iterable[object]) -> str:
-    """``kind`` and a digest of ``parts`` (by their str), as of `Source.fingerprint`."""
+    """``kind`` and a digest of ``parts`` (converted by str), as `Source.fingerprint` needs it."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(str(part).encode())

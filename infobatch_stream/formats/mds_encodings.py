@@ -1,4 +1,4 @@
-"""Values by MDS encoding: which type each has, and how one is read from the bytes of a shard, a member or a table."""
+"""MDS encodings: the type of their values, and how values are read from a shard, a tar member or a table."""
 
 import io
 import json
@@ -15,30 +15,23 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.schema import Encoded
 
 __all__ = [
-    "Scalar", "check_encoding", "fit", "fixed_size", "form_of", "from_mds", "is_known", "npy_header", "parse_npy",
-    "save_npy", "strictly",
+    "STREAMINGS_IMAGES", "ValueKind", "check_encoding", "fit", "fit_exactly", "fixed_size", "from_mds", "is_known",
+    "npy_header", "parse_npy", "save_npy", "value_kind",
 ]  # fmt: skip
 
 _INTEGERS = {"int": "int64"} | {
     f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
 _FLOATS = ("float16", "float32", "float64")
-_NUMBERS = {*_INTEGERS.values(), *_FLOATS}  # of which an array may be
-_RAW: tuple[str, ...] = (
-    "bytes",
-    "str",
-    "json",
-    "jpeg",
-    "png",
-    "str_int",
-    "str_float",
-    "str_decimal",
-    "pkl",
-    "pil",
-    "jpeg_array",
+_NUMBERS = tuple(dict.fromkeys((*_INTEGERS.values(), *_FLOATS)))  # of which an array may be
+_DOCUMENTED = ("bytes", "str", "json", "jpeg", "png", "str_int", "str_float", "str_decimal")
+STREAMINGS_IMAGES = ("pil", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]")
+"""Encodings of images that only streaming itself decodes."""
+
+_SCALARS = (*_DOCUMENTED, "pkl", *STREAMINGS_IMAGES, *_INTEGERS, *_FLOATS)
+_ARRAY = re.compile(
+    rf"ndarray(:(?P<dtype>{'|'.join(_NUMBERS)})(:(?P<shape>[1-9]\d{{0,9}}(,[1-9]\d{{0,9}}){{0,62}}))?)?"
 )
-_RAW += ("jpegarray", "list[pil]", "list[jpeg]", "list[png]")
-_ARRAY = re.compile(r"ndarray(:(?P<dtype>\w+)(:(?P<shape>[1-9]\d{0,9}(,[1-9]\d{0,9}){0,62}))?)?")
 _INT_BYTES = re.compile(rb"0|-?[1-9]\d{0,19}", re.ASCII)
 # NDArray of streaming: the byte of an array's dtype, where the encoding leaves it open.
 _CODES = {
@@ -47,42 +40,41 @@ _CODES = {
 }  # fmt: skip
 
 
-class Scalar(Enum):
-    """The four forms that values have: bytes that both formats store alike, int, float, and array."""
+class ValueKind(Enum):
+    """How a value is stored: as bytes that are the same in MDS and tars, as int, as float, or as array."""
 
     RAW, INT, FLOAT, ARRAY = range(4)
 
 
-def form_of(encoding: str) -> Scalar:
-    """The form of a value with the MDS encoding ``encoding``; one that is unknown here is stored as it is."""
+def value_kind(encoding: str) -> ValueKind:
+    """The kind of the values of an MDS encoding; RAW for one that is unknown here."""
     if encoding in _INTEGERS:
-        return Scalar.INT
+        return ValueKind.INT
     if encoding in _FLOATS:
-        return Scalar.FLOAT
-    return Scalar.ARRAY if encoding.partition(":")[0] == "ndarray" else Scalar.RAW
+        return ValueKind.FLOAT
+    return ValueKind.ARRAY if encoding.partition(":")[0] == "ndarray" else ValueKind.RAW
 
 
 def is_known(encoding: str) -> bool:
-    """Whether mosaicml-streaming itself has such an encoding, or arrays at least."""
-    return encoding in (*_RAW, *_INTEGERS, *_FLOATS) or encoding.partition(":")[0] == "ndarray"
+    """Whether mosaicml-streaming has this encoding; of arrays, whether it is one of any kind."""
+    return encoding in _SCALARS or encoding.partition(":")[0] == "ndarray"
 
 
 def check_encoding(encoding: str) -> None:
     """Raise ConfigError for an encoding that MDS does not have."""
-    match = _ARRAY.fullmatch(encoding)
-    if encoding not in (*_RAW, *_INTEGERS, *_FLOATS) and not (match and (match["dtype"] or "int8") in _NUMBERS):
+    if encoding not in _SCALARS and not _ARRAY.fullmatch(encoding):
         raise ConfigError(
-            f"{encoding!r} is no MDS encoding; choose among {', '.join((*_RAW[:8], *_INTEGERS, *_FLOATS))}, ndarray, "
-            "ndarray:<dtype> and ndarray:<dtype>:<shape> (e.g. ndarray:uint8:28,28)."
+            f"{encoding!r} is no MDS encoding; choose among {', '.join((*_DOCUMENTED, *_INTEGERS, *_FLOATS))}, "
+            "ndarray, ndarray:<dtype> and ndarray:<dtype>:<shape> (e.g. ndarray:uint8:28,28)."
         )
 
 
 def fixed_size(encoding: str) -> int | None:
-    """Bytes of each value with ``encoding``; None where they differ. Raises ConfigError for arrays that MDS has not."""
+    """Bytes of each value; None where they differ. Raises ConfigError for arrays that MDS does not have."""
     if encoding in _INTEGERS or encoding in _FLOATS:
         return np.dtype(_INTEGERS.get(encoding, encoding)).itemsize
     match = _ARRAY.fullmatch(encoding)
-    if form_of(encoding) is Scalar.ARRAY:
+    if value_kind(encoding) is ValueKind.ARRAY:
         check_encoding(encoding)
     if match and match["shape"]:
         return math.prod(map(int, match["shape"].split(","))) * np.dtype(match["dtype"]).itemsize
@@ -90,11 +82,11 @@ def fixed_size(encoding: str) -> int | None:
 
 
 def from_mds(data: bytes, encoding: str) -> Any:
-    """The value that MDS stores as ``data``; raw ones as they are. Raises ValueError for what MDS does not write."""
-    form = form_of(encoding)
-    if form is Scalar.RAW:
+    """The value that MDS stores as ``data``, RAW ones as Encoded. Raises ValueError for what MDS does not write."""
+    kind = value_kind(encoding)
+    if kind is ValueKind.RAW:
         return Encoded(data)
-    if form is Scalar.ARRAY:
+    if kind is ValueKind.ARRAY:
         return _array_from_mds(data, encoding)
     (value,) = np.frombuffer(data, _INTEGERS.get(encoding, encoding)).tolist()  # ValueError unless it is one
     return value
@@ -102,7 +94,7 @@ def from_mds(data: bytes, encoding: str) -> Any:
 
 def _array_from_mds(data: bytes, encoding: str) -> NDArray[Any]:
     match = _ARRAY.fullmatch(encoding)
-    if match is None or (match["dtype"] or "int8") not in _NUMBERS:
+    if match is None:
         raise ValueError(f"{encoding!r} is no encoding of arrays")
     dtype, at = match["dtype"], 0
     if dtype is None:
@@ -122,7 +114,7 @@ def _array_from_mds(data: bytes, encoding: str) -> NDArray[Any]:
 
 
 def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, whether in Fortran's order, and dtype of an .npy file, and where its values begin; else ValueError."""
+    """Shape, whether in Fortran order, dtype, and where the values begin in an .npy. Raises ValueError."""
     stream = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
@@ -136,13 +128,14 @@ def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
 
 
 def parse_npy(data: bytes) -> NDArray[Any]:
-    """The array in an .npy file, in C order, native and of a type and shape that MDS can store; else ValueError.
+    """The array in an .npy file, in C order and native byte order.
 
-    Unlike numpy.load it allocates nothing that the header claims and the file does not have.
+    Raises ValueError for a dtype or shape that MDS cannot store. Unlike numpy.load, it never allocates more than the
+    file has.
     """
     shape, fortran, dtype, at = npy_header(data)
     if dtype.name not in _NUMBERS or not 1 <= len(shape) <= 63 or math.prod(shape) < 1:
-        raise ValueError(f"an array of {dtype.name} and shape {shape}, which MDS has not")
+        raise ValueError(f"an array of {dtype.name} and shape {shape}, which MDS does not have")
     if math.prod(shape) * dtype.itemsize != len(data) - at:
         raise ValueError(f"an array of {dtype.name} and shape {shape} in {len(data) - at:,} bytes")
     array = np.frombuffer(data, dtype, offset=at)
@@ -157,8 +150,8 @@ def save_npy(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def strictly(data: bytes, encoding: str) -> Any:
-    """As `fit`, but raises ValueError where the value would not give the very bytes ``data`` again."""
+def fit_exactly(data: bytes, encoding: str) -> Any:
+    """Like `fit`, but raises ValueError where writing the value would not give the same bytes again."""
     if encoding == "json":
         try:
             json.loads(data.decode())
@@ -173,19 +166,19 @@ def strictly(data: bytes, encoding: str) -> Any:
 
 
 def fit(value: Any, encoding: str) -> Any:
-    """``value`` in the form that ``encoding`` stores: numbers from text, text of numbers, arrays from .npy.
+    """``value`` converted to what ``encoding`` stores: numbers from text, text from numbers, arrays from .npy.
 
-    Raises ValueError for what has no such form, or is out of its range.
+    Raises ValueError for a value that cannot be converted, or is out of range.
     """
-    form = form_of(encoding)
-    if form is Scalar.RAW:
+    kind = value_kind(encoding)
+    if kind is ValueKind.RAW:
         return _raw(value, encoding)
     data = value.data if isinstance(value, Encoded) else value
-    if form is Scalar.ARRAY:
+    if kind is ValueKind.ARRAY:
         array = parse_npy(data) if isinstance(data, bytes) else data
         match = _ARRAY.fullmatch(encoding)
         if not isinstance(array, np.ndarray) or match is None:
-            raise ValueError(f"a {type(array).__name__} is no array")
+            raise ValueError(f"a {type(array).__name__} cannot be stored as {encoding!r}")
         if match["dtype"] not in (None, array.dtype.name):
             raise ValueError(f"an array of {array.dtype.name}, and not of {match['dtype']}")
         if match["shape"] and match["shape"] != ",".join(map(str, array.shape)):
@@ -196,7 +189,7 @@ def fit(value: Any, encoding: str) -> Any:
     text = data.decode().strip() if isinstance(data, bytes) else data
     if isinstance(text, str) and (len(text) > 1000 or "_" in text):  # Python's reading of 1_000 is nobody else's
         raise ValueError(f"{text[:24]!r} is no number")
-    if form is Scalar.FLOAT:
+    if kind is ValueKind.FLOAT:
         return float(text)
     if isinstance(text, float) and not text.is_integer():
         raise ValueError(f"{text} is no whole number")
@@ -207,7 +200,7 @@ def fit(value: Any, encoding: str) -> Any:
 
 
 def _raw(value: Any, encoding: str) -> Any:
-    """``value`` for an encoding whose bytes both formats store alike: an Encoded, or str for "str"."""
+    """``value`` converted for a RAW encoding: an Encoded, or str for "str"."""
     if isinstance(value, bytes):
         value = Encoded(value)
     if isinstance(value, Encoded):
@@ -218,4 +211,4 @@ def _raw(value: Any, encoding: str) -> Any:
         return Encoded(json.dumps(value.tolist() if isinstance(value, np.ndarray) else value).encode())
     if encoding in ("str", "bytes", "str_int", "str_float", "str_decimal") and isinstance(value, str | int | float):
         return str(value) if encoding == "str" else Encoded(str(value).encode())
-    raise ValueError(f"a {type(value).__name__} has no form in {encoding!r}")
+    raise ValueError(f"a {type(value).__name__} cannot be stored as {encoding!r}")

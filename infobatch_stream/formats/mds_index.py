@@ -1,4 +1,4 @@
-"""The index.json of MDS shards, read as mosaicml-streaming reads it, with nothing in it believed.
+"""The index.json of MDS shards, read as mosaicml-streaming reads it, but with all values checked.
 
 It is ``{"version": 2, "shards": [{"raw_data": {"basename": ..., "bytes": ..., "hashes": {...}}, ...}, ...]}``.
 """
@@ -14,7 +14,10 @@ from infobatch_stream.errors import DataError
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.formats.mds_encodings import fixed_size, is_known
 
-__all__ = ["LARGEST_INDEX", "IndexedFile", "IndexedShard", "MdsColumn", "check_shard", "entries_of", "mds_fingerprint"]
+__all__ = [
+    "LARGEST_INDEX", "IndexedFile", "IndexedShard", "MdsColumn", "check_shard", "entries_of", "mds_fingerprint",
+    "shards_of",
+]  # fmt: skip
 
 LARGEST_INDEX: Final = 1 << 30  # bytes
 _LARGEST: Final = 1 << 32  # bytes of a shard, whose offsets are uint32
@@ -31,7 +34,7 @@ Hashes = Mapping[str, str]
 
 
 def entries_of(data: bytes) -> list[Any]:
-    """What the index.json ``data`` says of each shard. Raises ValueError, KeyError, TypeError or RecursionError."""
+    """The entries of an index.json, one per shard. Raises ValueError, KeyError, TypeError or RecursionError."""
     index = json.loads(data)
     if index["version"] != 2:
         raise ValueError(f"its version is {index['version']!r}; only 2 is known")
@@ -40,7 +43,7 @@ def entries_of(data: bytes) -> list[Any]:
 
 @dataclass(frozen=True)
 class IndexedFile:
-    """A file as index.json describes it: its path in the folder, its bytes, name and hex digits of hashes."""
+    """A file in index.json. name: its path in the folder. size: in bytes. hashes: name -> hex digits."""
 
     name: str
     size: int
@@ -48,7 +51,7 @@ class IndexedFile:
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> Self:
-        """Raises ValueError, KeyError, TypeError or AttributeError for an entry of no file."""
+        """Parse an entry. Raises ValueError, KeyError, TypeError or AttributeError if it describes no file."""
         _check_keys(entry, _FILE_KEYS)
         name, size, hashes = entry["basename"], entry["bytes"], entry["hashes"]
         os.fsencode(name)  # ValueError, for what no file can be called
@@ -59,7 +62,7 @@ class IndexedFile:
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """A shard as index.json describes it. raw, zip: its file, and that which it is compressed to."""
+    """A shard in index.json. raw, zip: its plain and its compressed file."""
 
     raw: IndexedFile
     zip: IndexedFile | None
@@ -69,9 +72,9 @@ class IndexedShard:
 
     @classmethod
     def of(cls, entry: dict[str, Any], index: Path | str) -> Self:
-        """That of an entry of the file ``index``.
+        """Parse an entry of the file ``index``.
 
-        Raises DataError, ValueError, KeyError, TypeError or AttributeError for an entry of no shard.
+        Raises DataError, ValueError, KeyError, TypeError or AttributeError if it describes no shard.
         """
         _check_keys(entry, _KEYS)
         if entry["version"] != 2 or entry["format"] != "mds":
@@ -92,7 +95,7 @@ class IndexedShard:
 
     @property
     def encodings(self) -> dict[str, str]:
-        """Of the columns, by name, in their order."""
+        """Column name -> encoding, in the order of the columns."""
         return {name: encoding for name, encoding, _ in self.columns}
 
     @property
@@ -101,8 +104,17 @@ class IndexedShard:
         return [size for *_, size in self.columns]
 
     def files(self) -> list[IndexedFile]:
-        """Those that may lie in the folder."""
+        """The files that may be in the folder."""
         return [file for file in (self.raw, self.zip) if file is not None]
+
+
+def shards_of(data: bytes, index: Path | str) -> list[IndexedShard]:
+    """All shards in the content ``data`` of the file ``index``. Raises DataError."""
+    try:
+        return [IndexedShard.of(entry, index) for entry in entries_of(data)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise DataError(f"{index} is no index of MDS shards ({told}); fetch or write it again.") from error
 
 
 def _columns(entry: dict[str, Any]) -> tuple[MdsColumn, ...]:
@@ -121,7 +133,7 @@ def _columns(entry: dict[str, Any]) -> tuple[MdsColumn, ...]:
 
 
 def _check_keys(entry: dict[str, Any], keys: set[str]) -> None:
-    """Streaming refuses an entry with other keys."""
+    """Raise ValueError for an entry with other keys, as streaming does."""
     if entry.keys() != keys:
         raise ValueError(f"it has the keys {sorted(entry)}, not {sorted(keys)}")
 
@@ -129,8 +141,8 @@ def _check_keys(entry: dict[str, Any], keys: set[str]) -> None:
 def check_shard(files: Iterable[tuple[Any, Any, Any]], samples: Any, index: Path | str) -> None:
     """Raise DataError unless a shard's ``files`` lie in the folder of ``index`` and can hold so many ``samples``.
 
-    files: (name, bytes, hashes) of each, as ``index`` names them. (A sample has 4 bytes of its own in a table of
-    offsets, so a count is no larger than the files it stands for.)
+    files: (name, bytes, hashes) of each, as ``index`` names them. A sample needs 4 bytes at least, in the table of
+    offsets, so the size of the files limits ``samples``.
     """
     room, first = 0, None
     for name, size, hashes in files:
@@ -152,6 +164,6 @@ def check_shard(files: Iterable[tuple[Any, Any, Any]], samples: Any, index: Path
 
 
 def mds_fingerprint(samples: Sequence[int], streams: Sequence[int], files: Iterable[tuple[str, int, Hashes]]) -> str:
-    """That of shards with so many samples, each of a stream, with (name, bytes, hashes) of each of their files."""
-    told = ((name, size, sorted(hashes.items())) for name, size, hashes in files)
-    return fingerprint("mds", [*samples, *streams, *told])
+    """The fingerprint of shards. samples, streams: one per shard. files: (name, bytes, hashes) of all their files."""
+    entries = ((name, size, sorted(hashes.items())) for name, size, hashes in files)
+    return fingerprint("mds", [*samples, *streams, *entries])

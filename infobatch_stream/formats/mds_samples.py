@@ -1,7 +1,7 @@
-"""Where an MDS shard has its samples, and a sample its values.
+"""The layout of an MDS shard: where its samples are, and where their values are.
 
-A shard is the number n of its samples, n + 1 offsets (all uint32), a description of its columns as JSON, and the
-samples. A sample begins with the sizes (uint32) of the values whose encoding gives them none; the values follow.
+A shard consists of the number n of its samples, n + 1 offsets (all uint32), a description of its columns as JSON, and
+the samples. A sample begins with the sizes (uint32) of the values that have no fixed size; the values follow.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 __all__ = ["BOUNDS", "Frame", "bounds_at"]
 
 BOUNDS: Final = Struct("<II")
-"""Where a sample begins and ends in its shard: such pairs overlap, behind the number of samples."""
+"""Where a sample begins and ends in its shard: two neighbours in the table of offsets."""
 
 
 def bounds_at(row: int) -> int:
@@ -24,9 +24,9 @@ def bounds_at(row: int) -> int:
 
 
 class Frame:
-    """Where the values of a sample lie.
+    """Finds the values of samples.
 
-    sizes: of the values of each column in bytes; None (or 0) where they differ. head: bytes before the values.
+    sizes: bytes of the values of each column; None (or 0) where they differ. head: bytes before the values.
     """
 
     def __init__(self, sizes: Sequence[int | None]) -> None:
@@ -35,10 +35,9 @@ class Frame:
         self._format, self.head = f"<{variable}I", 4 * variable
 
     def ends(self, source: bytes | mmap, at: int, length: int) -> list[int]:
-        """Where the values end of the sample in the ``length`` bytes of ``source`` from ``at``.
+        """The bounds of the values of the sample that has ``length`` bytes of ``source``, from ``at`` on.
 
-        ends[0] is where the first begins, so value k are the bytes ends[k]..ends[k+1]-1. Raises ValueError for a
-        sample that is damaged.
+        Value k is source[ends[k]:ends[k+1]]. Raises ValueError for a damaged sample.
         """
         if length < self.head:
             raise ValueError(f"a sample of {self.head // 4} columns has {length:,} bytes")
@@ -53,10 +52,10 @@ class Frame:
     def rows(
         self, data: NDArray[np.uint8], bounds: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Starts and sizes, int64[n, columns], of the values of many samples; and how many bytes each has by them.
+        """Starts and sizes, int64[n, columns], of the values of many samples, and the bytes of each sample, int64[n].
 
-        bounds: int64[n + 1], of the samples in ``data``. A sample is damaged where the bytes, int64[n], are not as many
-        as it has; then its starts mean nothing.
+        bounds: int64[n + 1], of the samples in ``data``. Where the bytes differ from those between its bounds, a sample
+        is damaged, and its starts mean nothing.
         """
         fixed = np.array(self._sizes, np.int64)
         lengths, head = np.diff(bounds), self.head

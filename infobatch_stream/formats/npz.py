@@ -1,4 +1,4 @@
-"""Arrays in an .npz as numpy.savez writes them, read without believing what the file says of itself.
+"""Arrays in an .npz as numpy.savez writes them, read without trusting its headers.
 
 numpy.load allocates what a header claims before it looks for the bytes, and zipfile makes an object of every entry.
 """
@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 __all__ = ["read_npz"]
 
 _NAME = 64  # bytes of an entry's name, at most
-_ENTRY, _END, _LOCATOR = 46, 22, 20  # bytes, in a zip, of: an entry of the contents without its name; their end; and
-# of what stands before that end in a zip of 4 GiB or more, which no index is.
+# Bytes, in a zip, of: an entry of the table of contents without its name; the record that ends the table; and the
+# record before that in a zip of 4 GiB or more, which no index is.
+_ENTRY, _END, _LOCATOR = 46, 22, 20
 _HEADER = 128  # bytes of the header of a one-dimensional .npy
 
 
 def read_npz(file: BinaryIO, dtypes: Mapping[str, str], limit: int) -> dict[str, NDArray[Any]]:
     """The one-dimensional arrays ``dtypes`` (name -> dtype) of an uncompressed .npz of at most ``limit`` bytes.
 
-    Memory is that of the file, whatever it says. Raises ValueError for what numpy.savez would not write, and what
-    zipfile raises for what is damaged, which may be anything.
+    It never allocates more than the size of the file. Raises ValueError for what numpy.savez would not write, and for
+    damaged files whatever zipfile raises, which may be anything.
     """
     size = file.seek(0, os.SEEK_END)
     if not _LOCATOR + _END <= size <= limit:
@@ -38,7 +39,7 @@ def read_npz(file: BinaryIO, dtypes: Mapping[str, str], limit: int) -> dict[str,
         or not (end.startswith(b"PK\5\6") and end.endswith(b"\0\0"))  # a comment would follow
         or contents > len(dtypes) * (_ENTRY + _NAME)
     ):
-        raise ValueError("no table of contents of this size is expected")
+        raise ValueError("its table of contents is not of the expected size")
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # it could unpack to any size

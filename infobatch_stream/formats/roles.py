@@ -1,4 +1,4 @@
-"""What the fields of a sample are to a person: its label, its name, and what it shows."""
+"""The roles of a sample's fields: its label, its name, its content."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -10,7 +10,7 @@ __all__ = ["LABELS", "NAMES", "content_of", "label_among"]
 
 LABELS: Final = ("label", "labels", "cls", "class", "target", "category")  # the first that is there
 NAMES: Final = (KEY, "key", "id", "name")
-_NO_CONTENT: Final = (KEY, MEMBERS, "name")  # what tells samples of the same content apart
+_NO_CONTENT: Final = (KEY, MEMBERS, "name")  # which differ between samples of the same content
 _USUAL: Final = ("image", "img", "picture", "photo", *sorted(IMAGE_EXTENSIONS))
 
 
@@ -21,7 +21,7 @@ def label_among(names: Iterable[str]) -> str | None:
 
 
 def content_of(fields: Mapping[str, bool]) -> tuple[str, ...]:
-    """The fields by which samples are compared: the main image; without images all but the label and what names one.
+    """The fields by which samples are compared: the main image; without images, all but label, key and name.
 
     fields: name -> whether it is an image.
     """

@@ -1,4 +1,4 @@
-"""What lies between a reader and a writer of a conversion: samples, columns, and sets of samples read by position."""
+"""What readers of a conversion pass to writers: samples, columns, and sets of samples read by position."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ KEY = "__key__"
 MEMBERS = "__members__"
 """Field with the extensions of a sample's members in a tar, in their order, as a JSON list (str).
 
-It is there where the samples of a tar do not all have the same; fields that a sample lacks are then empty.
+It exists where samples have different members; fields that a sample lacks are then empty.
 """
 
 Sample = Mapping[str, Any]
@@ -37,7 +37,7 @@ Sample = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Encoded:
-    """The bytes of a field as both formats store it (text, JSON, an image, ...); they are copied unchanged."""
+    """The bytes of a field, the same in both formats (text, JSON, an image, ...); they are copied unchanged."""
 
     data: bytes
 
@@ -53,7 +53,7 @@ class EncodedImage(Encoded):
 class Column:
     """How one field of a sample is stored: ``mds`` is an MDS encoding, ``wds`` the extension of a tar member.
 
-    The extension of an EncodedImage goes before ``wds``, so that one tar may hold jpg and png.
+    An EncodedImage keeps its own extension, so that one tar may hold jpg and png.
     """
 
     mds: str
@@ -75,23 +75,23 @@ class SampleSet(Protocol):
     name: subfolder of the destination, "" for the destination itself.
     classes: names of the classes, label i is ``classes[i]``; None where there are none.
     columns: how each field of a sample is stored.
-    skipped: files that were seen and are no samples.
-    notes: what a user should know of the source, a text each.
-    lost: shards that could not be read and are passed over, with the reasons.
+    skipped: number of files that are no samples.
+    notes: texts for the user about the source.
+    lost: for each shard that could not be read and is skipped, the reason.
     in_files: whether each sample is a file of its own, so that several are read at once to keep the disk busy.
-    is_shards: whether the source are shards already, whose order is kept unless a shuffle is asked for.
+    is_shards: whether the source consists of shards, whose order is kept unless a shuffle is asked for.
     fingerprint: changes when a position would mean another sample: of names and sizes; of tables, of contents.
     """
 
-    name: str
+    name: str = ""
     classes: list[str] | None
     columns: dict[str, Column]
-    skipped: int
-    in_files: bool
-    is_shards: bool
+    skipped: int = 0
+    in_files: bool = False
+    is_shards: bool = False
     fingerprint: str
-    notes: Sequence[str]
-    lost: Sequence[str]
+    notes: Sequence[str] = ()
+    lost: Sequence[str] = ()
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -100,27 +100,27 @@ class SampleSet(Protocol):
         """The sample at ``position`` (0..len-1); raises DataError or OSError, naming the file (and row)."""
 
     def sizes(self) -> NDArray[np.int64]:
-        """int64[len]: bytes of each sample's fields together, at most a few off."""
+        """int64[len]: bytes of all fields of each sample, correct to a few bytes."""
 
 
 @runtime_checkable
 class FileSet(SampleSet, Protocol):
-    """A `SampleSet` of which each sample is a file: the samples follow from these, their names, and the classes."""
+    """A `SampleSet` in which each sample is a file, so the list of files and the classes define it."""
 
     def files(self) -> tuple[bytes, NDArray[np.int64]]:
-        """The paths of the files below the source, with a NUL between two; int64[len]: their sizes."""
+        """The paths of the files relative to the source, separated by NUL, and their sizes in bytes, int64[len]."""
 
 
 @runtime_checkable
 class KeepsColumns(SampleSet, Protocol):
-    """A `SampleSet` whose columns follow from its samples, and may also be as they were when there were others."""
+    """A `SampleSet` that finds its columns by its samples, but can also be given those of an earlier conversion."""
 
     def keep_columns(self, columns: dict[str, Column]) -> None:
-        """Have these columns, which are called like its own, but for KEY and MEMBERS."""
+        """Use these columns. Their names are the same as its own, except for KEY and MEMBERS."""
 
 
 def column_of(name: str, value: object) -> Column:
-    """The column for a field like ``value``; an array's shape and dtype become part of the MDS encoding.
+    """The column for fields of the type of ``value``; an array's dtype and shape become part of the encoding.
 
     Raises ConfigError for a type that has no column of its own.
     """

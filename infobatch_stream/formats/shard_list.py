@@ -12,39 +12,36 @@ from typing import Any, Final
 from infobatch_stream._urls import base_name
 from infobatch_stream.errors import DataError
 
-__all__ = ["MANIFEST", "Listed", "holds_mds", "lists_tars", "manifest_of", "read_manifest"]
+__all__ = ["SHARD_LIST", "Listed", "holds_mds", "lists_tars", "shard_list_of", "read_shard_list"]
 
-MANIFEST: Final = "shards.json"
-_NAMES: Final = (MANIFEST, "index.json")
+SHARD_LIST: Final = "shards.json"
+_NAMES: Final = (SHARD_LIST, "index.json")
 _LARGEST: Final = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What the list ``place`` says of a shard: its samples and its bytes, where it does."""
+    """The entry of a shard in the list ``place``: its samples and bytes, None if they are not given."""
 
     place: str
     samples: int | None
     size: int | None
 
 
-def manifest_of(shards: Iterable[tuple[str, int, int]]) -> str:
+def shard_list_of(shards: Iterable[tuple[str, int, int]]) -> str:
     """The text of a list of shards: name, samples and bytes of each."""
     listed = [{"url": name, "nsamples": samples, "filesize": size} for name, samples, size in shards]
     return json.dumps({"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": listed})
 
 
-def read_manifest(folder: Path) -> dict[str, Listed]:
-    """What the lists in ``folder`` say of its tars, by name; nothing where there is none. Raises DataError."""
+def read_shard_list(folder: Path) -> dict[str, Listed]:
+    """The entries of the lists in ``folder``, by name of the tar; empty if there is no list. Raises DataError."""
     found: dict[str, Listed] = {}
     for place in (folder / name for name in reversed(_NAMES)):
         if not place.is_file():
             continue
         try:
-            told = _read(place)
-            if place.name != MANIFEST and not _is_list(told):
-                raise ValueError("it lists neither MDS shards nor tars")
-            for entry in told["shardlist"]:
+            for entry in _read(place)["shardlist"]:
                 name, samples, size = entry["url"], entry.get("nsamples"), entry.get("filesize")
                 if not isinstance(name, str) or not all(type(n) is int or n is None for n in (samples, size)):
                     raise TypeError(f"the shard {entry!r:.200}")
@@ -57,26 +54,19 @@ def read_manifest(folder: Path) -> dict[str, Listed]:
 
 
 def holds_mds(folder: Path) -> bool:
-    """Whether the shards in ``folder`` are MDS; an ``index.json`` alone does not say so where tars lie beside it."""
+    """Whether the shards in ``folder`` are MDS. Beside tars, an ``index.json`` may also be a list of them."""
     if any(folder.glob("*.mds*")):
         return True
     if not (folder / "index.json").exists():
         return False
     if not any(folder.glob("*.tar")):
         return True
-    try:
-        told = _read(folder / "index.json")
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(told, dict) and "shards" in told
+    return _has(folder / "index.json", "shards")
 
 
 def lists_tars(place: Path) -> bool:
     """Whether the ``index.json`` at ``place`` is a list of tars, by wids."""
-    try:
-        return _is_list(_read(place))
-    except (OSError, ValueError, RecursionError):
-        return False
+    return _has(place, "shardlist")
 
 
 def _read(place: Path) -> Any:
@@ -85,5 +75,9 @@ def _read(place: Path) -> Any:
     return json.loads(place.read_bytes())
 
 
-def _is_list(told: Any) -> bool:
-    return isinstance(told, dict) and "shardlist" in told
+def _has(place: Path, key: str) -> bool:
+    try:
+        content = _read(place)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and key in content

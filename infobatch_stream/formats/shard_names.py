@@ -1,4 +1,4 @@
-"""The numbers in the names of shards: which belong to one set, and which of a set are missing."""
+"""Shards by the numbers in their names: which belong to one set, and which ones are missing."""
 
 import re
 from collections import defaultdict
@@ -9,43 +9,36 @@ from itertools import islice
 __all__ = ["Family", "Gap", "family_of", "gaps"]
 
 _SHOWN = 5  # missing shards that are named
-_PADDED = 4  # digits from which on a number with leading zeros is surely one of a shard
+_PADDED = 4  # a number with leading zeros and this many digits is surely the number of a shard
 _NAME = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<behind>-of-(?P<total>\d+)\D*|\D*)")  # x-003.tar, x-3-of-10.tar
 
 Family = tuple[str, str]
-"""What stands before and behind the number in the names of the shards of one set."""
+"""The parts before and after the number, which are the same in the names of all shards of a set."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Shards that are missing by their numbers; likely: or else it may well be meant so."""
+    """Shards that seem to be missing. likely: else it may well be on purpose."""
 
     what: str
     likely: bool = True
 
 
 def family_of(name: str) -> Family:
-    """The set that a shard of this name belongs to; one whose name has no number is a set of its own."""
+    """The set that a shard of this name belongs to. A name without a number is a set of its own."""
     found = _NAME.fullmatch(name)
     return (name, "") if found is None else (found["before"], found["behind"])
 
 
 def gaps(names: Iterable[str], there: Collection[str], *, whole: bool) -> Iterator[Gap]:
-    """What is missing of the sets that the shards ``names`` are of, where the files ``there`` lie beside them.
+    """Find the shards that are missing from the sets of the shards ``names``.
 
-    whole: all shards there are meant, so that a set has to begin with its first shard and have all of them.
+    there: all files in the folder. whole: the user named the whole folder, so each set must be complete.
     """
-    families = defaultdict[Family, list[re.Match[str]]](list)
-    for name in names:
-        if (found := _NAME.fullmatch(name)) is not None:
-            families[found["before"], found["behind"]].append(found)
-    lying = defaultdict[Family, set[int]](set)
-    for name in there:
-        if (found := _NAME.fullmatch(name)) is not None:
-            lying[found["before"], found["behind"]].add(int(found["number"]))
-    for family, shards in families.items():
+    present = _families(there)
+    for family, shards in _families(names).items():
         numbers = {int(shard["number"]) for shard in shards}
-        known, first, last = numbers | lying[family], min(numbers), max(numbers)
+        known, first, last = numbers | {int(shard["number"]) for shard in present[family]}, min(numbers), max(numbers)
         zeros = any(shard["number"].startswith("0") for shard in shards)
         width = max(len(shard["number"]) for shard in shards) if zeros else 0
 
@@ -73,3 +66,11 @@ def gaps(names: Iterable[str], there: Collection[str], *, whole: bool) -> Iterat
             some = named(missing(0, begin))
             what = f"the numbers of its shards begin at {begin:,}, not at 0: is {some} missing?"
             yield Gap(what, likely=begin > 1)  # some people count from 1
+
+
+def _families(names: Iterable[str]) -> defaultdict[Family, list[re.Match[str]]]:
+    """The names that have a number, taken apart, by the set that they belong to."""
+    found = defaultdict[Family, list[re.Match[str]]](list)
+    for match in filter(None, map(_NAME.fullmatch, names)):
+        found[match["before"], match["behind"]].append(match)
+    return found

@@ -1,4 +1,4 @@
-"""What conversions write: by which one knows what may be replaced or removed, and what is somebody else's."""
+"""The files that conversions write, to tell them from the user's files, which are never replaced."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -8,10 +8,10 @@ from infobatch_stream.errors import ConfigError
 __all__ = ["PLAN", "STATE", "is_ours", "refuse_foreign", "refuse_other_sets"]
 
 STATE = ".conversion"
-"""Folder in an unfinished destination: the recipe of the conversion, and what is done of it."""
+"""Folder in an unfinished destination, with the recipe of the conversion and what is done so far."""
 
 PLAN = f"{STATE}/plan.json"
-"""What goes into which shard, as it was decided when the conversion began."""
+"""The shard plan, as it was made when the conversion began."""
 
 _OURS = re.compile(
     r"(classes|columns|index|shards)\.json|shard\.[0-9]{5,}\.mds(\.[0-9a-z]{1,8})?|shard-[0-9]{6,}\.tar(\.index\.npz)?"
@@ -26,7 +26,7 @@ def is_ours(name: str) -> bool:
 def refuse_foreign(dst: object, names: Iterable[str]) -> None:
     """Raise ConfigError if ``dst`` holds files (paths in it) that are no part of a set of shards.
 
-    Asked for by mistake, on a home directory say, the replacement would be the end of it.
+    Otherwise a conversion to the wrong folder, a home directory say, would replace what is there.
     """
     for name in names:
         if not is_ours(name):
@@ -39,7 +39,7 @@ def refuse_foreign(dst: object, names: Iterable[str]) -> None:
 def refuse_other_sets(dst: object, names: Iterable[str], folders: Collection[str]) -> None:
     """Raise ConfigError if ``dst`` holds files (paths in it) in other folders than the splits ``folders``.
 
-    Those are of other conversions, which went to folders in ``dst``.
+    Those were written by other conversions.
     """
     for name in names:
         folder = name.rpartition("/")[0]

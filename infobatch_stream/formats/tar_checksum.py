@@ -1,4 +1,4 @@
-"""Checksums of a tar: of all of it, and of the few parts by which it is told from another quickly."""
+"""Checksums of a tar: of the whole file, and of a few parts, which recognizes it quickly."""
 
 import zlib
 from array import array
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 __all__ = ["checksum_of", "probe_of"]
 
 _CHUNK = 2**20  # bytes read at once for a checksum
-_PROBED_ROWS, _PROBED_BYTES = 16, 4096  # of a shard; of a member's start
+_PROBED_ROWS, _PROBED_BYTES = 16, 4096  # rows of a shard; first bytes of each member
 
 
 def probe_of(
@@ -19,7 +19,7 @@ def probe_of(
     offset: "NDArray[np.int64] | array[int]",
     length: "NDArray[np.int64] | array[int]",
 ) -> int:
-    """CRC-32 of the beginnings of the members of some rows, evenly spaced."""
+    """CRC-32 of the first bytes of the members of a few rows, which are evenly spaced."""
     rows, checksum = len(bounds) - 1, 0
     for row in sorted({number * (rows - 1) // (_PROBED_ROWS - 1) for number in range(_PROBED_ROWS)} if rows else ()):
         for member in range(int(bounds[row]), int(bounds[row + 1])):

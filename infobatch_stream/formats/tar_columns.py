@@ -1,4 +1,4 @@
-"""Which members of tars are which column, by the columns.json beside them and by their extensions."""
+"""The columns of tar members, by the columns.json beside the tars and by extensions."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,28 +13,28 @@ IMAGES = ("jpeg", "png")  # encodings
 
 @dataclass(frozen=True)
 class TarColumns:
-    """The columns that a columns.json names; none, where there is none."""
+    """The columns of tars. declared: those in columns.json; empty if there is none."""
 
-    told: Mapping[str, Column] = field(default_factory=dict)
+    declared: Mapping[str, Column] = field(default_factory=dict)
 
     @property
     def extensions(self) -> dict[str, list[str]]:
         """The extensions of each column."""
-        return {name: column.wds.split(";") for name, column in self.told.items() if name not in (KEY, MEMBERS)}
+        return {name: column.wds.split(";") for name, column in self.declared.items() if name not in (KEY, MEMBERS)}
 
     @property
     def differ(self) -> bool:
-        """Whether samples are known to have different members."""
-        return MEMBERS in self.told
+        """Whether columns.json says that samples have different members."""
+        return MEMBERS in self.declared
 
     def meant(self, name: str, there: Iterable[str]) -> list[str]:
-        """The extensions, of those ``there``, that a user means by ``name``: a column, an extension, or jpg;png."""
+        """The extensions among ``there`` that ``name`` means: it is a column, an extension, or several as jpg;png."""
         if name in self.extensions:
             return [extension for extension in there if self.owner(extension) == name]
         return [extension for extension in there if extension in name.split(";")]
 
     def owner(self, extension: str) -> str | None:
-        """The column of a member: the images of one column may have other extensions than are written down."""
+        """The column of a member. Images may have other extensions than columns.json lists for their column."""
         columns = self.extensions
         found = next((name for name, extensions in columns.items() if extension in extensions), None)
         if found is not None or not is_image(extension):
@@ -43,12 +43,12 @@ class TarColumns:
         fitting = [
             name
             for name, extensions in columns.items()
-            if self.told[name].mds in IMAGES and split_prefix(extensions[0])[0] == prefix
+            if self.declared[name].mds in IMAGES and split_prefix(extensions[0])[0] == prefix
         ]
         return fitting[0] if len(fitting) == 1 else None
 
     def owned(self, there: Iterable[str]) -> dict[str, list[str]]:
-        """The extensions of each column, with those of the ones ``there`` that belong to it, too."""
+        """The extensions of each column, including those among ``there`` that columns.json does not list."""
         columns = {name: list(extensions) for name, extensions in self.extensions.items()}
         for extension in there:
             name = self.owner(extension)

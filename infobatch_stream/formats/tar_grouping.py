@@ -1,4 +1,4 @@
-"""The members of a tar as webdataset would group them into samples, with places in the file instead of bytes."""
+"""The members of a tar, as webdataset groups them into samples, with offsets instead of their bytes."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28
 
 
 class Payload(NamedTuple):
-    """Stands for a member's bytes while webdataset groups them; like bytes it is false when empty."""
+    """Stands for a member's bytes while webdataset groups them. Like bytes, it is false when empty."""
 
     offset: int
     length: int
@@ -32,7 +32,7 @@ def read_fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str
     try:
         for name, offset, length in read_members(file, size):
             if not is_meta(name):
-                # __local_path__ as webdataset has it for a local file, since it takes part in the grouping.
+                # webdataset sets __local_path__ for local files, and uses it in the grouping.
                 yield {"fname": name, "data": Payload(offset, length), "__url__": path, "__local_path__": path}
     except TarError as error:
         file.seek(0)
@@ -40,7 +40,7 @@ def read_fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str
         if (kind := compression_of(start)) is not None:
             raise DataError(
                 f"{path} is compressed ({kind}), so its samples cannot be read by index where they are. "
-                "infobatch_stream.StreamedWebDataset(urls) keeps the plain tar in its cache; or Decompress it (gunzip, "
+                "infobatch_stream.StreamedWebDataset(urls) keeps the plain tar in its cache; or decompress it (gunzip, "
                 "zstd -d)."
             ) from None
         raise DataError(
@@ -49,17 +49,17 @@ def read_fields(file: BufferedReader, path: str, size: int) -> Iterator[dict[str
 
 
 def is_meta(name: str) -> bool:
-    """Whether a member of this name is in no sample, by webdataset's rule."""
+    """Whether webdataset skips a member of this name as metadata."""
     return _SKIP_META.match(name) is not None
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether webdataset puts a member of this name in no sample, though it is not called like one of its metadata."""
+    """Whether webdataset skips a member of this name for another reason than `is_meta`: it has no key or extension."""
     return split_name(name)[0] is None and not is_meta(name)
 
 
 def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
-    """Key and extension of a member, as webdataset's base_plus_ext; whose time is quadratic in the name's length."""
+    """Key and extension of a member, as by webdataset's base_plus_ext, which takes quadratic time."""
     dot = name.find(".", name.rfind("/") + 1)
     line = name.find("\n")
     slash = name.rfind("/", 0, max(0, dot - 1 if line < 0 else min(dot - 1, line + 1)))
@@ -69,5 +69,5 @@ def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
 
 
 def compression_of(start: bytes) -> str | None:
-    """What a file is compressed by, from its first 8 bytes; None for nothing that is known."""
+    """The compression of a file by its first 8 bytes; None if none is recognized."""
     return next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)

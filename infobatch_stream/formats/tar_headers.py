@@ -1,9 +1,9 @@
-"""The headers of one tar: what its regular members are called, and where their bytes lie.
+"""The headers of a tar: the names of its regular members, and where their bytes are.
 
-Python's tarfile believes what a header says. A hostile tar of a few KiB keeps it busy for ever (a negative size leads
-back to where it was), or has it allocate gigabytes (an extended header that claims them, or whose records overlap).
-Here the position only grows, nothing beyond the end of the file is asked for, and no header takes more than 1 MiB.
-What is accepted means the same as to tarfile, and so to webdataset; the fuzz tests compare the two.
+Python's tarfile trusts headers. A hostile tar of a few KiB makes it loop for ever (a negative size leads back to an
+earlier position) or allocate gigabytes (by an extended header that claims them, or whose records overlap). Here the
+position only grows, nothing is read beyond the end of the file, and no header takes more than 1 MiB. What is accepted
+is read as tarfile, and so webdataset, reads it; the fuzz tests compare the two.
 """
 
 import struct
@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 __all__ = ["HEADER", "LENGTH_AT", "LENGTH_DIGITS", "Member", "TarError", "length_in", "read_members"]
 
-HEADER = _BLOCK = 512  # bytes of a header, which stands right before the payload
+HEADER = _BLOCK = 512  # bytes of a header, which is right before the payload
 LENGTH_AT, LENGTH_DIGITS = 124, 11  # where a header says the payload's length, nearly always in octal digits
 _LONGEST = 1 << 20  # bytes of a long name or an extended header; Linux takes paths of 4096 at most
 _SHOWN = 200  # characters of a name in an error
@@ -22,7 +22,7 @@ _LINKS = (b"1", b"2")
 _LONG_NAME, _LONG_LINK, _GLOBAL, _SPARSE = b"L", b"K", b"g", b"S"
 _AHEAD = (_LONG_NAME, _LONG_LINK, _GLOBAL, b"x", b"X")
 _SIGNED = struct.Struct("148b8x356b")  # a header without its checksum, as some old programs summed it up
-# Mode, owner, group, time, device: not used, but tarfile takes a header in which one is no number for the end.
+# Mode, owner, group, time, device. They are not used, but where one is no number, tarfile sees the end of the tar.
 _UNUSED = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
 
 
@@ -41,11 +41,11 @@ class Member(NamedTuple):
 def read_members(file: BinaryIO, size: int, link: Callable[[str], object] = lambda name: None) -> Iterator[Member]:
     """The regular members of the tar ``file`` of ``size`` bytes, in order. Raises TarError and OSError.
 
-    link: called with the name of each hard or symbolic link, which is passed over, as by webdataset. Memory does not
-    grow with the tar. The payloads that are given lie within the file, one behind the other.
+    link: called with the name of each hard or symbolic link; links are skipped, as by webdataset. Payloads are within
+    the file and do not overlap. Memory does not depend on the size of the tar.
     """
     position = 0
-    ahead: dict[str, str] = {}  # what extended headers say of the member behind them: the first counts, as to tarfile
+    ahead: dict[str, str] = {}  # by extended headers, about the next member; the first counts, as in tarfile
     while position <= size:
         file.seek(position)
         block = file.read(_BLOCK)
@@ -85,7 +85,7 @@ def read_members(file: BinaryIO, size: int, link: Callable[[str], object] = lamb
 
 
 def length_in(header: bytes) -> int:
-    """The length of a payload by the header before it, but for what an extended header may say; -1 if it is none."""
+    """The length of a payload by the header before it, without extended headers; -1 if it is no header."""
     try:
         return int(header[LENGTH_AT : LENGTH_AT + LENGTH_DIGITS], 8)  # as nearly all are; the others cost more
     except ValueError:
@@ -96,7 +96,7 @@ def length_in(header: bytes) -> int:
 
 
 def _checked_size(block: bytes, position: int) -> int:
-    """The size field of a header that is one."""
+    """The size field of a header. Raises TarError if it is not a valid header."""
     try:
         if len(block) < _BLOCK:
             raise ValueError
@@ -107,7 +107,7 @@ def _checked_size(block: bytes, position: int) -> int:
             _number(block[start:stop])
         size = _number(block[LENGTH_AT : LENGTH_AT + LENGTH_DIGITS + 1])
     except ValueError:
-        # tarfile takes a damaged header, except the first, for the end: samples would be lost silently.
+        # To tarfile a damaged header, except the first, is the end of the tar: samples would be lost silently.
         raise TarError(f"there is no member header at byte {position:,}, and no end marker") from None
     if size < 0:
         raise TarError(f"the header at byte {position:,} gives a negative size")
@@ -130,7 +130,7 @@ def _text(field: bytes) -> str:
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """Of the records "length key=value\\n" of an extended header those that count: path, size, and whether sparse."""
+    """Path, size, and whether sparse, from the records "length key=value\\n" of an extended header."""
     found: dict[str, str] = {}
     start = 0
     while start < len(data) and data[start]:

@@ -1,18 +1,17 @@
-"""The index of one tar shard: which bytes each of its samples is made of, found by reading headers only.
+"""The index of one tar shard: where the bytes of each sample are, found by reading headers only.
 
 On disk it is an .npz, `<shard>.index.npz` (format version 2), of one-dimensional, little-endian, uncompressed
 arrays. For n samples, m members and e different extensions:
 
     header           int64[6]    format version, shard size in bytes, shard mtime in ns, n, m, CRC-32 of the whole
-                                 shard or -1 if only its headers were read; the mtime means nothing for a shard that
-                                 is read from elsewhere
+                                 shard or -1 if only its headers were read; the mtime is ignored for a remote shard
     sample_bounds    int64[n+1]  sample r has the members sample_bounds[r]:sample_bounds[r+1]
     offset, length   int64[m]    where a member's payload lies in the shard, in bytes; ascending
     extension        int32[m]    the member's row in the table of extensions
     key_bounds       int64[n+1]  key r is key_text[key_bounds[r]:key_bounds[r+1]]
-    key_text         uint8[]     UTF-8; bytes that were no UTF-8 in the tar stay as they are (surrogateescape)
+    key_text         uint8[]     UTF-8; other bytes are kept as they are in the tar (surrogateescape)
     extension_bounds, extension_text: likewise int64[e+1] and uint8[], for the table of extensions
-    probe            uint32[1]   checksum of parts of some samples: tells apart shards that only differ in content
+    probe            uint32[1]   checksum of parts of some samples, since shards may only differ in content
 """
 
 import errno
@@ -37,7 +36,7 @@ from infobatch_stream.formats.tar_checksum import checksum_of, probe_of
 from infobatch_stream.formats.tar_grouping import Payload, read_fields, split_name
 from infobatch_stream.formats.tar_headers import HEADER
 
-__all__ = ["TarIndex", "refuse_unreadable", "split_name"]
+__all__ = ["TarIndex", "refuse_unreadable"]
 
 _FORMAT_VERSION = 2
 _DTYPES = {
@@ -54,7 +53,7 @@ _DTYPES = {
 }
 _SHOWN = 400  # characters of an error of webdataset, which lists all members of the sample
 _LARGEST = 2**30  # bytes of the index of a shard of unknown size
-_UNKNOWN = -1  # in the place of a checksum
+_UNKNOWN = -1  # instead of a checksum
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +114,9 @@ class TarIndex:
 
     @classmethod
     def build(cls, path: str, name: str | None = None, *, checksum: bool = False) -> "TarIndex":
-        """Index the tar at ``path`` by reading its headers; for a ``checksum``, all of it.
+        """Index the tar at ``path`` by reading its headers; with ``checksum``, the whole file.
 
-        name: what to call it in errors, and while webdataset groups.
+        name: the name of the tar in errors, and the url that webdataset sees; default: ``path``.
 
         Raises DataError for a file that is missing, compressed, truncated, damaged or no tar, and for what
         webdataset refuses too: two members of one sample with the same extension.
@@ -158,7 +157,7 @@ class TarIndex:
         return cls(*(np.asarray(part, dtype) for part, dtype in zip(parts, _DTYPES.values(), strict=True)))
 
     def differs_from(self, path: Path) -> str:
-        """What the file at ``path``, of the right size, has other than this shard; "" if nothing as far as is known."""
+        """How the file at ``path``, whose size is right, differs from this shard; "" if no difference is found."""
         with path.open("rb") as file:
             if self.checksum is not None:
                 what, found, expected = "CRC-32", checksum_of(file), self.checksum
@@ -168,36 +167,36 @@ class TarIndex:
         return "" if found == expected else f"its {what} is {found:08x}, that of its index {expected:08x}"
 
     def has_members_of(self, path: str) -> bool:
-        """Whether the tar at ``path``, whose headers are read for it, has its members where this says."""
+        """Whether the members of the tar at ``path`` are where this index says. Reads all its headers."""
         found = TarIndex.build(path)
         return np.array_equal(found.offset, self.offset) and np.array_equal(found.length, self.length)
 
     def save(self, place: Path) -> None:
-        """Write the index to ``place``, whole or not at all. Raises OSError where that cannot be written."""
-        stream = BytesIO()  # since zipfile, on a full disk, tries again when it is collected
+        """Write the index to ``place`` atomically. Raises OSError."""
+        stream = BytesIO()  # not to the file: on a full disk, zipfile would write again when it is garbage-collected
         np.savez(stream, **{name: getattr(self, name) for name in _DTYPES})
-        with replacing(place) as new:  # not durable: one torn by a crash is found by `read`, and built again
+        with replacing(place) as new:  # not durable: `read` recognizes an index that is torn by a crash
             new.write_bytes(stream.getbuffer())
 
     @classmethod
     def read(cls, place: Path, size: int | None = None, mtime_ns: int | None = None) -> "TarIndex | None":
-        """The index at ``place`` for a shard of ``size`` bytes; None if absent, stale, foreign, damaged.
+        """The index at ``place``; None if there is none, or it is stale, damaged or of another shard.
 
-        Of a shard that is elsewhere the size may be unknown, and the time is.
+        size, mtime_ns: of the shard, bytes and nanoseconds; None if they are unknown, as for a remote shard.
         """
         try:
             with _open_regular(place) as file:
-                # A member costs 512 bytes in the tar and less here: what is much larger is not its index.
+                # A member takes 512 bytes in the tar and less in the index, so a much larger file is no index of it.
                 limit = _LARGEST if size is None else 2 * size + 2**16
                 index = cls(**read_npz(file, _DTYPES, limit))
             size, mtime_ns = (int(index.header[n]) if v is None else v for n, v in ((1, size), (2, mtime_ns)))
             return index if index._is_sound(size, mtime_ns) else None
         except Exception:
-            # zipfile raises nearly anything on damaged input; whatever it was, it is built again.
+            # zipfile raises nearly anything on damaged input; the index is then built again.
             return None
 
     def _is_sound(self, size: int, mtime_ns: int) -> bool:
-        """Whether the index is of this shard, and every array of its type and within its bounds."""
+        """Whether the index is of this shard, and all arrays have the right type and valid values."""
         members, offset, length, codes = self.offset.size, self.offset, self.length, self.extension
         return (
             all((a := getattr(self, name)).ndim == 1 and a.dtype == dtype for name, dtype in _DTYPES.items())
@@ -229,7 +228,7 @@ def _is_partition(bounds: NDArray[Any], total: int) -> bool:
 
 def _open_regular(path: AnyPath) -> BufferedReader:
     if Path(path).is_fifo():
-        raise OSError(errno.EINVAL, "it is a pipe")  # and opening one waits for a writer
+        raise OSError(errno.EINVAL, "it is a pipe")  # opening one would wait for a writer
     return Path(path).open("rb")
 
 

@@ -1,4 +1,4 @@
-"""Keys and extensions that can name the members of a tar, so that those who read or unpack it get them back."""
+"""Checks that keys and extensions can be names of tar members, and are read back as they were."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,14 +11,14 @@ from infobatch_stream.formats.tar_grouping import is_meta, split_name
 
 __all__ = ["check_keys", "check_names", "why_twice"]
 
-_LOOKED_AT = 1000  # samples, evenly spaced
-_LOOKED_INTO = 1 << 27  # bytes of them together, about
+_LOOKED_AT = 1000  # samples that are checked, evenly spaced
+_LOOKED_INTO = 1 << 27  # bytes of these, about, after which checking ends
 
 
 def check_names(key: object, extensions: Iterable[str], *, foreign: bool) -> str:
-    """The ``key`` of a sample. Raises ValueError where its members would be read as another's, or lead elsewhere.
+    """The ``key`` of a sample as text. Raises ValueError for names that would be read differently, or leave the folder.
 
-    foreign: the extensions come from another tar, where more is possible.
+    foreign: the extensions come from another tar, where more are possible than we write.
     """
     text = _checked(key)
     for extension in extensions:
@@ -30,9 +30,9 @@ def check_names(key: object, extensions: Iterable[str], *, foreign: bool) -> str
 
 
 def check_keys(src: str, source: SampleSet) -> None:
-    """Raise DataError where keys of ``source``, found at ``src``, cannot name the members of a tar.
+    """Raise DataError if keys of ``source``, found at ``src``, cannot be names of tar members.
 
-    Some are looked at, so that it is known before anything is written if all are like this.
+    Only some samples are checked, to find out before anything is written if all keys are unsuitable.
     """
     if KEY not in source.columns:
         return
@@ -40,7 +40,7 @@ def check_keys(src: str, source: SampleSet) -> None:
     for position in np.unique(np.linspace(0, len(source) - 1, _LOOKED_AT, dtype=np.int64)).tolist():
         try:
             sample = source[position]
-        except (DataError, OSError):  # it is met again, and told of, where it is converted
+        except (DataError, OSError):  # the conversion meets it again, and reports it
             continue
         try:
             _checked(sample[KEY])
@@ -69,7 +69,7 @@ def _checked(key: object) -> str:
 
 
 def why_twice(one: str, other: str, extension: str, columns: Mapping[str, Column]) -> str:
-    """Why two columns cannot have one extension, and which gets another: that whose own it is not."""
+    """An error message: two columns have one extension, and how to give one of them another."""
     if extension in columns[other].wds.split(";"):
         one, other = other, one
     return (

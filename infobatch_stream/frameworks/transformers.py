@@ -33,7 +33,8 @@ class InfoBatchTrainer(Trainer):
         loader: its batches are dicts of what the model takes and "labels", so give it a ``collate_fn`` that makes them.
         sample_loss: (outputs of the model, labels) -> float[b], the loss of each sample; default the cross-entropy of
             a classifier's ``outputs.logits``, float[b, classes].
-        args, kwargs: as of Trainer, but no train_dataset.
+        *args: as of Trainer.
+        **kwargs: as of Trainer, but no train_dataset.
 
     Raises ConfigError for arguments that do not go with the loader.
     """

@@ -15,7 +15,7 @@ from infobatch_stream._urls import base_name, folder_of, is_remote, local_path
 from infobatch_stream.errors import ConfigError, DataError, StoreError
 from infobatch_stream.formats.extensions import encoding_of
 from infobatch_stream.formats.mds_encodings import from_mds
-from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, entries_of, mds_fingerprint
+from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, entries_of, mds_fingerprint, shards_of
 from infobatch_stream.formats.roles import LABELS, NAMES
 from infobatch_stream.formats.schema import KEY, MEMBERS, Encoded
 from infobatch_stream.formats.shard_list import holds_mds
@@ -28,7 +28,7 @@ from infobatch_stream.sources.remote.download import NotThereError, download
 from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.sidecars import read_classes, read_columns
 
-__all__ = ["ShardReader", "check_same", "open_shards"]
+__all__ = ["ShardReader", "open_shards", "open_shards_of"]
 
 _WILD: Final = re.compile(r"[*?\[{]")
 
@@ -49,18 +49,26 @@ class ShardReader(Protocol):
 
 
 def open_shards(dataset: str, cache: Path | None = None) -> ShardReader:
-    """The shards that ``dataset`` names: a folder of MDS shards (index.json), or tars: a folder, a pattern, braces.
+    """The shards of a dataset, to read single samples.
 
-    Local ones, or urls, of which what is read is brought to the folder ``cache`` (by default that of
-    IndexedWebDataset). Raises ConfigError for what is neither, DataError for shards that are damaged or out of reach,
-    MissingExtraError.
+    Args:
+        dataset: A folder of MDS shards (with index.json), or tars: a folder, a pattern, braces; local or urls.
+        cache: Folder for what is read of urls; by default that of IndexedWebDataset.
+
+    Returns:
+        The shards.
+
+    Raises:
+        ConfigError: For a ``dataset`` that is neither.
+        DataError: For shards that are damaged or out of reach.
+        MissingExtraError: For a package that is not installed.
     """
     if is_remote(dataset):
         url = dataset.rstrip("/")
-        told = None if _WILD.search(url) or url.endswith(".tar") else _fetch_index(url)
-        if told is None:
+        index = None if _WILD.search(url) or url.endswith(".tar") else _fetch_index(url)
+        if index is None:
             return _TarShards(dataset, cache)
-        return _MdsShards(url, told, lambda shards: _Fetched(url, shards, ShardCache(cache)))
+        return _MdsShards(url, index, lambda shards: _Fetched(url, shards, ShardCache(cache)))
     path = Path(local_path(dataset))
     if path.is_dir() and holds_mds(path) and (path / "index.json").is_file():
         return _MdsShards(
@@ -77,8 +85,11 @@ def open_shards(dataset: str, cache: Path | None = None) -> ShardReader:
     return _TarShards(dataset, cache)
 
 
-def check_same(store: ScoreStore, shards: ShardReader, dataset: str) -> None:
-    """Raise StoreError unless the scores of ``store`` are those of ``shards``."""
+def open_shards_of(store: ScoreStore, dataset: str | None, cache: Path | None) -> ShardReader | None:
+    """`open_shards`, if ``dataset`` is given. Raises StoreError unless the scores of ``store`` are of its samples."""
+    if dataset is None:
+        return None
+    shards = open_shards(dataset, cache)
     found = shards.ends[-1]
     if (shards.fingerprint, found) != (store.fingerprint, store.num_samples):
         raise StoreError(
@@ -86,6 +97,7 @@ def check_same(store: ScoreStore, shards: ShardReader, dataset: str) -> None:
             f"{store.num_samples:,} [{store.fingerprint}]: those of other shards, or in another order. Name the shards "
             "that the run read, all of them, or make the report without --dataset."
         )
+    return shards
 
 
 def _fetch_index(url: str) -> bytes | None:
@@ -110,40 +122,36 @@ def _fetch_index(url: str) -> bytes | None:
 
 
 class _Fetched:
-    """The shards of the folder ``url``: each is brought to the cache when it is asked for."""
+    """The shards of the folder ``url``: each is downloaded to the cache when it is asked for."""
 
     def __init__(self, url: str, shards: Sequence[IndexedShard], cache: ShardCache) -> None:
         self._url, self._shards, self._cache = url, shards, cache
 
     def __getitem__(self, number: int) -> LocalShard:
         """Raises DataError for one that cannot be had."""
-        told = self._shards[number]
-        file, compression = (told.raw, None) if told.zip is None else (told.zip, told.compression)
-        place = self._cache.bring(f"{self._url}/{file.name}", file.size)
+        shard = self._shards[number]
+        file, compression = (shard.raw, None) if shard.zip is None else (shard.zip, shard.compression)
+        place = self._cache.ensure_local(f"{self._url}/{file.name}", file.size)
         stat = Path(place).stat()
-        return LocalShard(place, (stat.st_size, stat.st_mtime_ns), compression, told.raw.size)
+        return LocalShard(place, (stat.st_size, stat.st_mtime_ns), compression, shard.raw.size)
 
 
 class _MdsShards:
     """MDS shards of one folder, without a StreamingDataset: it would make shared memory, and unpickle."""
 
-    def __init__(self, folder: str, data: bytes, here: Callable[[Sequence[IndexedShard]], LocalShards]) -> None:
-        """``data``: of the index.json in ``folder``, a path or url. here: where the shards are on this machine."""
+    def __init__(self, folder: str, index: bytes, find: Callable[[Sequence[IndexedShard]], LocalShards]) -> None:
+        """``index``: the index.json in ``folder``, a path or url. find: says where the shards are on this machine."""
         place = f"{folder}/index.json"
-        try:
-            told = [IndexedShard.of(entry, place) for entry in entries_of(data)]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{place} is no index of MDS shards ({type(error).__name__}: {error}); {AGAIN}.") from error
-        if not any(shard.samples for shard in told):
+        shards = shards_of(index, place)
+        if not any(shard.samples for shard in shards):
             raise DataError(f"{place} names no shards with samples; {AGAIN}.")
-        if any(shard.encodings != told[0].encodings for shard in told):
+        if any(shard.encodings != shards[0].encodings for shard in shards):
             raise DataError(f"{place} has shards of different columns; name the shards of one kind.")
-        samples = [shard.samples for shard in told]
-        files = ((shard.raw.name, shard.raw.size, shard.raw.hashes) for shard in told)
-        self.fingerprint = mds_fingerprint(samples, [0] * len(told), files)
-        self.names = [shard.raw.name for shard in told]
+        files = ((shard.raw.name, shard.raw.size, shard.raw.hashes) for shard in shards)
+        self.fingerprint = mds_fingerprint([shard.samples for shard in shards], [0] * len(shards), files)
+        self.names = [shard.raw.name for shard in shards]
         self.classes = read_classes([folder])
-        self._values = MdsValues(told, here(told))
+        self._values = MdsValues(shards, find(shards))
         self.ends = self._values.ends
 
     def fields(self, index: int) -> list[Field]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream._files import whole_file
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.report.dataset import ShardReader, check_same, open_shards
+from infobatch_stream.report.dataset import ShardReader, open_shards_of
 from infobatch_stream.report.galleries import Highest
 from infobatch_stream.report.previews import previews
 from infobatch_stream.report.snapshot import Snapshot
@@ -27,43 +27,52 @@ def export(
     store: Path,
     out: Path,
     *,
-    form: Literal["parquet", "csv"],
+    format: Literal["parquet", "csv"],
     dataset: str | None = None,
     cache: Path | None = None,
     hardest: int | None = None,
-    track: Callable[[int, int], None] = lambda total, done: None,
+    on_progress: Callable[[int, int], None] = lambda total, more: None,
 ) -> int:
-    """Write what the store at ``store`` holds to ``out``; how many rows. ``out`` appears when it is whole.
+    """Write what a score store holds as a table, which appears at ``out`` when it is whole.
 
-    index, score (empty: never seen), trained (times), last (epoch, empty: never), mean_loss (of all epochs, where
-    losses were kept); with ``dataset`` also shard, row and key. hardest: only so many, by `staying_hard`, the hardest
-    first, with ``dataset`` also with label and name, as a report shows them. cache: as for `open_shards`.
+    Columns: index, score (empty: never seen), trained (times), last (epoch, empty: never), mean_loss (of all epochs,
+    where losses were kept); with ``dataset`` also shard, row and key.
 
-    Raises StoreError for a store that is missing or of another dataset, ConfigError, DataError.
+    Args:
+        store: The folder of the score store.
+        out: The file.
+        format: Of the file.
+        dataset: The shards of the store's samples, as for `open_shards`.
+        cache: Folder for shards that are elsewhere, as for `open_shards`.
+        hardest: Only so many samples, the hardest by `staying_hard` first; with ``dataset`` also their labels and
+            names, as a report shows them.
+        on_progress: Called after each block of rows, with the number of all and of those in the block.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        StoreError: For a store that is missing, or of another dataset.
+        ConfigError: For a number or a dataset that cannot be.
+        DataError: For shards that are damaged or out of reach.
     """
     with whole_file(out) as new, new.open("wb") as file:
         snapshot = Snapshot.take(store)
-        shards = None if dataset is None else open_shards(dataset, cache)
-        if shards is not None and dataset is not None:
-            check_same(snapshot.store, shards, dataset)
+        shards = open_shards_of(snapshot.store, dataset, cache)
         hardness = staying_hard(snapshot)
-        order = None if hardest is None else _highest(hardness, hardest)
-        total = snapshot.scores.size if order is None else order.size
-        done = 0
+        order = range(snapshot.scores.size) if hardest is None else _highest(hardness, hardest)
         writer: Any = None
-        for start in range(0, max(total, 1), _BLOCK):
-            places = np.arange(start, min(start + _BLOCK, total))
-            chosen = places if order is None else order[places]
+        for start in range(0, max(len(order), 1), _BLOCK):
+            chosen = np.asarray(order[start : start + _BLOCK], np.int64)
             table = _table(snapshot, shards, hardness, chosen)
-            if shards is not None and order is not None:
+            if shards is not None and hardest is not None:
                 table = _with_names(table, shards, chosen)
             if writer is None:
-                writer = _writer(form, file, table.schema)
+                writer = _writer(format, file, table.schema)
             writer.write_table(table)
-            done += table.num_rows
-            track(total, table.num_rows)
+            on_progress(len(order), table.num_rows)
         writer.close()
-    return done
+    return len(order)
 
 
 def staying_hard(snapshot: Snapshot) -> NDArray[np.float64]:
@@ -119,7 +128,7 @@ def _nullable(values: NDArray[np.floating[Any]]) -> pa.Array:
     return pa.array(values, mask=np.isnan(values))
 
 
-def _writer(form: str, file: Any, schema: pa.Schema) -> Any:
-    if form == "parquet":
+def _writer(format: str, file: Any, schema: pa.Schema) -> Any:
+    if format == "parquet":
         return pyarrow.parquet.ParquetWriter(file, schema, compression="zstd")
     return pyarrow.csv.CSVWriter(file, schema)

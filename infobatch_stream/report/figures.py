@@ -1,25 +1,22 @@
 """The figures of a report: which charts there are of a store, and what is said of each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from infobatch_stream._formatting import duration, number, percent
-from infobatch_stream.report.charts import Bars, Mark, bars, fan, heat_map, scatter, score_range, steps
+from infobatch_stream.report import charts
+from infobatch_stream.report.charts import Axis, Band, Bars, Chart, Floats, Line, Size, Steps, histogram, score_range
 from infobatch_stream.report.galleries import Gallery
 from infobatch_stream.report.loss_history import Losses
 from infobatch_stream.report.snapshot import Snapshot
-from infobatch_stream.store.history import Epoch, Training
+from infobatch_stream.store.history import SHARES, Epoch, Training
 
 __all__ = ["Figure", "amounts", "distribution", "points", "trainings", "trajectories"]
-
-Floats = NDArray[np.float64]
-Size = tuple[int, int]
 
 _SMALL: Final = (360, 220)  # pixels of a chart of which three are in a row
 _MIDDLE: Final = (548, 270)
@@ -34,17 +31,13 @@ _JITTER: Final = 0.7  # of an epoch, over which points of as many are spread
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart as it is on a screen, and on a phone, if it is another there."""
+    """A chart, what is said of it, and its size on a screen, and on a phone, if it is another there."""
 
     title: str
     note: str
-    wide: Markup
-    narrow: Markup | None = None
-
-    @classmethod
-    def both(cls, title: str, note: str, sizes: tuple[Size, Size], draw: Callable[[Size], Markup]) -> "Figure":
-        """The chart that ``draw`` makes, in two sizes."""
-        return cls(title, note, *map(draw, sizes))
+    chart: Chart
+    wide: Size = _SMALL
+    narrow: Size | None = None
 
 
 def amounts(found: Snapshot) -> list[Figure]:
@@ -56,33 +49,36 @@ def amounts(found: Snapshot) -> list[Figure]:
     so_far = np.full(found.epoch, np.nan)
     so_far[known] = 1 - np.cumsum(trained[known]) / np.cumsum(entries[known])
     share = kept / entries
+    least, most = (percent(float(one)) for one in (np.nanmin(share), np.nanmax(share)))
+    label = f"Share of the samples kept, by epoch: from {least} to {most}."
+    label_so_far = f"Share of the samples saved so far, by epoch; in the end {percent(so_far[known][-1])}."
     figures = [
         Figure(
             "Kept in each epoch",
             "The share of the samples that the epoch kept; the others were pruned.",
-            steps(_SMALL, [("kept", share)], top=1.0, text=percent, y_name="share of samples",
-                  label=f"Share of the samples kept, by epoch: {_from_to(share, percent)}."),
+            charts.steps(label, [Steps("kept", share)], "share of samples", percent, top=1.0),
         ),
         Figure(
             "Saved so far",
             "The share of all samples of the epochs up to here that was not trained on.",
-            steps(_SMALL, [("saved", so_far)], text=percent, y_name="share of samples",
-                  label=f"Share of the samples saved so far, by epoch; in the end {percent(so_far[known][-1])}."),
+            charts.steps(label_so_far, [Steps("saved", so_far)], "share of samples", percent),
         ),
-    ]  # fmt: skip
+    ]
     took, whole = found.seconds()
     if not np.isnan(whole).all():
         unit, name = _unit(float(np.nanmax(whole)))
+        label = (
+            f"Time of each epoch, {duration(float(np.nansum(took)))} in all; with all samples an estimated "
+            f"{duration(float(np.nansum(whole)))}."
+        )
         figures.append(
             Figure(
                 "Time of each epoch",
                 "Full colour: what it took. Pale: what it would have taken with all samples, estimated from its "
                 "seconds per trained sample.",
-                steps(_SMALL, [("saved", whole / unit), ("kept", took / unit)], text=number, y_name=name,
-                      label=f"Time of each epoch, {duration(float(np.nansum(took)))} in all; with all samples an "
-                      f"estimated {duration(float(np.nansum(whole)))}."),
+                charts.steps(label, [Steps("saved", whole / unit), Steps("kept", took / unit)], name, number),
             )
-        )  # fmt: skip
+        )
     return figures
 
 
@@ -91,34 +87,31 @@ def _unit(most: float) -> tuple[float, str]:
     return next((one for one in ((3600.0, "hours"), (60.0, "minutes")) if most >= 2 * one[0]), (1.0, "seconds"))
 
 
-def _from_to(values: Floats, text: Callable[[float], str]) -> str:
-    return f"from {text(float(np.nanmin(values)))} to {text(float(np.nanmax(values)))}"
-
-
 def distribution(found: Snapshot) -> Figure | None:
     """How the scores moved; None where no epoch left any."""
-    low, high = _scores_shown(found)
     histograms = found.histograms()
     if not histograms.any():
         return None
-    lines = [
-        ("outer", found.quantile(0.05)), ("outer", found.quantile(0.95)), ("median", found.quantile(0.5)),
-        ("mean", found.by_epoch("mean")),
-    ]  # fmt: skip
     hints = [""] * found.epoch
     for one in found.epochs[:_HINTS]:
-        hints[one.number] = _hint(one)
-    return Figure.both(
-        "Scores after each epoch",
-        "Each column is an epoch; the stronger its colour, the more samples have such a score.",
-        (_WIDE, _NARROW),
-        lambda size: heat_map(size, histograms, lines, hints, low, high),
+        low, median, high = (number(float(one.quantiles[SHARES.index(share)])) for share in (0.05, 0.5, 0.95))
+        hints[one.number] = (
+            f"epoch {one.number}: 5 % below {low}, half below {median}, 95 % below {high}; mean {number(one.mean)}"
+        )
+    chart = Chart(
+        f"Heat map of the distribution of scores after each of {found.epoch} epochs; the table below has its numbers.",
+        Axis.epochs(found.epoch, ticks=(12, 6)),
+        Axis("score", *_scores_shown(found), log=True, ticks=(7, 7)),
+        [
+            charts.HeatMap(histograms),
+            *(Line.by_epoch("outer", found.quantile(share)) for share in (0.05, 0.95)),
+            Line.by_epoch("median", found.quantile(0.5)),
+            Line.by_epoch("mean", found.by_epoch("mean")),
+        ],
+        hints,
     )
-
-
-def _hint(one: Epoch) -> str:
-    low, median, high = (number(float(one.quantiles[place])) for place in (2, 5, 8))
-    return f"epoch {one.number}: 5 % below {low}, half below {median}, 95 % below {high}; mean {number(one.mean)}"
+    note = "Each column is an epoch; the stronger its colour, the more samples have such a score."
+    return Figure("Scores after each epoch", note, chart, _WIDE, _NARROW)
 
 
 def _scores_shown(found: Snapshot) -> tuple[float, float]:
@@ -131,22 +124,29 @@ def trainings(found: Snapshot, now: Epoch) -> list[Figure]:
     total = found.scores.size
     if found.training is not None:
         whole = found.epoch - found.training.since
+        since = f", those from epoch {found.training.since} on" if found.training.since else ""
         often, ages, never = _counts(found.training, found.epoch)
         figures += [
             Figure(
                 "How often a sample was trained on",
-                f"Of the {whole} epochs that were counted{_since(found.training)}.",
-                bars(_SMALL, Bars.of_whole(often), total=total, x_name="times trained on",
-                     label=f"Histogram of how often samples were trained on in {whole} epochs."),
+                f"Of the {whole} epochs that were counted{since}.",
+                histogram(
+                    f"Histogram of how often samples were trained on in {whole} epochs.",
+                    Bars.of_whole(often, total),
+                    "times trained on",
+                ),
             ),
             Figure(
                 "How old the scores are",
                 "Epochs since the sample was last trained on; 0 is the latest epoch."
                 + (f" Left out: {never:,} that never were." if never else ""),
-                bars(_SMALL, Bars.of_whole(ages), total=total, x_name="epochs ago",
-                     label="Histogram of how many epochs ago samples were last trained on."),
+                histogram(
+                    "Histogram of how many epochs ago samples were last trained on.",
+                    Bars.of_whole(ages, total),
+                    "epochs ago",
+                ),
             ),
-        ]  # fmt: skip
+        ]
     if now.histogram.any():
         low, high = score_range(np.array([now.quantiles[[1, -1]]]))
         label = f"Histogram of the scores now; half of them are below {number(float(now.quantiles[5]))}."
@@ -154,14 +154,10 @@ def trainings(found: Snapshot, now: Epoch) -> list[Figure]:
             Figure(
                 "Scores now",
                 "The last recorded loss of each sample. Those beyond the ends are in the first and last bar.",
-                bars(_SMALL, _by_score(found.scores, low, high), total=total, x_name="score", label=label),
+                histogram(label, _by_score(found.scores, low, high), "score", log=True),
             )
         )
     return figures
-
-
-def _since(training: Training) -> str:
-    return f", those from epoch {training.since} on" if training.since else ""
 
 
 def _counts(training: Training, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -182,24 +178,22 @@ def _by_score(scores: NDArray[np.float32], low: float, high: float) -> Bars:
     for start in range(0, scores.size, _BLOCK):
         part = scores[start : start + _BLOCK]
         counts += np.histogram(np.clip(part[~np.isnan(part)], low, high), edges)[0]
-    names = [f"{number(a)} to {number(b)}" for a, b in pairwise(edges.tolist())]
-    return Bars(edges, counts, names, log=True)
+    names = [f"{number(start)} to {number(end)}" for start, end in pairwise(edges.tolist())]
+    return Bars(edges, counts, names, scores.size)
 
 
 def trajectories(found: Snapshot, galleries: Sequence[Gallery], lines: dict[int, Floats]) -> list[Figure]:
     """The scores of the samples of each gallery by epoch, float64[E], before the bands of those of all samples."""
-    bands = [(found.quantile(0.05), found.quantile(0.95)), (found.quantile(0.25), found.quantile(0.75))]
-    shown = _scores_shown(found)
-
-    def drawing(gallery: Gallery) -> Callable[[Size], Markup]:
-        samples = [(index, lines[index]) for index in gallery.index.tolist()]
+    bands = [Band.by_epoch(found.quantile(low), found.quantile(high)) for low, high in ((0.05, 0.95), (0.25, 0.75))]
+    median = Line.by_epoch("median", found.quantile(0.5))
+    x, y = Axis.epochs(found.epoch), Axis("score", *_scores_shown(found), log=True)
+    figures = []
+    for gallery in galleries:
+        samples = [Line.of_sample(gallery.kind, index, lines[index]) for index in gallery.index.tolist()]
         label = f"Scores of {len(samples)} samples by epoch, those called {gallery.title.lower()}."
-        return lambda size: fan(size, bands, found.quantile(0.5), samples, gallery.kind, shown, label)
-
-    return [
-        Figure.both(gallery.title, f"{gallery.index.size} samples", (_MIDDLE, _NARROW), drawing(gallery))
-        for gallery in galleries
-    ]
+        chart = Chart(label, x, y, [*bands, median, *samples])
+        figures.append(Figure(gallery.title, f"{len(samples)} samples", chart, _MIDDLE, _NARROW))
+    return figures
 
 
 def points(found: Snapshot, galleries: Sequence[Gallery]) -> Figure | None:
@@ -208,57 +202,46 @@ def points(found: Snapshot, galleries: Sequence[Gallery]) -> Figure | None:
     kinds = {index: gallery for gallery in reversed(galleries) for index in gallery.index.tolist()}
     index = np.concatenate([np.sort(some), np.array(sorted(kinds), np.int64)])
     scores = found.scores[index].astype(np.float64)
-    times = None
+    cloud, shown = slice(some.size), slice(some.size, None)
     if found.losses is not None:
         x, y = _moments(found.losses, index)
-        title, names = "Mean and spread of the losses", ("mean of the losses", "standard deviation of the losses")
+        title, y_name = "Mean and spread of the losses", "standard deviation of the losses"
         note = "Each dot is a sample: the mean of its recorded losses, and their standard deviation."
+        across = Axis("mean of the losses", *_extent(x[cloud], x[shown]), log=True, ticks=(8, 5))
     elif found.training is not None:
         # Spread by the golden ratio, or those that were trained on as often would hide each other.
         x = found.training.times[index] + _JITTER * ((index * 0.6180339887498949) % 1 - 0.5)
-        y, times = scores, found.epoch - found.training.since
-        title, names = "Score and training", ("times trained on", "score")
+        y = scores
+        title, y_name = "Score and training", "score"
         note = "Each dot is a sample: how often it was trained on, and its score now."
+        across = Axis.counting("times trained on", 0, found.epoch - found.training.since, (10, 10))
     else:
         return None
     if not np.isfinite(y).any():
         return None
-    cloud, shown = slice(some.size), slice(some.size, None)
-    marks = [
-        Mark(sample, x_at, y_at, kinds[sample].kind, _called(sample, kinds[sample], score))
-        for sample, x_at, y_at, score in zip(*(one[shown].tolist() for one in (index, x, y, scores)), strict=True)
-    ]
-    x_range = _extent(x[cloud], x[shown]) if times is None else (-0.5, times + 0.5)
-    y_range = _extent(y[cloud], y[shown])
+    marks = []
+    for sample, x_at, y_at, score in zip(*(one[shown].tolist() for one in (index, x, y, scores)), strict=True):
+        text = f"sample {sample}, {kinds[sample].title.lower()}, score {number(score)}"
+        marks.append(charts.Mark(sample, x_at, y_at, kinds[sample].kind, text))
     label = f"{title}: {len(marks)} samples of the galleries, as links, among others."
+    up = Axis(y_name, *_extent(y[cloud], y[shown]), log=True, ticks=(7, 7))
     all_of_them = some.size == found.scores.size
     drawn = (
         "All samples are here" if all_of_them else f"{some.size:,} of {found.scores.size:,} samples, drawn at random"
     )
-    return Figure.both(
+    return Figure(
         title,
         f"{note} {drawn}. Those of the galleries have a sign, which leads to the sample; one "
         "of two galleries has that of the first.",
-        (_WIDE, _NARROW),
-        lambda size: scatter(
-            size, (x[cloud], y[cloud]), marks, label=label, x_name=names[0], y_name=names[1], x=x_range, y=y_range,
-            log=times is None,
-        ),
-    )  # fmt: skip
-
-
-def _called(index: int, gallery: Gallery, score: float) -> str:
-    return f"sample {index}, {gallery.title.lower()}, score {number(score)}"
+        Chart(label, across, up, [charts.Dots(x[cloud], y[cloud]), *marks]),
+        _WIDE,
+        _NARROW,
+    )
 
 
 def _moments(losses: Losses, index: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Mean and standard deviation of the recorded losses of samples; NaN for those with fewer than two."""
-    found = losses.of(index)[losses.since :].astype(np.float64)
-    seen = ~np.isnan(found)
-    times = seen.sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(seen, found, 0).sum(0) / times
-        spread = np.sqrt(np.where(seen, (found - mean) ** 2, 0).sum(0) / times)
+    times, mean, spread, _ = losses.moments_of(index)
     enough = times >= 2
     return np.where(enough, mean, np.nan), np.where(enough, spread, np.nan)
 

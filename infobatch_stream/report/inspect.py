@@ -84,13 +84,15 @@ def page(found: Snapshot) -> RenderableType:
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     total, unseen, recorded = found.store.num_samples, found.never_seen, _recorded(found)
+    ages = _ages(found)
+    oldest = (f"{count:,} of epoch {epoch}" for epoch, count in list((ages or {}).items())[:_OLD])
     rows = {
         "dataset": f"{total:,} samples  [{found.store.fingerprint}]",
         "epochs": f"{found.epoch} committed" + (f", {recorded:,} losses recorded since" if recorded else ""),
         "in use": found.user or "no",
         "saved so far": "not known" if math.isnan(found.saved) else f"{found.saved:.1%} of the samples",
         "never seen": f"{unseen:,} ({unseen / total:.1%})" if unseen else "none",
-        "oldest scores": _oldest(found),
+        "oldest scores": "not known" if ages is None else ", ".join(oldest) or "none",
     }
     for name, value in rows.items():
         grid.add_row(name, Text(visible(value)))
@@ -100,13 +102,6 @@ def page(found: Snapshot) -> RenderableType:
     if found.epochs:
         parts += [Text(), _table(found.epochs), Text(_WHEN, style="dim")]
     return Group(*parts)
-
-
-def _oldest(found: Snapshot) -> str:
-    ages = _ages(found)
-    if ages is None:
-        return "not known"
-    return ", ".join(f"{count:,} of epoch {epoch}" for epoch, count in list(ages.items())[:_OLD]) or "none"
 
 
 def _distribution(scores: Epoch) -> RenderableType:

@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream.store.history import blocks
 from infobatch_stream.store.recorded_losses import Recorded
 
 __all__ = ["Losses", "Moments"]
+
+Floats = NDArray[np.float64]
 
 _BLOCK = 1 << 16  # samples whose moments are brought up to date at once: what is made of them stays in the cache
 
@@ -22,41 +26,38 @@ class Moments:
     """
 
     start: int
-    times: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    spread: NDArray[np.float64]
-    lowest: NDArray[np.float64]
+    times: Floats
+    mean: Floats
+    spread: Floats
+    lowest: Floats
 
 
-class Losses:
-    """The losses that were recorded in the first ``epochs`` of the store at ``path``.
-
-    In memory is one epoch of a block of samples at a time, not an epoch and no sample's history as a whole.
-
-    since: the first epoch whose losses are there; what the epoch before it left are scores.
-    """
-
-    def __init__(self, recorded: Recorded) -> None:
-        """Use `open`."""
-        self._recorded = recorded
-        self.epochs, self.since = recorded.epochs, recorded.since
+class Losses(Recorded):
+    """The losses that were recorded; in memory is one epoch of a block of samples at a time."""
 
     @classmethod
-    def open(cls, path: Path, num_samples: int, epochs: int) -> "Losses | None":
+    def open(cls, path: Path, num_samples: int, epochs: int) -> Self | None:
         """Those of the store at ``path``; None where none were kept. Raises StoreError for what cannot be read."""
-        found = Recorded.open(path, num_samples, epochs)
-        return None if found is None or found.epochs <= found.since else cls(found)
+        found = super().open(path, num_samples, epochs)
+        return None if found is None or found.epochs <= found.since else found
 
     def moments(self) -> Iterator[Moments]:
         """Of all samples, block by block. Raises StoreError for what cannot be read."""
-        for block, (start, end) in enumerate(self._blocks()):
-            sums = [_Sums(min(_BLOCK, end - at)) for at in range(start, end, _BLOCK)]
+        for number, block in enumerate(blocks(self.num_samples)):
+            sums = [_Sums(min(_BLOCK, block.stop - at)) for at in range(block.start, block.stop, _BLOCK)]
             for epoch in range(self.since, self.epochs):
-                row = self._recorded.row(epoch, block)
-                for number, one in enumerate(sums):
-                    one.add(row[number * _BLOCK : (number + 1) * _BLOCK])
+                row = self.row(epoch, number)
+                for part, one in enumerate(sums):
+                    one.add(row[part * _BLOCK : (part + 1) * _BLOCK])
             parts = zip(*(one.result() for one in sums), strict=True)
-            yield Moments(start, *map(np.concatenate, parts))
+            yield Moments(block.start, *map(np.concatenate, parts))
+
+    def moments_of(self, index: NDArray[np.int64]) -> tuple[Floats, Floats, Floats, Floats]:
+        """How many losses each of ``index`` (int64[k]) has, their mean, standard deviation, lowest: float64[k] each."""
+        sums = _Sums(index.size)
+        for losses in self.of(index)[self.since :]:
+            sums.add(losses)
+        return sums.result()
 
     def of(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32[E, k]: the losses of the samples ``index`` (int64[k]) in each epoch, NaN where they have none.
@@ -64,16 +65,11 @@ class Losses:
         Epoch since - 1, if there is one, has what the samples' scores were then. Raises StoreError.
         """
         found = np.full((self.epochs, index.size), np.nan, np.float32)
-        for block, (start, end) in enumerate(self._blocks()):
-            places = np.flatnonzero((index >= start) & (index < end))
+        for number, block in enumerate(blocks(self.num_samples)):
+            places = np.flatnonzero((index >= block.start) & (index < block.stop))
             for epoch in range(max(self.since - 1, 0), self.epochs) if places.size else ():
-                found[epoch, places] = self._recorded.row(epoch, block)[index[places] - start]
+                found[epoch, places] = self.row(epoch, number)[index[places] - block.start]
         return found
-
-    def _blocks(self) -> Iterator[tuple[int, int]]:
-        size, step = self._recorded.num_samples, self._recorded.step
-        for start in range(0, size, step):
-            yield start, min(start + step, size)
 
 
 class _Sums:
@@ -92,8 +88,9 @@ class _Sums:
         self._squares += gap * np.where(seen, losses - self._mean, 0.0)
         np.fmin(self._lowest, losses, out=self._lowest)
 
-    def result(self) -> tuple[NDArray[np.float64], ...]:
+    def result(self) -> tuple[Floats, Floats, Floats, Floats]:
         """times, mean, spread, lowest."""
         times, seen = self._times, self._times > 0
         spread = np.sqrt(self._squares / np.maximum(times, 1.0))
-        return times, *(np.where(seen, one, np.nan) for one in (self._mean, spread, self._lowest))
+        mean, spread, lowest = (np.where(seen, one, np.nan) for one in (self._mean, spread, self._lowest))
+        return times, mean, spread, lowest

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from infobatch_stream._files import whole_file
 from infobatch_stream._formatting import DASH, duration, number, percent
-from infobatch_stream.report.charts import marker, spark
-from infobatch_stream.report.dataset import check_same, open_shards
+from infobatch_stream.report.charts import Floats, Line, Spark
+from infobatch_stream.report.dataset import open_shards_of
 from infobatch_stream.report.figures import amounts, distribution, points, trainings, trajectories
 from infobatch_stream.report.galleries import Gallery, choose
 from infobatch_stream.report.previews import Preview, previews
+from infobatch_stream.report.renderer import draw, draw_marker, draw_spark
 from infobatch_stream.report.snapshot import Snapshot
 from infobatch_stream.store.history import SHARES, Epoch
 
 __all__ = ["build", "write"]
 
-_SPARK: Final = (112, 26)
+_SPARK: Final = (112, 26)  # pixels of the line on a card
 _ROWS: Final = 400  # epochs in the table
 
 
@@ -38,19 +39,25 @@ def write(store: Path, out: Path, *, dataset: str | None = None, count: int = 32
 
 
 def build(store: Path, *, dataset: str | None = None, count: int = 32, cache: Path | None = None) -> str:
-    """The report of the score store at ``store``, as HTML.
+    """The report of a score store, as HTML.
 
-    dataset: its shards, of which samples are shown; cache: for those of elsewhere; see `open_shards`. count: samples in
-    a gallery, at most.
+    Args:
+        store: The folder of the store.
+        dataset: The shards of its samples, to show some of them, as for `open_shards`.
+        count: The most samples of a gallery.
+        cache: Folder for shards that are elsewhere, as for `open_shards`.
 
-    Raises StoreError for a store that cannot be read, or is of other shards; ConfigError, DataError,
-    MissingExtraError.
+    Returns:
+        The page.
+
+    Raises:
+        StoreError: For a store that cannot be read, or is of other shards.
+        ConfigError: For a ``dataset`` that is no shards.
+        DataError: For shards that are damaged or out of reach.
+        MissingExtraError: For a package that is not installed.
     """
     found = Snapshot.take(store)
-    shards = None
-    if dataset is not None:
-        shards = open_shards(dataset, cache)
-        check_same(found.store, shards, dataset)
+    shards = open_shards_of(found.store, dataset, cache)
     galleries = choose(found.scores, found.epoch, found.training, found.losses, count)
     index = np.unique(np.concatenate([np.empty(0, np.int64), *(gallery.index for gallery in galleries)]))
     seen = {} if shards is None else previews(shards, index)
@@ -70,8 +77,6 @@ def build(store: Path, *, dataset: str | None = None, count: int = 32, cache: Pa
         points=points(found, galleries),
         galleries=_shown(found, galleries, seen, lines),
         dataset=dataset,
-        markers={gallery.kind: marker(gallery.kind, 8.0, 8.0) for gallery in galleries},
-        titles={gallery.kind: gallery.title for gallery in galleries},
     )
 
 
@@ -88,6 +93,9 @@ def _page(**content: object) -> str:
     inline = {name: pages.loader.get_source(pages, f"report.{name}")[0] for name in ("css", "js")}
     return pages.get_template("report.html.j2").render(
         content,
+        draw=draw,
+        draw_marker=draw_marker,
+        draw_spark=lambda spark: draw_spark(spark, _SPARK),
         inline={name: Markup(text) for name, text in inline.items()},  # noqa: S704 - files of ours
         hashes={
             name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in inline.items()
@@ -95,32 +103,24 @@ def _page(**content: object) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Fact:
-    """A number at the top of the page, with a word on it."""
-
-    name: str
-    value: str
-    note: str
-
-
-def _facts(found: Snapshot, now: Epoch) -> list[_Fact]:
+def _facts(found: Snapshot, now: Epoch) -> list[tuple[str, str, str]]:
+    """The numbers at the top of the page: name, value, a word on it."""
     trained, entries = (sum(getattr(one, name) for one in found.epochs) for name in ("trained", "entries"))
     took, whole = (float(np.nansum(one)) for one in found.seconds())
     never, size = found.never_seen, found.scores.size
     missing = found.epoch - len(found.epochs)
     facts = [
-        _Fact("Samples", f"{size:,}", f"{never:,} of them never trained on" if never else "all have a score"),
-        _Fact("Epochs", f"{found.epoch:,}", f"what became of {missing:,} is not known" if missing else "all are known"),
+        ("Samples", f"{size:,}", f"{never:,} of them never trained on" if never else "all have a score"),
+        ("Epochs", f"{found.epoch:,}", f"what became of {missing:,} is not known" if missing else "all are known"),
     ]
     if entries:
-        facts.append(_Fact("Samples saved so far", percent(found.saved), f"{trained:,} of {entries:,} were trained on"))
+        facts.append(("Samples saved so far", percent(found.saved), f"{trained:,} of {entries:,} were trained on"))
     if whole:
         note = f"estimated: {duration(took)} instead of {duration(whole)}"
-        facts.append(_Fact("Time saved so far", percent(1 - took / whole), note))
+        facts.append(("Time saved so far", percent(1 - took / whole), note))
     if never < size:
         median = number(float(now.quantiles[SHARES.index(0.5)]))
-        facts.append(_Fact("Mean score", number(now.mean), f"half of the scores are below {median}"))
+        facts.append(("Mean score", number(now.mean), f"half of the scores are below {median}"))
     return facts
 
 
@@ -141,7 +141,7 @@ def _table(known: list[Epoch]) -> list[list[str]]:
     ]
 
 
-def _lines(found: Snapshot, index: NDArray[np.int64]) -> dict[int, NDArray[np.float64]]:
+def _lines(found: Snapshot, index: NDArray[np.int64]) -> dict[int, Floats]:
     """The scores of samples by epoch, float64[E], where the losses were kept; else nothing."""
     if found.losses is None or not index.size:
         return {}
@@ -161,51 +161,33 @@ class _Card:
     anchor: bool
     score: str
     training: str
-    exhibit: Preview | None
-    spark: Markup | None
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A gallery, with its samples by label; the label is "" where none is known."""
-
-    gallery: Gallery
-    groups: list[tuple[str, list[_Card]]]
+    preview: Preview | None
+    spark: Spark | None
 
 
 def _shown(
-    found: Snapshot,
-    galleries: list[Gallery],
-    previews: dict[int, Preview],
-    lines: dict[int, NDArray[np.float64]],
-) -> list[_Shown]:
-    """The galleries with their cards; in each of them the labels that occur most come first."""
+    found: Snapshot, galleries: list[Gallery], previews: dict[int, Preview], lines: dict[int, Floats]
+) -> list[tuple[Gallery, list[tuple[str, list[_Card]]]]]:
+    """The galleries with their cards by label ("" where none is known), the labels that occur most first."""
     anchored: set[int] = set()
     shown = []
     for gallery in galleries:
         groups: dict[str, list[_Card]] = {}
-        scale = _scale([lines[index] for index in gallery.index.tolist() if index in lines])
+        low, high = _scale([lines[index] for index in gallery.index.tolist() if index in lines])
         for index in gallery.index.tolist():
-            exhibit = previews.get(index)
-            drawn = None
+            preview, spark = previews.get(index), None
             if index in lines:
-                drawn = spark(_SPARK, lines[index], scale, f"Scores of sample {index} by epoch")
-            card = _Card(
-                index,
-                index not in anchored,
-                number(float(found.scores[index])),
-                _training(found, index),
-                exhibit,
-                drawn,
-            )
+                spark = Spark(f"Scores of sample {index} by epoch", Line.of_sample("", index, lines[index]), low, high)
+            score = number(float(found.scores[index]))
+            card = _Card(index, index not in anchored, score, _training(found, index), preview, spark)
             anchored.add(index)
-            groups.setdefault(exhibit.label if exhibit else "", []).append(card)
+            groups.setdefault(preview.label if preview else "", []).append(card)
         order = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-        shown.append(_Shown(gallery, order))
+        shown.append((gallery, order))
     return shown
 
 
-def _scale(lines: list[NDArray[np.float64]]) -> tuple[float, float]:
+def _scale(lines: list[Floats]) -> tuple[float, float]:
     """From the lowest to the highest score above 0 in any of the lines, low < high."""
     known = np.concatenate([np.empty(0), *lines])
     known = known[np.isfinite(known) & (known > 0)]

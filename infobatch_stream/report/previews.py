@@ -24,7 +24,6 @@ _LONGEST_NAME: Final = 4096
 class Preview:
     """One sample. label, key, name, text: "" without one; problem: why it, or a part of it, is not shown."""
 
-    index: int
     shard: str
     row: int
     key: str = ""
@@ -36,15 +35,14 @@ class Preview:
 
 
 def previews(shards: ShardReader, index: NDArray[np.int64], *, pictures: bool = True) -> dict[int, Preview]:
-    """What is to be seen of the samples ``index``, int64[k], or why it is not. Raises MissingExtraError."""
-    order = np.unique(index).tolist()  # that of the shards
-    return {number: _exhibit(shards, number, pictures) for number in order}
+    """What is to be seen of the samples ``index``, int64[k], or why it is not; in the order of the shards."""
+    return {number: _preview(shards, number, pictures) for number in np.unique(index).tolist()}
 
 
-def _exhibit(shards: ShardReader, index: int, pictures: bool) -> Preview:
+def _preview(shards: ShardReader, index: int, pictures: bool) -> Preview:
     shard = bisect_right(shards.ends, index)
     row = index - (shards.ends[shard - 1] if shard else 0)
-    empty = Preview(index, shards.names[shard], row)
+    empty = Preview(shards.names[shard], row)
     try:
         fields = shards.fields(index)
     except (DataError, OSError) as error:

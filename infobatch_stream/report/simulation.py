@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -53,31 +54,6 @@ class Outcome:
         return {"policy": repr(self.policy), "saved": self.saved, "kept": self.kept, "effective": self.effective}
 
 
-class _Run:
-    """A run of ``epochs`` with a policy, epoch by epoch."""
-
-    def __init__(self, policy: Policy | Schedule, epochs: int, delta: float, seed: int) -> None:
-        self._policy, self._epochs, self._seed = policy, epochs, seed
-        self._annealing = annealing_epoch(delta, epochs)
-        self._kept: list[int] = []
-        self._effective: list[float] = []
-
-    def plan(self, scores: NDArray[np.float32]) -> None:
-        """The next epoch, with ``scores``, float32[N]."""
-        epoch, size = len(self._kept), scores.size
-        moment = Moment(epoch, self._epochs, self._annealing, size, epoch * size, epoch * size - sum(self._kept))
-        chosen: Policy | Schedule = self._policy if epoch < self._annealing else FullData()
-        if not isinstance(chosen, Policy):
-            chosen.check(moment)
-            chosen = chosen.at(moment)
-        kept, effective = _plan(chosen, scores, self._seed, epoch)
-        self._kept.append(kept)
-        self._effective.append(effective)
-
-    def outcome(self, num_samples: int) -> Outcome:
-        return Outcome(self._policy, num_samples, self._kept, self._effective)
-
-
 def simulate(
     policies: Iterable[Policy | Schedule],
     scores: Iterable[NDArray[np.float32]],
@@ -91,13 +67,23 @@ def simulate(
     scores: what each epoch is planned with, float32[N], NaN = never seen. With those of a run, and its policy and seed,
     what is kept is what that run kept. Raises ConfigError for a budget that no such run meets.
     """
-    runs = [_Run(policy, epochs, delta, seed) for policy in policies]
-    size = 0
-    for known, _ in zip(scores, range(epochs), strict=False):
+    policies = list(policies)
+    shares: list[list[tuple[int, float]]] = [[] for _ in policies]
+    annealing, size = annealing_epoch(delta, epochs), 0
+    for epoch, known in enumerate(islice(scores, epochs)):
         size = known.size
-        for run in runs:
-            run.plan(known)
-    return [run.outcome(size) for run in runs]
+        for policy, planned in zip(policies, shares, strict=True):
+            skipped = epoch * size - sum(kept for kept, _ in planned)
+            chosen = policy if epoch < annealing else FullData()
+            if not isinstance(chosen, Policy):
+                moment = Moment(epoch, epochs, annealing, size, epoch * size, skipped)
+                chosen.check(moment)
+                chosen = chosen.at(moment)
+            planned.append(_plan(chosen, known, seed, epoch))
+    return [
+        Outcome(policy, size, [kept for kept, _ in planned], [effective for _, effective in planned])
+        for policy, planned in zip(policies, shares, strict=True)
+    ]
 
 
 def scores_of(store: ScoreStore) -> Iterator[NDArray[np.float32]]:

@@ -109,8 +109,8 @@ class Snapshot:
     @property
     def saved(self) -> float:
         """Share of the entries of the known epochs that was not trained on; NaN without any."""
-        offered = sum(one.entries for one in self.epochs)
-        return 1 - sum(one.trained for one in self.epochs) / offered if offered else math.nan
+        entries = sum(one.entries for one in self.epochs)
+        return 1 - sum(one.trained for one in self.epochs) / entries if entries else math.nan
 
     def seconds(self) -> tuple[Floats, Floats]:
         """float64[E] each: what an epoch took, and what it would have taken with all of its entries; NaN = not known.

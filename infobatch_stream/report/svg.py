@@ -1,28 +1,27 @@
-"""SVG as text: elements, scales, and the frame of a chart. Whatever is put into it is escaped."""
+"""SVG as text: elements, scales and paths. Whatever is put into it is escaped."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Frame", "Scale", "element", "join", "line_path", "short", "spans"]
+__all__ = ["Scale", "element", "join", "line_path", "short"]
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 38  # pixels around the plot, for ticks and labels
 _MULTIPLES: Final = (1, 2, 5)
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
     """``<name attributes>children</name>``. ``class_`` is class, ``_`` is ``-``; those that are None are left out."""
-    told = Markup("").join(
+    pairs = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup("<{name}{told}>{inside}</{name}>").format(name=name, told=told, inside=join(children))
+    return Markup("<{0}{1}>{2}</{0}>").format(name, pairs, join(children))
 
 
 def join(parts: Iterable[str]) -> Markup:
@@ -53,12 +52,6 @@ def line_path(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
     return "".join(parts)
 
 
-def spans(known: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where ``known`` (bool[n]) is true without a break: (start, end), end not included."""
-    changes = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(np.int8)))
-    return [(int(start), int(end)) for start, end in changes.reshape(-1, 2)]
-
-
 @dataclass(frozen=True)
 class Scale:
     """Values from low to high, low < high, to pixels from start to end. log: by their logarithms, 0 < low."""
@@ -83,9 +76,7 @@ class Scale:
 
     def ticks(self, most: int) -> list[float]:
         """Round values in it, at most ``most`` (2 or more)."""
-        if not self.log:
-            return self._even(most)
-        if self.high < 10 * self.low:
+        if not self.log or self.high < 10 * self.low:
             return self._even(most)
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         for multiples in (_MULTIPLES, (1, 3), (1,)):
@@ -103,56 +94,3 @@ class Scale:
             if len(numbers) <= most:
                 break
         return [step * number for number in numbers]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A chart of ``width`` x ``height`` pixels with a plot in it; x and y are its scales, as values."""
-
-    width: int
-    height: int
-    x: Scale
-    y: Scale
-
-    @classmethod
-    def of(
-        cls,
-        size: tuple[int, int],
-        x: tuple[float, float],
-        y: tuple[float, float],
-        log: Literal["", "y", "x", "xy"] = "",
-    ) -> "Frame":
-        """The frame for values from x[0] to x[1] and y[0] to y[1]."""
-        width, height = size
-        across = Scale(*x, _LEFT, width - _RIGHT, "x" in log)
-        return cls(width, height, across, Scale(*y, height - _BOTTOM, _TOP, "y" in log))
-
-    def drawn(
-        self,
-        *content: str,
-        label: str,
-        x_name: str,
-        y_name: str,
-        x_ticks: Sequence[tuple[float, str]],
-        y_ticks: Sequence[tuple[float, str]],
-        role: Literal["img", "group"] = "img",
-    ) -> Markup:
-        """The whole SVG. label: what it shows, for who cannot see it; role: "group" if there are links in it."""
-        left, right, bottom = self.x.start, self.x.end, self.y.start
-        lines = [element("path", class_="grid", d=f"M{left} {short(self.y.at(at))}H{right}") for at, _ in y_ticks]
-        texts = [
-            *(element("text", text, class_="y", x=left - 6, y=self.y.at(at) + 4.0) for at, text in y_ticks),
-            *(element("text", text, class_="x", x=self.x.at(at), y=bottom + 15) for at, text in x_ticks),
-            element("text", y_name, class_="name", x=2, y=12),
-            element("text", x_name, class_="x name", x=(left + right) / 2, y=bottom + 32),
-        ]
-        axis = element("path", class_="axis", d=f"M{left} {bottom}H{right}")
-        return element(
-            "svg",
-            element("g", *lines, aria_hidden="true"),
-            *content,
-            element("g", axis, *texts, aria_hidden="true"),
-            viewBox=f"0 0 {self.width} {self.height}",
-            role=role,
-            aria_label=label,
-        )

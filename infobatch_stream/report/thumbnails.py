@@ -6,7 +6,7 @@ import json
 import warnings
 from codecs import getincrementaldecoder
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,10 @@ from infobatch_stream.errors import MissingExtraError
 from infobatch_stream.formats.extensions import MAGIC_BYTES, image_extension
 from infobatch_stream.formats.mds_encodings import parse_npy
 
-if TYPE_CHECKING:
-    from PIL import Image
+try:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+except ImportError as error:
+    raise MissingExtraError.of("pillow", "tools") from error
 
 __all__ = ["Field", "Thumbnail", "picture_of", "text_of"]
 
@@ -56,14 +58,7 @@ class Thumbnail:
 
 
 def picture_of(field: Field) -> Thumbnail | None:
-    """A small picture of the value; None if it is not an image.
-
-    Raises ValueError for an image that cannot be decoded, MissingExtraError.
-    """
-    try:
-        from PIL import UnidentifiedImageError
-    except ImportError as error:
-        raise MissingExtraError.of("pillow", "tools") from error
+    """A small picture of the value; None if it is not an image. Raises ValueError for one that cannot be decoded."""
     if field.is_pickled:
         return None
     try:
@@ -77,9 +72,7 @@ def picture_of(field: Field) -> Thumbnail | None:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _open(field: Field) -> "Image.Image | None":
-    from PIL import Image, ImageOps
-
+def _open(field: Field) -> Image.Image | None:
     value = field.value
     if isinstance(value, bytes) and field.encoding == "pil":
         return _of_pil(value)
@@ -92,31 +85,29 @@ def _open(field: Field) -> "Image.Image | None":
     if field.encoding not in _IMAGES and (field.encoding != "bytes" or not image_extension(value[:MAGIC_BYTES])):
         return None
     image = Image.open(io.BytesIO(value), formats=_KINDS)
-    if image.width * image.height > _PIXELS:
-        raise ValueError(f"{image.width:,} x {image.height:,} pixels are more than a report decodes")
+    _check_size(image.width, image.height)
     image.draft(None, (2 * SIDE, 2 * SIDE))  # JPEG decodes at a lower scale, no smaller than this
     return ImageOps.exif_transpose(image)
 
 
-def _of_pil(data: bytes) -> "Image.Image":
-    """MDS's "pil": width, height and the length of the mode as uint32, the mode, the pixels."""
-    from PIL import Image
-
-    width, height, length = np.frombuffer(data, "<u4", 3).tolist()
+def _check_size(width: int, height: int) -> None:
     if width * height > _PIXELS:
         raise ValueError(f"{width:,} x {height:,} pixels are more than a report decodes")
+
+
+def _of_pil(data: bytes) -> Image.Image:
+    """MDS's "pil": width, height and the length of the mode as uint32, the mode, the pixels."""
+    width, height, length = np.frombuffer(data, "<u4", 3).tolist()
+    _check_size(width, height)
     return Image.frombytes(data[12 : 12 + length].decode("ascii"), (width, height), data[12 + length :])
 
 
-def _of_array(array: NDArray[Any]) -> "Image.Image | None":
+def _of_array(array: NDArray[Any]) -> Image.Image | None:
     """Of uint8: height x width, with 1, 3 or 4 channels behind or before them; else None."""
-    from PIL import Image
-
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         return None
     if array.ndim == 3:
-        if array.shape[2] not in _CHANNELS:
-            array = np.moveaxis(array, 0, 2)
+        array = array if array.shape[2] in _CHANNELS else np.moveaxis(array, 0, 2)
         if array.shape[2] not in _CHANNELS:
             return None
         array = array[:, :, 0] if array.shape[2] == 1 else array
@@ -125,9 +116,7 @@ def _of_array(array: NDArray[Any]) -> "Image.Image | None":
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _encoded(image: "Image.Image") -> Thumbnail:
-    from PIL import Image
-
+def _encoded(image: Image.Image) -> Thumbnail:
     if image.mode[0] in "IF":  # more than 8 bits
         values = np.asarray(image, np.float64)
         low, high = float(values.min()), float(values.max())

@@ -1,10 +1,12 @@
 """What the loader asks of a dataset: how many samples, in which shards, and the samples themselves."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infobatch_stream.planning.shape import Shape
 
-__all__ = ["Source", "name_sample"]
+__all__ = ["Source", "SourceType", "name_sample"]
 
 
 class Source(Shape, Protocol):
@@ -31,17 +33,17 @@ class Source(Shape, Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether some shard may not be on this machine yet, so that it is worth to `bring` shards ahead of use."""
+        """Whether some shard may have to be downloaded, so that prefetching by `ensure_local` helps."""
 
     @property
     def capacity(self) -> int | None:
         """How many shards this machine keeps at least, under a limit of the user's; None if all."""
 
-    def bring(self, shard: int) -> None:
-        """Have ``shard`` on this machine, and return when it is. Called from several threads and processes at once.
+    def ensure_local(self, shard: int) -> None:
+        """Return when ``shard`` is local. Several threads and processes may call it at once.
 
-        Raises DataError, naming the shard and where it would come from. Whoever reads a sample calls it first, or does
-        what it does: a call that failed, or was never made, changes nothing but the time at which the shard comes.
+        Raises DataError, naming the shard and its url. `read` does the same where needed, so that a call which failed,
+        or was never made, changes only when the shard is downloaded.
         """
 
     def read(self, index: int) -> Any:
@@ -56,6 +58,18 @@ class Source(Shape, Protocol):
 
         The error has a note that names the sample.
         """
+
+
+@dataclass(frozen=True)
+class SourceType:
+    """A kind of dataset that can be trained on; `infobatch_stream.sources` lists them all.
+
+    accepts: whether it can open a dataset, told without importing a library that the user has not imported.
+    open: makes the source from the dataset, and the loader's batch_size and shuffle.
+    """
+
+    accepts: Callable[[Any], bool]
+    open: Callable[[Any, int | None, bool], Source]
 
 
 def name_sample(error: Exception, indices: list[int], dataset: object) -> None:

@@ -1,35 +1,27 @@
 """Any dataset with a length and items: samples without shards."""
 
-from collections.abc import Sized
-from typing import Any, Protocol
+from typing import Any
 
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.planning.shape import Pool
-from infobatch_stream.sources.base import name_sample
+from infobatch_stream.sources.base import SourceType, name_sample
 
-__all__ = ["MapStyle", "MapStyleSource"]
-
-
-class MapStyle(Sized, Protocol):
-    """What PyTorch calls a map-style dataset."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Sample ``index``."""
+__all__ = ["MAP_STYLE", "MapStyleSource"]
 
 
 class MapStyleSource:
-    """A map-style dataset. All that can be told of it is its length, and so that is its fingerprint."""
+    """A map-style dataset. Only its length is known of it, so that is its fingerprint."""
 
     shard_sizes = None
     is_remote = False
     capacity = None
     mixing: dict[str, Any] = {}  # noqa: RUF012 - never written
 
-    def __init__(self, dataset: MapStyle) -> None:
+    def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
-        self.num_samples = len(dataset)
+        self.num_samples: int = len(dataset)
         self.draws = type(dataset) is not TensorDataset
         self.fingerprint = fingerprint("map", [self.num_samples])
 
@@ -37,7 +29,7 @@ class MapStyleSource:
         """None: each sample once."""
         return None
 
-    def bring(self, shard: int) -> None:
+    def ensure_local(self, shard: int) -> None:
         """Never called: there are no shards."""
         raise NotImplementedError
 
@@ -71,3 +63,12 @@ class MapStyleSource:
         except Exception as error:
             return type(error) is kind
         return False
+
+
+def _accepts(dataset: Any) -> bool:
+    """Whether it has items and a length. (An IterableDataset inherits ``__getitem__``, which only raises.)"""
+    has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return has_items and not isinstance(dataset, IterableDataset)
+
+
+MAP_STYLE = SourceType(_accepts, lambda dataset, *_: MapStyleSource(dataset))

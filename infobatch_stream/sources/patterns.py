@@ -1,4 +1,4 @@
-"""Which files of this machine a pattern means: braces, then globs, in which ``**`` goes into folders of any depth."""
+"""Expands patterns to local files: braces, then globs, in which ``**`` matches folders of any depth."""
 
 import os
 import re

@@ -18,7 +18,7 @@ _ANYWHERE = [bytearray(1)]  # for a byte that nobody looks at
 class ShardFile:
     """A shard open for reading, closed with its last reference.
 
-    Of the files' position nothing is shared, since `pread` is told where to read: so a file that is open at a fork
+    Of the files' position nothing is shared, since `pread` is given the offset: so a file that is open at a fork
     serves both processes, and several threads. Unlike a memory map it gives an error and no SIGBUS when the file is
     cut short or the disk fails, and does not wait page by page. But for large samples that the system has in memory it
     takes twice as long; those are copied from a map, after a look at whether they are there.
@@ -64,8 +64,8 @@ class ShardFile:
                 pass
         return self.read(offset, length), 0
 
-    def announce(self, offset: int, length: int) -> bool:
-        """Have the system begin to fetch the bytes offset..offset+length-1; False when it has them already."""
+    def readahead(self, offset: int, length: int) -> bool:
+        """Have the system read the bytes offset..offset+length-1 ahead; False when they are in memory already."""
         if not length or self._is_in_memory(offset, length):
             return False
         if hasattr(os, "posix_fadvise"):

@@ -1,4 +1,4 @@
-"""What lies beside shards and tells of their columns and classes: columns.json and classes.json."""
+"""The files beside shards that describe their columns and classes: columns.json and classes.json."""
 
 import json
 import os
@@ -88,10 +88,10 @@ def read_columns(folders: Iterable[AnyPath]) -> dict[str, Column] | None:
     beside = read_beside(folders, "columns.json")
     if beside is None:
         return None
-    path, told = beside
+    path, entries = beside
     columns: dict[str, Column] = {}
     taken: set[str] = set()
-    for name, column in told.items() if isinstance(told, dict) else [("", None)]:
+    for name, column in entries.items() if isinstance(entries, dict) else [("", None)]:
         if not (name and isinstance(column, dict) and column.keys() == {"mds", "wds"}) or not all(
             isinstance(text, str) for text in column.values()
         ):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ class Recorded:
         self.since = rows.attributes.get("since", 0)
 
     @classmethod
-    def open(cls, path: Path, num_samples: int, epochs: int) -> "Recorded | None":
+    def open(cls, path: Path, num_samples: int, epochs: int) -> Self | None:
         """Those of the first ``epochs``, None without any. Raises StoreError for what cannot be read."""
         with reading(path):
             rows = HistoryArray.open(path, "recorded", recorded_form(num_samples)) if has_group(path) else None

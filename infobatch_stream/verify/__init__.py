@@ -1,1 +1,1 @@
-"""What is wrong with shards, and where."""
+"""Checks of shards: what is wrong, and where."""

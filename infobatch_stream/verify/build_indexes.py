@@ -1,4 +1,4 @@
-"""The indexes of many tars, made by several processes."""
+"""Building the indexes of many tars, with several processes."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -17,7 +17,15 @@ __all__ = ["Indexing", "index_shards"]
 
 @dataclass(frozen=True)
 class Indexing:
-    """What came of indexing: tars whose index was built, or was fresh already; their samples and bytes; failures."""
+    """What `index_shards` did.
+
+    Attributes:
+        built: Number of tars whose index was built.
+        fresh: Number of tars whose index was up to date.
+        samples: Number of samples in these tars.
+        size: Bytes of these tars.
+        failures: An error message for each tar that could not be indexed.
+    """
 
     built: int
     fresh: int
@@ -39,16 +47,24 @@ def index_shards(
     *,
     checksums: bool = False,
     workers: int = 1,
-    track: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda total, size: None,
 ) -> Indexing:
-    """Make the index of each of ``shards`` (tars, folders of tars, braces, globs), where there is none or it is stale.
+    """Build the index of each tar that has none, or a stale one.
 
-    checksums: with the CRC-32 of the whole tar, which reads all of it; one without is then not fresh.
-    workers: processes; the result is the same for any number.
-    track: called after each tar with the number of all and its bytes.
+    If one tar fails, the others are still indexed.
 
-    One that fails does not keep the others from being indexed. Raises ConfigError and DataError for names that mean no
-    tars.
+    Args:
+        shards: Local tars, folders of tars, and names with braces or globs.
+        checksums: Store the CRC-32 of each whole tar, which reads all of it. An index without one is then stale.
+        workers: Number of processes. The result does not depend on it.
+        on_progress: Called after each tar with the number of all tars, and the bytes of this one.
+
+    Returns:
+        How many indexes were built, and what failed.
+
+    Raises:
+        ConfigError: If a name cannot mean tars.
+        DataError: If there are no such tars, or they are not on this machine.
     """
     paths = list(dict.fromkeys(local_path(url) for url in expand_shards(shards)))
     if far := [path for path in paths if is_remote(path)]:
@@ -61,8 +77,7 @@ def index_shards(
     ) as results:
         for done in results:
             found.append(done)
-            if track is not None:
-                track(len(paths), done.size)
+            on_progress(len(paths), done.size)
     failures = tuple(done.failure for done in found if done.failure)
     fresh = sum(done.fresh for done in found)
     samples, size = sum(done.samples for done in found), sum(done.size for done in found)

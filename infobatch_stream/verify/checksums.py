@@ -1,9 +1,10 @@
-"""Bytes that are read once, in blocks: hashed and decompressed on the way, in memory that no file can raise."""
+"""Files read once in blocks, hashed and decompressed on the way; memory does not depend on what the files claim."""
 
 import bz2
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ def blocks_of(file: BinaryIO) -> Blocks:
 
 
 def hasher(name: str) -> Any:
-    """A new hash (``update``, ``hexdigest``) of a name that streaming takes; None for another."""
+    """A new hash object for a name that streaming knows; None for other names."""
     if name in hashlib.algorithms_guaranteed and not name.startswith("shake_"):
         return hashlib.new(name, usedforsecurity=False)
     if name not in _XXH:
@@ -36,9 +37,10 @@ def hasher(name: str) -> Any:
 
 
 class Stream:
-    """Blocks read as a file, from the beginning to the end, and hashed by ``hashes`` (names) on the way.
+    """Blocks that can be read like a file from the beginning to the end, and are hashed on the way.
 
-    size: bytes that were read from the blocks so far. Raises DataError when they are more than ``limit``.
+    hashes: names of hashes; unknown ones are left out. size: bytes read so far. Reading more than ``limit`` bytes
+    raises DataError.
     """
 
     def __init__(self, blocks: Blocks, hashes: Iterable[str], limit: int) -> None:
@@ -67,7 +69,7 @@ class Stream:
         return b"".join(parts)
 
     def finish(self) -> dict[str, str]:
-        """Read what is left; the hashes of the whole, name -> hex digits."""
+        """Read the rest; returns the hashes of all bytes, name -> hex digits."""
         for _ in self:
             pass
         return {name: found.hexdigest() for name, found in self._hashers.items()}
@@ -83,9 +85,9 @@ class Stream:
 
 
 def decompressed(compression: str, blocks: Blocks, size: int) -> Blocks:
-    """What ``blocks`` decompress to, for a ``compression`` of streaming ("zstd:7"); ``size`` bytes are expected.
+    """Decompress ``blocks`` by a compression as streaming names it ("zstd:7"); ``size`` bytes are expected.
 
-    Raises DataError for damage, and for a compression that streaming has not.
+    Raises DataError for damaged data, and for a compression that streaming does not have.
     """
     kind = compression.partition(":")[0]
     if kind not in _KINDS:
@@ -101,7 +103,7 @@ def decompressed(compression: str, blocks: Blocks, size: int) -> Blocks:
 
 
 def _in_steps(blocks: Blocks, make: Callable[[], Any], rest: Callable[[Any], bytes]) -> Blocks:
-    """By a decompressor of the standard library; what it left of its input is its ``rest``."""
+    """Decompress by the standard library. rest: the input that a decompressor has not used yet."""
     state = make()
     for block in blocks:
         data, more = block, True
@@ -137,30 +139,24 @@ def _br(blocks: Blocks, size: int) -> Blocks:
         raise DataError("it cannot be decompressed, since it ends too early")
 
 
-def _zstd(blocks: Blocks, size: int) -> Blocks:
-    zstd = import_module("zstd")
+def _at_once(library: str, claimed: Callable[[bytes], int], blocks: Blocks, size: int) -> Blocks:
+    """Decompress by a library that allocates the size that the data claim, so that is compared first."""
+    module = import_module(library)
 
     data = b"".join(blocks)
-    _check_claim(_zstd_size(data), size)
-    yield zstd.decompress(data)
+    if (claim := claimed(data)) != size:
+        raise DataError(f"it decompresses to {claim:,} bytes, {size:,} are expected")
+    yield module.decompress(data)
 
 
-def _snappy(blocks: Blocks, size: int) -> Blocks:
-    snappy = import_module("snappy")
-
-    data = b"".join(blocks)
-    claim = sum((byte & 127) << 7 * place for place, byte in enumerate(_varint(data)))
-    _check_claim(claim, size)
-    yield snappy.decompress(data)
-
-
-def _varint(data: bytes) -> bytes:
+def _snappy_size(data: bytes) -> int:
+    """The size that snappy data begin with: 7 bits per byte, the lowest first, the high bit set in all but the last."""
     length = next((place + 1 for place, byte in enumerate(data[:5]) if byte < 128), 0)
-    return data[:length]
+    return sum((byte & 127) << 7 * place for place, byte in enumerate(data[:length]))
 
 
 def _zstd_size(data: bytes) -> int:
-    """The size that the header of a zstd frame gives. Raises DataError where it gives none, or is not of all data."""
+    """The size in the header of a zstd frame. Raises DataError if there is none, or the data are not one frame."""
     head = data[4] if len(data) > 4 and data.startswith(b"\x28\xb5\x2f\xfd") else 0
     single, checksum = head >> 5 & 1, head >> 2 & 1
     width = (0, 2, 4, 8)[head >> 6] or single
@@ -174,16 +170,10 @@ def _zstd_size(data: bytes) -> int:
     return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def _check_claim(claim: int, size: int) -> None:
-    """These libraries allocate what a header claims."""
-    if claim != size:
-        raise DataError(f"it decompresses to {claim:,} bytes, {size:,} are expected")
-
-
 _KINDS: dict[str, Callable[[Blocks, int], Blocks]] = {
     "br": _br,
     "bz2": _bz2,
     "gz": _gz,
-    "snappy": _snappy,
-    "zstd": _zstd,
+    "snappy": partial(_at_once, "snappy", _snappy_size),
+    "zstd": partial(_at_once, "zstd", _zstd_size),
 }

@@ -1,4 +1,4 @@
-"""What is wrong with shards: problems, their places, and how many there are of each severity."""
+"""Problems of shards: what is wrong, where, and how many there are of each severity."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: the file, of a sample its row in the shard and (tars) its key, and what is wrong."""
+    """One problem of a file; of a sample, with its row in the shard and, in tars, its key."""
 
     severity: Severity
     file: str
@@ -33,8 +33,8 @@ class Problem:
     key: str | None = None
 
     def __str__(self) -> str:
-        """One line, in which nothing that a file holds can move the cursor."""
-        named = self.row is None and self.file in self.what  # by another module, whose error it is
+        """One line of text; control characters that come from a file are escaped."""
+        named = self.row is None and self.file in self.what  # the error of another module names it already
         places = [] if named else [self.file]
         places += [] if self.row is None else [f"row {self.row}"]
         places += [] if self.key is None else [f"key {self.key!r}"]
@@ -43,7 +43,7 @@ class Problem:
 
 
 class Diagnostics:
-    """The problems of one file: all are counted, the first of each severity are kept.
+    """The problems of one file. All are counted, and the first `LISTED` of each severity are kept.
 
     counts: severity -> number.
     """
@@ -56,23 +56,23 @@ class Diagnostics:
     def add(
         self, severity: Severity, what: str, row: int | None = None, key: str | None = None, file: str | None = None
     ) -> None:
-        """One problem; of a ``file`` of its own, where these are the findings of a whole set."""
+        """Add a problem. file: which file it is of, where these are the diagnostics of a whole set."""
         self.counts[severity] += 1
         if self.counts[severity] <= LISTED:
             self._problems.append(Problem(severity, file or self.file, what[:_SHOWN], row, key and key[:_SHOWN]))
 
     def error(self, what: str, row: int | None = None, key: str | None = None) -> None:
-        """One error."""
+        """Add an error."""
         self.add(Severity.ERROR, what, row, key)
 
     def add_rows(self, severity: Severity, rows: Iterable[int], what: str, key: Callable[[int], str]) -> None:
-        """The same problem of several samples."""
+        """Add the same problem for several samples; key: gives the key of a row."""
         for row in rows:
             known = self.counts[severity] < LISTED
             self.add(severity, what, int(row), key(row) if known else None)
 
     def problems(self) -> tuple[Problem, ...]:
-        """Those that were kept, and of each severity how many more there are."""
+        """The problems that were kept, and for each severity a line that says how many more there are."""
         more = (
             Problem(severity, self.file, f"{count - LISTED:,} more {severity}s, which are not listed")
             for severity, count in self.counts.items()
@@ -83,9 +83,10 @@ class Diagnostics:
 
 @dataclass(frozen=True)
 class Checks:
-    """What is asked for: columns each sample must have, images and arrays decoded, a digest of each sample's content.
+    """Which checks are asked for.
 
-    The content is that of ``columns`` where they are given.
+    columns: columns that each sample must have. decode: decode images and arrays. contents: compute a digest of each
+    sample's content, that of ``columns`` if there are any.
     """
 
     columns: tuple[str, ...] = ()
@@ -95,14 +96,15 @@ class Checks:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in one shard of so many samples, in files of so many bytes.
+    """What the check of one shard found.
 
-    contents, labels, keys: of each sample a digest of its content (16 bytes), a `label_code` and a digest of its key
-        (8 bytes each), one behind the other; b"" where they were not asked for, or there are none.
-    indexed, readable, members: of a tar, whether it has its index, and could be read; what members samples have.
+    samples, size: number of samples, and bytes of the files.
+    contents, labels, keys: for each sample a digest of its content (16 bytes), a `label_code` and a digest of its key
+        (8 bytes each), concatenated; b"" if they were not asked for, or there are none.
+    indexed, readable, members: of a tar, whether it has an index, whether it could be read, and its members.
     """
 
-    findings: Diagnostics
+    diagnostics: Diagnostics
     samples: int = 0
     size: int = 0
     contents: bytes = b""

@@ -1,4 +1,4 @@
-"""Samples that are equal, found by digests: 16 bytes of memory for each, 8 for its label, and little more."""
+"""Equal samples, found by digests. Memory is 16 bytes per sample, 8 for its label, and little more."""
 
 import hashlib
 import re
@@ -12,6 +12,7 @@ __all__ = [
     "CONTENT_BYTES",
     "KEY_BYTES",
     "Duplicates",
+    "Groups",
     "digest",
     "find_duplicates",
     "key_digest",
@@ -20,14 +21,14 @@ __all__ = [
 ]
 
 CONTENT_BYTES, KEY_BYTES = 16, 8
-_WORD = 1 << 63  # from here on a label's code is a digest of a text, and below it the label, a whole number
+_WORD = 1 << 63  # codes below are labels that are whole numbers, codes from here on digests of texts
 _NONE = (1 << 64) - 1
 _NUMBER = re.compile(rb"0|[1-9]\d{0,17}")
-_PARTS = 16  # looked at one after the other, so that sorting takes a fraction of the memory of the digests
+_PARTS = 16  # digests are sorted in so many parts, since sorting all at once would need their memory again
 
 
 def digest(values: Iterable[tuple[int, Iterable[bytes]]]) -> bytes:
-    """16 bytes for the values of a sample, each of a length and in blocks, in an order that no format changes."""
+    """16 bytes for the values of a sample, each given as length and blocks, in the same order for all formats."""
     found = hashlib.blake2b(digest_size=CONTENT_BYTES)
     for length, blocks in values:
         found.update(length.to_bytes(8, "little"))
@@ -42,7 +43,7 @@ def key_digest(key: bytes) -> bytes:
 
 
 def label_code(label: bytes | None) -> bytes:
-    """8 bytes for the label of a sample, a text; None for a sample without one."""
+    """8 bytes for the label of a sample; None stands for a sample without a label."""
     text = (label or b"").strip()
     if label is None:
         code = _NONE
@@ -54,21 +55,21 @@ def label_code(label: bytes | None) -> bytes:
 
 
 def label_of(codes: bytes, row: int) -> int | None:
-    """The label of a sample in codes one behind the other, where it is a whole number."""
+    """The label of a sample by the concatenated ``codes``, if it is a whole number."""
     code = int.from_bytes(codes[8 * row : 8 * row + 8], "little")
     return code if code < _WORD else None
 
 
 Groups = tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
-"""For each group of equal samples their number, and the places (shard, row) of the first of them."""
+"""For each group of equal samples, how many they are, and the places (shard, row) of the first of them."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Groups of equal samples: how many, how many samples are in them beyond the first of each, and the first groups.
+    """Groups of equal samples.
 
-    conflicts: groups of which not all samples have the same label; conflicting: the first of those, which are not in
-    ``first``.
+    groups: number of groups. copies: samples in them that are not the first of their group. first: the first groups.
+    conflicts: number of groups with different labels. conflicting: the first of those; they are not in ``first``.
     """
 
     groups: int
@@ -81,10 +82,11 @@ class Duplicates:
 def find_duplicates(
     digests: Sequence[bytes], width: int, most: int, labels: Sequence[bytes] | None = None
 ) -> Duplicates:
-    """The samples with equal digests, of ``width`` bytes (a multiple of 8), one behind the other for each shard.
+    """Find the samples with equal digests.
 
-    The groups whose first samples come first are listed, ``most`` of them, and of each ``most`` places. labels: the
-    `label_code` of each sample, likewise.
+    digests: per shard, the digests of its samples, concatenated. width: bytes of a digest, a multiple of 8.
+    most: at most so many groups are listed, by the order of their first samples, and so many places of each.
+    labels: per shard, the `label_code` of its samples, concatenated.
     """
     shards = [np.frombuffer(shard, "<u8").reshape(-1, width // 8) for shard in digests]
     codes = [np.frombuffer(shard, "<u8") for shard in labels or ()]
@@ -117,7 +119,7 @@ def find_duplicates(
 
 
 def _differ(labels: NDArray[np.uint64], bounds: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool[groups]: whether there are two labels in the groups, which begin and end at ``bounds``."""
+    """bool[groups]: whether a group, which lies between two ``bounds``, has different labels."""
     highest = np.maximum.reduceat(np.where(labels == _NONE, np.uint64(0), labels), bounds[:-1])
     lowest = np.minimum.reduceat(labels, bounds[:-1])
     return np.logical_and(highest > lowest, lowest != _NONE)
@@ -127,7 +129,7 @@ def _earliest(
     listed: list[NDArray[np.int64]], groups: NDArray[np.int64], places: NDArray[np.int64], bounds: NDArray[np.int64],
     most: int,
 ) -> list[NDArray[np.int64]]:  # fmt: skip
-    """The first ``most`` of ``listed`` and of the groups, by their first places."""
+    """The ``most`` groups that begin first, of those in ``listed`` and the new ones."""
     early = groups[np.argsort(places[bounds[groups]])][:most]
     listed = listed + [places[bounds[group] : bounds[group + 1]] for group in early]
     return sorted(listed, key=lambda found: int(found[0]))[:most]

@@ -1,4 +1,4 @@
-"""Checks of the samples of an MDS shard, which is read once, from its beginning to its end."""
+"""Checks of the samples of an MDS shard, which is read once as a stream."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.formats.mds_index import MdsColumn
+from infobatch_stream.formats.mds_index import IndexedShard, MdsColumn
 from infobatch_stream.formats.mds_samples import Frame
 from infobatch_stream.formats.roles import LABELS, content_of, label_among
 from infobatch_stream.verify.checksums import BLOCK, Stream
@@ -21,26 +21,18 @@ _IMAGES = ("jpeg", "png", "pil", "jpeg_array", "jpegarray")
 
 
 class MdsSamples:
-    """The samples of one shard of so many bytes, as index.json describes it, taken from a stream.
+    """The samples of one shard, as index.json describes it, taken from a stream.
 
     classes: the number of classes, which labels are compared with; None compares none.
     """
 
-    def __init__(
-        self,
-        columns: Sequence[MdsColumn],
-        samples: int,
-        size: int,
-        classes: int | None,
-        checks: Checks,
-        findings: Diagnostics,
-    ) -> None:
-        self._columns, self._samples, self._size, self._classes = columns, samples, size, classes
-        self._findings = findings
+    def __init__(self, entry: IndexedShard, classes: int | None, checks: Checks, diagnostics: Diagnostics) -> None:
+        self._columns, self._samples, self._size = entry.columns, entry.samples, entry.raw.size
+        self._classes, self._diagnostics = classes, diagnostics
         self._digests: list[bytes] = []
-        self._frame = Frame([size for *_, size in columns])
-        self._checks: list[Check | None] = [mds_check(encoding, checks.decode) for _, encoding, _ in columns]
-        names = {name: encoding in _IMAGES for name, encoding, _ in columns}
+        self._frame = Frame(entry.sizes)
+        self._checks: list[Check | None] = [mds_check(encoding, checks.decode) for encoding in entry.encodings.values()]
+        names = {name: encoding in _IMAGES for name, encoding in entry.encodings.items()}
         content = checks.columns or content_of(names)
         compares = checks.contents and names.keys() >= set(content)  # what is missing is an error
         self._content = [k for k, name in enumerate(names) if name in content] if compares else None
@@ -49,43 +41,43 @@ class MdsSamples:
         self._label = None if label is None else list(names).index(label)
 
     def contents(self) -> tuple[bytes, bytes]:
-        """The digests of the samples, and the codes of their labels; of those that could not be read, none."""
+        """The digests of the samples that could be read, and the codes of their labels."""
         return b"".join(self._digests), b"".join(self._labels)
 
     def read(self, stream: Stream) -> None:
-        """Check what the stream holds; of a damaged shard, as much as can be told apart."""
+        """Check the samples in the stream; of a damaged shard, those whose bounds are known."""
         offsets = self._offsets(stream)
         first = 0
         while offsets is not None and first < len(offsets) - 1:
             last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + BLOCK, "right")) - 1)
             data = stream.read(int(offsets[last] - offsets[first]))
             if len(data) < offsets[last] - offsets[first]:
-                self._findings.error("it ends within a sample", first)
+                self._diagnostics.error("it ends within a sample", first)
                 return
             self._check_rows(first, offsets[first : last + 1] - offsets[first], data)
             first = last
 
     def _offsets(self, stream: Stream) -> NDArray[np.int64] | None:
-        """int64[samples + 1]: where the samples begin, behind the table of offsets and the columns; None if bad."""
+        """int64[samples + 1]: where samples begin, and the last ends; None if the table of offsets is damaged."""
         wanted = self._samples
         count = int.from_bytes(stream.read(4), "little")
         if count != wanted:
-            self._findings.error(f"it holds {count:,} samples, index.json says {wanted:,}")
+            self._diagnostics.error(f"it holds {count:,} samples, index.json says {wanted:,}")
             return None
         table = stream.read(4 * (count + 1))
         if len(table) < 4 * (count + 1):
-            self._findings.error("it ends within its table of offsets")
+            self._diagnostics.error("it ends within its table of offsets")
             return None
         offsets = np.frombuffer(table, "<u4").astype(np.int64)
         begin = 4 + len(table)
         bad = np.flatnonzero(np.diff(offsets) <= 0)
         if bad.size:
             row = int(bad[0])
-            self._findings.error(f"a sample has the bytes {offsets[row]:,} to {offsets[row + 1]:,}", row)
+            self._diagnostics.error(f"a sample has the bytes {offsets[row]:,} to {offsets[row + 1]:,}", row)
         elif not begin <= offsets[0] <= begin + _LARGEST_CONFIG:
-            self._findings.error(f"its samples begin at byte {offsets[0]:,}, its table of offsets ends at {begin:,}")
+            self._diagnostics.error(f"its samples begin at byte {offsets[0]:,}, its table of offsets ends at {begin:,}")
         elif offsets[-1] != self._size:
-            self._findings.error(f"its samples end at byte {offsets[-1]:,} of {self._size:,}")
+            self._diagnostics.error(f"its samples end at byte {offsets[-1]:,} of {self._size:,}")
         else:
             self._check_config(stream.read(int(offsets[0]) - begin))
             return offsets
@@ -96,10 +88,10 @@ class MdsSamples:
             config = json.loads(data)
             found = list(zip(*(config[f"column_{part}"] for part in ("names", "encodings", "sizes")), strict=True))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            self._findings.error(f"the description of its columns is damaged ({type(error).__name__}: {error})")
+            self._diagnostics.error(f"the description of its columns is damaged ({type(error).__name__}: {error})")
             return
         if found != list(self._columns):
-            self._findings.error(f"its columns are {found}, index.json says {list(self._columns)}")
+            self._diagnostics.error(f"its columns are {found}, index.json says {list(self._columns)}")
 
     def _check_rows(self, first: int, bounds: NDArray[np.int64], data: bytes) -> None:
         """Check the samples first, first + 1, ... that lie in ``data`` at ``bounds``, int64[samples + 1]."""
@@ -107,7 +99,7 @@ class MdsSamples:
         starts, sizes, sums = self._frame.rows(values, bounds)
         bad = sums != lengths
         for row in np.flatnonzero(bad).tolist():
-            self._findings.error(f"a sample of {lengths[row]:,} bytes has values of {sums[row]:,}", first + row)
+            self._diagnostics.error(f"a sample of {lengths[row]:,} bytes has values of {sums[row]:,}", first + row)
         ends = starts + sizes
         good = np.flatnonzero(~bad).tolist()
         for column, check in enumerate(self._checks):
@@ -115,21 +107,21 @@ class MdsSamples:
             if self._columns[column][1] in _IMAGES:
                 for row in np.flatnonzero(~bad & (sizes[:, column] == 0)).tolist():
                     what = f"column {self._columns[column][0]!r} is empty, and no image"
-                    self._findings.add(Severity.WARNING, what, first + row)
+                    self._diagnostics.add(Severity.WARNING, what, first + row)
             if check is None:
                 continue
             for row, start, end in zip(good, starts[good, column].tolist(), ends[good, column].tolist(), strict=True):
                 try:
                     check(data[start:end])
                 except Exception as error:  # decoders raise nearly anything
-                    self._findings.error(_undecodable(self._columns[column], error), first + row)
+                    self._diagnostics.error(_undecodable(self._columns[column], error), first + row)
         if self._content is not None:
             self._add_digests(data, bounds, bad, starts, ends)
 
     def _check_label(
         self, column: int, first: int, good: Sequence[int], starts: NDArray[np.int64], values: NDArray[np.uint8]
     ) -> None:
-        """Compare labels with the number of names in classes.json."""
+        """Check that labels are below the number of names in classes.json."""
         name, encoding, size = self._columns[column]
         classes = self._classes
         if classes is None or name not in LABELS or not size or "int" not in encoding:
@@ -138,7 +130,7 @@ class MdsSamples:
         labels = values[starts[good][:, None] + np.arange(size)].view(dtype)[:, 0]
         for place in np.flatnonzero((labels < 0) | (labels >= classes)).tolist():
             what = f"column {name!r} holds {labels[place]}, classes.json names {classes:,} classes"
-            self._findings.error(what, first + good[place])
+            self._diagnostics.error(what, first + good[place])
 
     def _add_digests(
         self, data: bytes, bounds: NDArray[np.int64], bad: NDArray[np.bool_],

@@ -1,7 +1,8 @@
-"""Which members the samples of tars have: what some lack that the others have, and what dots in names put together."""
+"""The members of the samples of tars: which ones some samples lack, and where dots in names mix samples up."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,18 +10,19 @@ from numpy.typing import NDArray
 from infobatch_stream.formats.extensions import is_image, split_prefix
 from infobatch_stream.formats.tar_index import TarIndex
 
-__all__ = ["Crowd", "Held", "Members", "compare"]
+__all__ = ["Difference", "Members", "differences"]
 
 _IMAGE = "an image"
 _SHOWN = 4  # extensions of a sample that are listed
-_MOST = 1000  # kinds of members of a tar that are told apart; where there are more, names have dots
+_MOST = 1000  # kinds of members of a tar that are counted; there are only more where keys have dots
 
 
 @dataclass(frozen=True)
-class Held:
-    """A kind of member (images of the same prefix are one): how many samples have it, the first that lacks it.
+class MemberKind:
+    """A kind of member, e.g. ``cls``; images with the same prefix are one kind.
 
-    lacking: a row; the number of samples if all have it. extensions: those that were seen.
+    count: samples that have it. lacking: the first row that lacks it; the number of samples if none does.
+    extensions: the extensions of its members.
     """
 
     count: int
@@ -29,8 +31,8 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Crowd:
-    """Samples with members that are called alike but for what the others do not have: how many, and the first."""
+class DottedMembers:
+    """Samples whose members have extensions like "a.jpg" and "b.jpg", which few have: how many, and the first."""
 
     count: int
     row: int
@@ -39,16 +41,16 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Members:
-    """The members of the samples of a tar, by kind. counts: samples by extension."""
+    """The members of the samples of a tar. held: by kind. counts: number of samples by extension."""
 
     samples: int = 0
-    held: Mapping[str, Held] = field(default_factory=dict)
+    held: Mapping[str, MemberKind] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
-    crowd: Crowd | None = None
+    dotted: DottedMembers | None = None
 
     @classmethod
     def of(cls, index: TarIndex, columns: Mapping[str, Sequence[str]]) -> "Members":
-        """Those in ``index``; ``columns``: the extensions of each column, where they are known."""
+        """The members in ``index``. columns: the extensions of each column, where they are known."""
         samples = len(index)
         rows = np.repeat(np.arange(samples), np.diff(index.sample_bounds))
         order = np.argsort(index.extension, kind="stable")
@@ -64,22 +66,28 @@ class Members:
         for kind, names in kinds.items():
             having = found[names[0]] if len(names) == 1 else np.unique(np.concatenate([found[name] for name in names]))
             gaps = np.flatnonzero(having != np.arange(len(having)))
-            held[kind] = Held(len(having), int(gaps[0]) if gaps.size else len(having), frozenset(names))
+            held[kind] = MemberKind(len(having), int(gaps[0]) if gaps.size else len(having), frozenset(names))
         common = dict(sorted(counts.items(), key=lambda one: -one[1])[:_MOST])
         unowned = {name: rows for name, rows in found.items() if name not in owners}
-        return cls(samples, held, common, _crowd(samples, unowned))
+        return cls(samples, held, common, _dotted(samples, unowned))
 
 
-def compare(
-    tars: Sequence[Members], asked: Iterable[str], tell: Callable[[str, int, int], None], note: Callable[..., None]
-) -> None:
-    """Look at the tars of one set together.
+class Difference(NamedTuple):
+    """A sample, by its tar (the place in the set) and row, with other members than most; likely: probably a mistake."""
 
-    tell: called with a text, a tar (its place in ``tars``) and a row, for what some samples lack that most have;
-    ``asked``: extensions that are looked for elsewhere. note: likewise, of names with dots.
+    what: str
+    tar: int
+    row: int
+    likely: bool
+
+
+def differences(tars: Sequence[Members], asked: Iterable[str]) -> Iterator[Difference]:
+    """What samples of the tars of one set lack that most have, and the first whose names have unusual dots.
+
+    asked: extensions whose absence is reported elsewhere.
     """
     total = sum(tar.samples for tar in tars)
-    kinds: dict[str, list[tuple[int, Held]]] = {}
+    kinds: dict[str, list[tuple[int, MemberKind]]] = {}
     for place, tar in enumerate(tars):
         for kind, held in tar.held.items():
             kinds.setdefault(kind, []).append((place, held))
@@ -92,19 +100,19 @@ def compare(
         place = next(p for p, tar in enumerate(tars) if tar.samples > (known[p].count if p in known else 0))
         what = f"{lacking:,} of {total:,} samples ha{'s' if lacking == 1 else 've'} no"
         text = f"{what} {' or '.join(map(repr, names))}, which the others have"
-        tell(text, place, known[place].lacking if place in known else 0)
-    crowds = [(place, tar.crowd) for place, tar in enumerate(tars) if tar.crowd is not None]
-    for place, crowd in crowds:
-        common = [sum(tar.counts.get(name, 0) for tar in tars) for name in crowd.extensions]
+        yield Difference(text, place, known[place].lacking if place in known else 0, likely=True)
+    dotted = [(place, tar.dotted) for place, tar in enumerate(tars) if tar.dotted is not None]
+    for place, one in dotted:
+        common = [sum(tar.counts.get(name, 0) for tar in tars) for name in one.extensions]
         if total > 1 and min(common) > total / 2:
             continue  # in a short last tar they only look rare
-        shown = ", ".join(map(repr, crowd.extensions[:_SHOWN])) + (" ..." if len(crowd.extensions) > _SHOWN else "")
-        count = sum(crowd.count for _, crowd in crowds)
+        shown = ", ".join(map(repr, one.extensions[:_SHOWN])) + (" ..." if len(one.extensions) > _SHOWN else "")
+        count = sum(one.count for _, one in dotted)
         text = (
             f"it has members that few others have: {shown} (so have {count:,} samples in all). A key ends at the first "
             "dot of a name: if what follows belongs to it, write the tar again with other names"
         )
-        note(text, place, crowd.row)
+        yield Difference(text, place, one.row, likely=False)
         return
 
 
@@ -112,10 +120,10 @@ def _kind(extension: str) -> str:
     return split_prefix(extension)[0] + _IMAGE if is_image(extension) else extension
 
 
-def _crowd(samples: int, found: Mapping[str, NDArray[np.int64]]) -> Crowd | None:
-    """Samples that have several members with one last part of the extension, and a part before it that is rare.
+def _dotted(samples: int, found: Mapping[str, NDArray[np.int64]]) -> DottedMembers | None:
+    """Samples with several members whose extensions end alike and have a rare part before that, as "a.jpg", "b.jpg".
 
-    Or one, where most samples have such a one.
+    Where most samples have such a member, one is enough.
     """
     rare = [name for name, rows in found.items() if "." in name and (2 * len(rows) < samples or samples == 1)]
     if not rare:
@@ -132,4 +140,4 @@ def _crowd(samples: int, found: Mapping[str, NDArray[np.int64]]) -> Crowd | None
         return None
     row, kind = divmod(int(several[0]), len(codes))
     its = tuple(name for name in rare if codes[lasts[name]] == kind and row in found[name])
-    return Crowd(len(np.unique(several // len(codes))), row, its)
+    return DottedMembers(len(np.unique(several // len(codes))), row, its)

@@ -1,16 +1,15 @@
-"""The tars of one folder: what can be known of them before they are read, and what only all of them tell."""
+"""Checks of the tars of one folder together: of their names before they are read, and of their members after."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infobatch_stream.errors import DataError
-from infobatch_stream.formats.shard_list import Listed, read_manifest
+from infobatch_stream.formats.shard_list import Listed, read_shard_list
 from infobatch_stream.formats.shard_names import Family, family_of
 from infobatch_stream.verify.diagnostics import Checked, Diagnostics, Severity
-from infobatch_stream.verify.members import compare
-from infobatch_stream.verify.sidecars import columns_of, count_classes, look_for_gaps, look_for_halves
+from infobatch_stream.verify.members import differences
+from infobatch_stream.verify.sidecars import check_gaps, check_unfinished, columns_of, count_classes, read_or_report
 from infobatch_stream.verify.tar_columns import CheckedColumns
 from infobatch_stream.verify.tars import TarShard
 
@@ -22,16 +21,15 @@ _INDEX = ".index.npz"
 
 @dataclass(frozen=True)
 class TarSet:
-    """Tars of one folder, in the order of the user. whole: all that lie there are meant."""
+    """Tars of one folder, in the order in which the user named them."""
 
     folder: Path
     shards: tuple[TarShard, ...]
     columns: CheckedColumns
-    whole: bool
 
     def compare(self, checked: Sequence[Checked], asked: Sequence[str]) -> Diagnostics:
-        """What the shards, of which this was found, tell together. asked: columns that each sample had to have."""
-        findings = Diagnostics(str(self.folder))
+        """Compare the shards with each other, by what was found in each. asked: columns that each sample must have."""
+        diagnostics = Diagnostics(str(self.folder))
         families = defaultdict[Family, list[int]](list)
         for place, shard in enumerate(self.shards):
             families[family_of(Path(shard.name).name)].append(place)
@@ -41,56 +39,47 @@ class TarSet:
         for places in families.values():
             if not any(checked[place].samples for place in places):
                 if all(checked[place].readable for place in places):
-                    findings.error(f"there is no sample in {self.shards[places[0]].name}, nor in others of its set")
+                    diagnostics.error(f"there is no sample in {self.shards[places[0]].name}, nor in others of its set")
                 continue
-
-            def tell(what: str, at: int, row: int, places: list[int] = places, severity: Severity = severity) -> None:
-                shard = self.shards[places[at]]
-                findings.add(severity, what, row, shard.key(row), shard.name)
-
-            def note(what: str, at: int, row: int, places: list[int] = places) -> None:
-                tell(what, at, row, places, Severity.NOTE)
-
-            compare([checked[place].members for place in places], meant, tell, note)
+            for found in differences([checked[place].members for place in places], meant):
+                shard = self.shards[places[found.tar]]
+                level = severity if found.likely else Severity.NOTE
+                diagnostics.add(level, found.what, found.row, shard.key(found.row), shard.name)
         if self.shards and any(one.samples for one in checked) and all(one.readable for one in checked):
-            self.columns.compare(there, findings)
-        return findings
+            self.columns.compare(there, diagnostics)
+        return diagnostics
 
 
-def open_tars(folder: Path, names: Sequence[str], findings: Diagnostics, *, whole: bool) -> TarSet:
+def open_tars(folder: Path, names: Sequence[str], diagnostics: Diagnostics, *, whole: bool) -> TarSet:
     """The tars ``names`` (paths) of one folder. whole: the user means all that are there."""
     there = {file.name for file in folder.glob("*")}
     inside = [Path(name).name for name in names]
     tars = {name for name in there if name.endswith(".tar")}
-    look_for_gaps(inside, tars, findings, whole=whole)
-    look_for_halves(folder, there, findings)
-    try:
-        listed = read_manifest(folder)
-    except DataError as error:
-        findings.error(str(error))
-        listed = {}
+    check_gaps(inside, tars, diagnostics, whole=whole)
+    check_unfinished(folder, there, diagnostics)
+    listed = read_or_report(lambda: read_shard_list(folder), diagnostics) or {}
     if whole:
-        _look_for_lost(tars | set(inside), there, listed, findings)
-    classes, columns = count_classes(folder, findings), columns_of(folder, findings)
-    shards = tuple(TarShard(name, name, classes, columns, listed.get(Path(name).name)) for name in names)
+        _check_lost(tars | set(inside), there, listed, diagnostics)
+    classes, columns = count_classes(folder, diagnostics), CheckedColumns(columns_of(folder, diagnostics) or {})
+    shards = tuple(TarShard(name, classes, columns, listed.get(Path(name).name)) for name in names)
     if listed:
         for name in sorted(set(inside) - listed.keys()):
-            findings.add(Severity.WARNING, f"{name} is not in {next(iter(listed.values())).place}")
-    return TarSet(folder, shards, columns, whole)
+            diagnostics.add(Severity.WARNING, f"{name} is not in {next(iter(listed.values())).place}")
+    return TarSet(folder, shards, columns)
 
 
-def _look_for_lost(tars: set[str], there: set[str], listed: dict[str, Listed], findings: Diagnostics) -> None:
-    """Shards that are not there, but something that speaks of them."""
+def _check_lost(tars: set[str], there: set[str], listed: dict[str, Listed], diagnostics: Diagnostics) -> None:
+    """Report shards that are missing, but in the list of shards, or have an index."""
     if lost := sorted(listed.keys() - tars):
         place = listed[lost[0]].place
-        findings.error(
+        diagnostics.error(
             f"{len(lost):,} of the {len(listed):,} shards that {place} lists are missing: {_some(lost)}; fetch them or "
             f"convert the data again, or remove {place} if they were taken out on purpose"
         )
     left = {name.removesuffix(_INDEX) for name in there if name.endswith(_INDEX)}
     if lost := sorted(left - there - listed.keys()):
         what = f"{len(lost):,} shards are missing of which the index was left behind: {_some(lost)}"
-        findings.error(f"{what}; fetch them, or remove <shard>{_INDEX} if they were never to be read again")
+        diagnostics.error(f"{what}; fetch them, or remove <shard>{_INDEX} if they were never to be read again")
 
 
 def _some(names: Sequence[str]) -> str:

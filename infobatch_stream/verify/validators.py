@@ -1,4 +1,4 @@
-"""Whether the bytes of a field are what its encoding (MDS) or extension (tar) says. Nothing is unpickled."""
+"""Checks that the bytes of a field fit its encoding (MDS) or extension (tar). Nothing is unpickled."""
 
 import json
 import math
@@ -9,14 +9,12 @@ from typing import Any
 
 from infobatch_stream.errors import MissingExtraError
 from infobatch_stream.formats.extensions import is_image, split_prefix
-from infobatch_stream.formats.mds_encodings import npy_header
+from infobatch_stream.formats.mds_encodings import STREAMINGS_IMAGES, npy_header
 
 __all__ = ["Check", "mds_check", "tar_check"]
 
 Check = Callable[[bytes], Any]
-"""Raises an exception, of any type, for bytes that cannot be decoded."""
-
-_LISTS = ("pil", "jpeg_array", "jpegarray", "list[pil]", "list[jpeg]", "list[png]")
+"""A function of the bytes, which raises an exception of any type if they cannot be decoded."""
 
 
 def _text(data: bytes) -> str:
@@ -37,7 +35,7 @@ _TEXTS: dict[str, Check] = {
 
 
 def mds_check(encoding: str, decode: bool) -> Check | None:
-    """The check of a value of an MDS encoding: texts always, images and arrays with ``decode``; None where none is.
+    """The check of values of an MDS encoding; None if there is none. Images and arrays are checked with ``decode``.
 
     Raises MissingExtraError.
     """
@@ -47,13 +45,13 @@ def mds_check(encoding: str, decode: bool) -> Check | None:
         return None
     if encoding in ("jpeg", "png"):
         return _image_check()
-    if encoding in _LISTS or encoding.partition(":")[0] == "ndarray":
+    if encoding in STREAMINGS_IMAGES or encoding.partition(":")[0] == "ndarray":
         return _streamings_check(encoding)
     return None
 
 
 def tar_check(extension: str) -> Check | None:
-    """The check of a tar member with this extension, of which the part behind the last dot counts; else None.
+    """The check of tar members by the part of their extension after the last dot; None if there is none.
 
     Raises MissingExtraError.
     """
@@ -76,7 +74,7 @@ def _image_check() -> Check:
 
 
 def _streamings_check(encoding: str) -> Check:
-    """By streaming itself, whose import takes seconds."""
+    """A check by streaming, which is imported only here, since that takes seconds."""
     try:
         from streaming.base.format.mds.encodings import mds_decode
     except ImportError as error:
@@ -92,7 +90,7 @@ def _streamings_check(encoding: str) -> Check:
 
 
 def _npy(data: bytes) -> None:
-    """An .npy, of which numpy.load would allocate what the header claims."""
+    """Check an .npy without numpy.load, which allocates what the header claims."""
     shape, _, dtype, at = npy_header(data)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not unpickled")

@@ -1,1 +1,1 @@
-"""From a plan to batches: what worker processes do, and what is brought for them ahead of time."""
+"""From a plan to batches: what worker processes do, and which shards are downloaded for them in advance."""

@@ -122,7 +122,7 @@ class Fetcher(Dataset[Any]):
         replaced: tuple[str, ...] = ()
         lost: dict[int, Exception] = {}
         if request.shards:
-            lost = self._prefetcher.bring((request.epoch, request.seed[2]), request.shards, request.readahead)
+            lost = self._prefetcher.fetch((request.epoch, request.seed[2]), request.shards, request.readahead)
         if lost and self._on_error == "raise":
             raise next(iter(lost.values()))
         with seeded(request.seed) if self._draws else nullcontext():

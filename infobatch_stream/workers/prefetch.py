@@ -1,15 +1,15 @@
-"""Shards brought to this machine before they are needed, by threads that live as long as there is something to do."""
+"""Downloads shards before they are needed, in threads that end when nothing is left to do."""
 
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from infobatch_stream.sources.base import Source
+from infobatch_stream.sources.per_process import PerProcess
 
 __all__ = ["THREADS", "Prefetcher"]
 
@@ -18,12 +18,12 @@ THREADS = 2  # per process, besides the one that reads
 
 @dataclass
 class _Wanted:
-    """What the threads of one process are to bring. It outlives the Prefetcher by the downloads that are under way."""
+    """What the threads of one process have to fetch. It outlives the Prefetcher until its last download has ended."""
 
     source: Source
     now: deque[int] = field(default_factory=deque)  # a batch waits for these
     later: deque[int] = field(default_factory=deque)
-    here: set[int] = field(default_factory=set)  # what was brought before, if nothing is ever dropped
+    here: set[int] = field(default_factory=set)  # fetched before, if nothing is ever evicted
     waiting: int = 0  # batches that wait
     running: int = 0  # threads
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -40,42 +40,44 @@ class _Wanted:
             return None
 
     def work(self) -> None:
-        """Bring shards until there is none to bring. What fails will be met again by whoever reads it."""
+        """Fetch shards until none is left. An error is raised again where the shard is read."""
         while (shard := self.take()) is not None:
             with suppress(Exception):
-                self.bring(shard)
+                self.fetch(shard)
 
-    def bring(self, shard: int) -> None:
-        """Have ``shard`` here; raises as `Source.bring`."""
-        self.source.bring(shard)
+    def fetch(self, shard: int) -> None:
+        """Have ``shard`` local; raises as `Source.ensure_local`."""
+        self.source.ensure_local(shard)
         if self.source.capacity is None:
             self.here.add(shard)
 
-    def bring_all(self, shards: list[int]) -> dict[int, Exception]:
-        """Have ``shards`` here, several at once; what went wrong, by shard."""
+    def fetch_all(self, shards: list[int]) -> dict[int, Exception]:
+        """Have ``shards`` local, several at once; what failed, by shard."""
         failed: dict[int, Exception] = {}
         with self.lock:
             self.now.extend(shards[1:])
         self.begin(len(shards) - 1)
         for shard in shards:
             try:
-                self.bring(shard)
+                self.fetch(shard)
             except Exception as error:
                 failed[shard] = error
         return failed
 
-    @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Within, a batch waits."""
+    def fetch_groups(self, groups: list[list[int]]) -> dict[int, Exception]:
+        """Have ``groups`` of shards local, one after the other, while a batch waits; what failed, by shard."""
+        failed: dict[int, Exception] = {}
         with self.lock:
             self.waiting += 1
         try:
-            yield
+            for group in groups:
+                failed |= self.fetch_all(group)
         finally:
             with self.lock:
                 self.waiting -= 1
                 if not self.waiting:
                     self.now.clear()
+        return failed
 
     def begin(self, most: int) -> None:
         """Have up to ``most`` threads at work."""
@@ -83,45 +85,37 @@ class _Wanted:
             new = max(0, min(most, THREADS) - self.running)
             self.running += new
         for _ in range(new):
-            threading.Thread(target=self.work, name="infobatch-ahead", daemon=True).start()
+            threading.Thread(target=self.work, name="infobatch-prefetch", daemon=True).start()
 
 
-class Prefetcher:
-    """Brings shards of a source: at once those that a batch waits for, and between times those that others need next.
+class Prefetcher(PerProcess):
+    """Fetches shards of a source: first those that a batch waits for, then those that later batches need.
 
-    The threads are daemons, so they keep no process alive; they are begun anew in each process that this is passed to,
-    and when it is dropped they end after the download that each is at. Under way, at most `THREADS` + 1 downloads per
-    process.
+    The threads are daemons, so they keep no process alive. Each process that this is passed to starts its own. When it
+    is dropped, each thread ends after its current download. At most `THREADS` + 1 downloads run at once per process.
     """
+
+    _own = "_process", "_place", "_wanted"
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._start()
+        self._renew()
 
-    def _start(self) -> None:
+    def _renew(self) -> None:
         self._process = os.getpid()
         self._place: tuple[int, int] = -1, -1
         self._wanted = _Wanted(self._source)
         weakref.finalize(self, self._wanted.later.clear).atexit = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        """State without threads, and what they were at."""
-        return {"_source": self._source}
+    def fetch(self, place: tuple[int, int], now: Iterable[Iterable[int]], later: Iterable[int]) -> dict[int, Exception]:
+        """Return when the shards ``now`` are local, and start to fetch those for ``later``; what failed, by shard.
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with nothing to bring yet."""
-        vars(self).update(state)
-        self._start()
-
-    def bring(self, place: tuple[int, int], now: Iterable[Iterable[int]], later: Iterable[int]) -> dict[int, Exception]:
-        """Have the shards ``now`` here, and begin to bring those for ``later``.
-
-        place: (epoch, step) that asks; when it is not behind the one before, what was wanted for later is forgotten.
-        now: in groups, of which one is complete before the next is begun: else what the worker with the next batch
-        wants would take a share of the line from what the first one waits for. Returns what went wrong, by shard.
+        place: (epoch, step) that asks. If it does not follow the one before, what was queued for later is dropped.
+        now: groups of shards. A group is complete before the next begins: otherwise the next batch's shards would take
+            bandwidth from those of the batch that is waited for.
         """
         if self._process != os.getpid():
-            self._start()  # forked: the threads, and whoever held the lock, are of another process
+            self._renew()  # forked: the threads, and whoever held the lock, are of another process
         wanted = self._wanted
         with wanted.lock:
             if place <= self._place or place[0] != self._place[0]:
@@ -129,10 +123,6 @@ class Prefetcher:
             self._place = place
             wanted.later.extend(later)
         missing = [part for group in now if (part := [shard for shard in group if shard not in wanted.here])]
-        failed: dict[int, Exception] = {}
-        if missing:
-            with wanted.awaited():
-                for group in missing:
-                    failed |= wanted.bring_all(group)
+        failed = wanted.fetch_groups(missing) if missing else {}
         wanted.begin(len(wanted.later))
         return failed

@@ -21,13 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.conversions import contents, fetched, images_in, stop_after, write_images
-from support.servers import s3_server, use_s3
 from typer.testing import CliRunner
 
 from infobatch_stream import IndexedWebDataset
 from infobatch_stream.convert import convert, write_shards
-from infobatch_stream.convert.cuts import cut
-from infobatch_stream.convert.shard_plan import Plan
+from infobatch_stream.convert.shard_plan import ShardPlan, cut
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.schema import MEMBERS
 from infobatch_stream.formats.shard_set import STATE
@@ -79,7 +77,7 @@ class SizedSet:
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=3), seed=st.none() | st.integers(0, 9))
 def test_tasks_hold_every_sample_of_every_set_once_in_the_order_of_the_seed(counts, seed):
     sets = [SizedSet(count) for count in counts]
-    tasks = Plan.begin(sets, [one.sizes() for one in sets], seed, 45).tasks(seed)
+    tasks = ShardPlan.begin(sets, [one.sizes() for one in sets], seed, 45).tasks(seed)
     assert [task.number for task in tasks] == list(range(len(tasks)))
     for part, count in enumerate(counts):
         own = [task for task in tasks if task.part == part]
@@ -106,7 +104,7 @@ def test_a_shard_holds_no_more_samples_than_are_asked_for(tree, tmp_path, format
 
 def test_progress_counts_to_the_total(tree, tmp_path):
     seen = []
-    convert(tree, tmp_path / "out", "wds", watch=seen.append, **OPTIONS)
+    convert(tree, tmp_path / "out", "wds", on_progress=seen.append, **OPTIONS)
     assert [now.samples for now in seen] == sorted({now.samples for now in seen})
     assert (seen[-1].samples, seen[-1].total) == (160, 160)
     assert seen[-1].bytes == sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
@@ -298,7 +296,7 @@ def test_a_conversion_of_tars_goes_on_with_the_columns_that_it_began_with(reques
 
     kind, watch = (DataError, None) if first == "raise" else (KeyboardInterrupt, stop)
     with pytest.raises(kind) as caught:
-        convert(src, dst, "wds", on_error=first, watch=watch, **options)
+        convert(src, dst, "wds", on_error=first, on_progress=watch, **options)
     assert "--resume" in caught.value.__notes__[0]
     if first == "raise":  # what is advised
         done = convert(src, dst, "wds", on_error=then, resume=True, **options)
@@ -570,18 +568,6 @@ def test_a_full_disk_ends_with_a_clear_error_and_whole_shards(tree, tmp_path, sm
 
 
 # ---- to a bucket
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def bucket(s3, monkeypatch):
-    use_s3(monkeypatch, s3.url)
-    return s3
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -21,18 +21,6 @@ def tree(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("tree"), 40, (3000, 8000))
 
 
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def bucket(s3, monkeypatch):
-    use_s3(monkeypatch, s3.url)
-    return s3
-
-
 def neighbours(put):
     """Files of others that patterns made of odd names would match."""
     for name in ("run1", "run2", "br1", "a1", "a2", "x"):
@@ -154,7 +142,7 @@ def test_what_somebody_puts_into_the_folder_in_the_making_stays(tree, tmp_path):
     def drop(_):
         (tmp_path / "out.partial/thesis.tex").write_text("precious")
 
-    convert(tree, tmp_path / "out", "wds", watch=drop)
+    convert(tree, tmp_path / "out", "wds", on_progress=drop)
     assert (tmp_path / "out/thesis.tex").read_text() == "precious"
     src = write_images_into(tmp_path / "bad", 4)
     damaged(src)

@@ -167,17 +167,51 @@ def test_what_a_pickle_calls_is_never_called(tmp_path, name):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["os.system", "os.system by Python 2's name", "eval", "getattr of an import", "INST"])
-def test_such_pickles_would_run_in_pythons_own_unpickler(tmp_path, name):
-    pickle.loads(hostile(tmp_path)[name])
-    assert (tmp_path / "ran").exists()
-
-
 def write_array(array, shape):
     writer = Python2()
     writer.out.write(b"\x80\x02}U\x04data")
     writer.array(array, shape)
     return writer.out.getvalue() + b"s."
+
+
+RECURSIONS = {
+    "a list in itself": b"\x80\x02}(U\x04data]q\x00h\x00aU\x06labelsh\x00u.",
+    "a dict in itself": b"\x80\x02}q\x00(U\x04datah\x00U\x06labelsh\x00u.",
+    "a batch in itself": b"\x80\x02}q\x00U\x04datah\x00s.",
+    "many lists in each other": b"\x80\x02}U\x04data" + b"]" * 300_000 + b"a" * 299_999 + b"s.",
+    "many tuples in each other": b"\x80\x02}U\x04data)" + b"\x85" * 300_000 + b"s.",
+    "many tuples in each other as a key": b"\x80\x02})" + b"\x85" * 300_000 + b"Ns.",
+    "an array that is filled with itself": write_array(np.zeros((1, 1), np.uint8), (1, 1))[:-2] + b"q\x00h\x00bs.",
+    "a call of itself": b"\x80\x02c_codecs\nencode\nq\x00h\x00h\x00\x86R.",
+}
+
+
+@pytest.mark.parametrize("name", RECURSIONS)
+def test_what_holds_itself_is_refused(tmp_path, name):
+    cifar10(tmp_path)
+    (tmp_path / "data_batch_3").write_bytes(RECURSIONS[name])
+    with pytest.raises(DataError, match="data_batch_3 is no such file as CIFAR's authors publish"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["os system", "builtins eval", "numpy load", "numpy.core.multiarray fromfile", "numpy fromfile"]
+)
+def test_no_name_but_those_of_arrays_is_looked_up(name):
+    with pytest.raises(ValueError, match=f"it calls '{name}', which is never done"):
+        read_plain_pickle(b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n.")
+
+
+def test_no_state_is_set_but_that_of_an_array():
+    for target in (b"c_codecs\nencode\n", b"cnumpy\nndarray\n", b"]", b"}", b"U\x01a"):
+        with pytest.raises(ValueError, match="it sets the state of a"):
+            read_plain_pickle(b"\x80\x02" + target + b"}U\x0c__defaults__)sb.")
+
+
+@pytest.mark.parametrize("name", ["os.system", "os.system by Python 2's name", "eval", "getattr of an import", "INST"])
+def test_such_pickles_would_run_in_pythons_own_unpickler(tmp_path, name):
+    pickle.loads(hostile(tmp_path)[name])
+    assert (tmp_path / "ran").exists()
 
 
 BOMBS = {
@@ -187,6 +221,9 @@ BOMBS = {
     "a huge number": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
     "nested tuples as a key": b"\x80\x02}(NNt" + b"q\x00h\x00\x86" * 3000 + b"Ns.",
     "many marks": b"\x80\x02" + b"(" * 100_000 + b".",
+    "a number of 255 bytes as a side": write_array(np.zeros((1, 1), np.uint8), (1, 1)).replace(
+        b"K\x01K\x01\x86", b"K\x01\x8a\xff" + b"\x7f" * 255 + b"\x86"
+    ),
     "a shape of 4 GB": write_array(np.zeros((1, 1), np.uint8), (1 << 16, 1 << 16)),
     "a negative shape": write_array(np.zeros((1, 1), np.uint8), (-1, -1)),
     "an array of float64": write_array(np.zeros((1, 1)), (1, 1)),

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from support.conversions import contents, fetched
-from support.servers import s3_server, use_s3
+from support.servers import use_s3
 from typer.testing import CliRunner
 
 from infobatch_stream.convert import convert
@@ -34,12 +34,6 @@ def src(tmp_path):
 def empty_of(src):
     (found,) = [path for path in src.rglob("*.png") if not path.stat().st_size]
     return found
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
 
 
 def stopped(src, dst, format):
@@ -150,7 +144,7 @@ def test_a_plan_that_is_damaged_is_told_of(src, tmp_path, damage):
 def test_a_table_that_changed_is_another_source(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(["text,label", *(f"{'x' * 500},{number}" for number in range(2000))]))
     with pytest.raises(KeyboardInterrupt):
-        convert(tmp_path / "t.csv", tmp_path / "out", "wds", watch=interrupt, shard_bytes=1 << 18)
+        convert(tmp_path / "t.csv", tmp_path / "out", "wds", on_progress=interrupt, shard_bytes=1 << 18)
     with (tmp_path / "t.csv").open("a") as file:
         file.write("\nx,1\n")
     with pytest.raises(ConfigError, match="another source: it was changed"):
@@ -175,7 +169,7 @@ def huge(src):
 def test_an_image_larger_than_a_shard_is_told_of_before_anything_is_written_and_may_be_left_out(huge, tmp_path, format):
     seen = []
     with pytest.raises(ConfigError, match=r"\.png needs a shard of [0-9,]+ bytes, 65,536 are allowed") as caught:
-        convert(huge, tmp_path / "out", format, watch=seen.append, **OPTIONS)
+        convert(huge, tmp_path / "out", format, on_progress=seen.append, **OPTIONS)
     assert "--on-error skip" in caught.value.__notes__[0]
     assert seen == []
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
@@ -202,7 +196,7 @@ def test_a_row_larger_than_a_shard_is_told_of_before_anything_is_written(tmp_pat
     (tmp_path / "t.csv").write_text("\n".join(["text", *["x" * 9000] * 20, "y" * 70_000]))
     seen = []
     with pytest.raises(ConfigError, match=r"row 20 .*needs a shard of"):
-        convert(tmp_path / "t.csv", tmp_path / "out", "wds", watch=seen.append, shuffle=False, **OPTIONS)
+        convert(tmp_path / "t.csv", tmp_path / "out", "wds", on_progress=seen.append, shuffle=False, **OPTIONS)
     assert seen == []
     done = convert(tmp_path / "t.csv", tmp_path / "out", "wds", on_error="skip", **OPTIONS)
     assert (done.parts[0].samples, len(done.problems)) == (20, 1)

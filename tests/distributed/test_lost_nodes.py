@@ -187,9 +187,9 @@ def test_the_run_goes_on_to_the_scores_of_one_that_was_not_broken(broken, way, n
             continue
         files = {str(digest) for _, digest, _ in broken.found[case]}
         assert len(files) == 1
-        for first, (_, litter), scores in broken.found[case]:
+        for first, (_, stale), scores in broken.found[case]:
             assert first == (2 if name == "copy" else 1)
-            assert not litter
+            assert not stale
             assert torch.equal(scores, alone[EPOCHS])
 
 
@@ -214,8 +214,8 @@ def test_a_rank_may_be_killed_before_any_exchange(tmp_path, alone, victim, every
                 check_left(runs, tmp_path, alone)
                 for rank in nodes.run("finish", tmp_path / f"then-{number}", names=list(runs)):
                     for name in runs:
-                        _, (_, litter), scores = rank[name]
-                        assert not litter
+                        _, (_, stale), scores = rank[name]
+                        assert not stale
                         assert torch.equal(scores, alone[EPOCHS])
                 runs = {}
 

@@ -59,9 +59,9 @@ def test_after_every_commit_all_stores_are_those_of_one_process(ranks, launched,
     data = wds(launched[1] / "wds") if "wds" in case else None
     check_run(found, train(make(tmp_path, "alone", data=data)), 48 if data else N)
     for ends in zip(*found, strict=True):
-        files, litter = equal([epoch["note"] for epoch in ends])
+        files, stale = equal([epoch["note"] for epoch in ends])
         assert {"zarr.json", "scores/c/0", "pending/c/0"} <= files.keys()
-        assert not litter
+        assert not stale
 
 
 def test_all_nodes_have_the_history_of_the_run(launched):

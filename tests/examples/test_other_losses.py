@@ -103,7 +103,7 @@ def test_an_example_names_the_extra_of_a_package_that_is_missing(name, monkeypat
 @pytest.mark.parametrize(
     ("name", "function", "arguments"),
     [
-        ("cifar", "open_shards", (Path("x"), "mds")),
+        ("cifar_data", "open_shards", (Path("x"), "mds")),
         ("imagenet", "open_dataset", ("x", Path("c"), None)),
         ("train", "open_dataset", ("x", "c")),
     ],

@@ -1,14 +1,16 @@
 """Accelerate over an InfoBatchLoader, in two processes with gloo. torchrun runs this file as them."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support.ddp.launch import environment, process_group, torchrun
+from support.ddp.launch import process_group
 from support.framework_runs import (
-    check_equal,
+    check_example,
+    check_full_precision,
+    check_like_plain,
+    check_refused,
     check_rest,
     check_whole,
     ended_with,
@@ -21,7 +23,6 @@ from support.framework_runs import (
     report,
     steps_of,
 )
-from support.paths import ROOT
 
 pytestmark = pytest.mark.ddp
 
@@ -90,8 +91,7 @@ def main(out):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("accelerate")
-    torchrun(__file__, out, seconds=240)
-    return ranks_of(out), out
+    return ranks_of(__file__, out), out
 
 
 @pytest.mark.parametrize("case", ["whole", "accumulating", "bf16"])
@@ -101,9 +101,7 @@ def test_every_planned_step_is_made_and_every_kept_sample_occurs_once(runs, case
 
 @pytest.mark.parametrize("kind", ["", " accumulating"])
 def test_picks_scores_weights_and_learning_rates_are_those_of_a_plain_loop(runs, kind):
-    for mine, plain in zip(runs[0][kind.strip() or "whole"], runs[0][f"plain{kind}"], strict=True):
-        check_equal(plain, mine)
-        assert mine["rates"] == plain["rates"]
+    check_like_plain(runs[0][kind.strip() or "whole"], runs[0][f"plain{kind}"])
 
 
 def test_gradients_left_at_the_end_of_an_epoch_are_stepped_by_the_adapter(runs):
@@ -132,33 +130,22 @@ def test_a_checkpoint_holds_one_state_with_scores(runs):
 
 
 def test_saving_while_gradients_are_accumulated_is_refused(runs):
-    for error, text in runs[0]["saving between"]:
-        assert error == "ConfigError"
-        assert "sync_gradients" in text
+    check_refused(runs[0]["saving between"], "sync_gradients")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs the Accelerator knows of all processes")
 def test_an_accelerator_that_takes_each_process_for_a_run_of_its_own_is_refused(runs):
-    for error, text in runs[0]["alone"]:
-        assert error == "ConfigError"
-        assert "Accelerator(cpu=True)" in text
+    check_refused(runs[0]["alone"], "Accelerator(cpu=True)")
 
 
 def test_losses_under_mixed_precision_are_recorded_in_full_precision(runs):
-    for rank in runs[0]["bf16"]:
-        assert {step[4].dtype for step in rank["seen"]} == {torch.float32}
-        assert rank["scores"].unique().numel() > rank["scores"].bfloat16().unique().numel()
+    check_full_precision(runs[0]["bf16"])
 
 
 @pytest.mark.parametrize(("ranks", "epochs"), [(1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_the_example_goes_on_with_its_checkpoint(tmp_path, ranks, epochs):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [*run, ROOT / "examples" / "accelerate_ddp.py", "--epochs", str(epochs)]
-    for options in (["--stop-after", "20"], []):
-        done = subprocess.run([*command, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on at step" in done.stdout
-    assert float(done.stdout.split("accuracy ")[-1].split()[0]) > (0.85 if epochs > 2 else 0.5)
+    accuracy = check_example("accelerate_ddp.py", tmp_path, ranks, ["--epochs", epochs], stop_after=20)
+    assert accuracy > (0.85 if epochs > 2 else 0.5)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,20 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
-from support.ddp.launch import environment, process_group, torchrun
+from support.ddp.launch import process_group
 from support.framework_runs import (
     BATCH,
     EPOCHS,
-    check_equal,
+    check_example,
+    check_full_precision,
+    check_like_plain,
+    check_refused,
     check_rest,
     check_whole,
     digits,
@@ -21,6 +23,7 @@ from support.framework_runs import (
     loader_at,
     losses_of,
     network,
+    one_process,
     optimizer_of,
     plain_run,
     ranks_of,
@@ -28,7 +31,6 @@ from support.framework_runs import (
     steps_of,
     validation,
 )
-from support.paths import ROOT
 from torch.utils.data import DataLoader
 
 from infobatch_stream import ConfigError
@@ -195,8 +197,7 @@ def main(out):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("lightning")
-    torchrun(__file__, out, seconds=240)
-    return ranks_of(out), out / "saved"
+    return ranks_of(__file__, out), out / "saved"
 
 
 @pytest.mark.parametrize("case", ["whole", "accumulating", "bf16", "after a try"])
@@ -205,15 +206,11 @@ def test_every_planned_step_is_made_and_every_kept_sample_occurs_once(runs, case
 
 
 def test_picks_scores_weights_and_learning_rates_are_those_of_a_plain_loop(runs):
-    for mine, plain in zip(runs[0]["whole"], runs[0]["plain"], strict=True):
-        check_equal(plain, mine)
-        assert mine["rates"] == plain["rates"]
+    check_like_plain(runs[0]["whole"], runs[0]["plain"])
 
 
 def test_accumulated_gradients_are_those_of_a_plain_loop_to_the_last_batch_of_each_epoch(runs):
-    for mine, plain in zip(runs[0]["accumulating"], runs[0]["plain accumulating"], strict=True):
-        check_equal(plain, mine)
-        assert mine["rates"] == plain["rates"]
+    check_like_plain(runs[0]["accumulating"], runs[0]["plain accumulating"])
 
 
 @pytest.mark.parametrize("case", ["whole", "accumulating"])
@@ -272,29 +269,19 @@ def test_a_checkpoint_holds_one_state_with_scores(runs):
 
 
 def test_losses_under_mixed_precision_are_recorded_in_full_precision(runs):
-    for rank in runs[0]["bf16"]:
-        assert {step[4].dtype for step in rank["seen"]} == {torch.float32}
-        scores = rank["scores"]
-        assert scores.unique().numel() > scores.bfloat16().unique().numel()
+    check_full_precision(runs[0]["bf16"])
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_options_that_count_on_epochs_of_one_length_are_refused(runs, case):
-    for error, text in runs[0][case]:
-        assert error == "ConfigError"
-        assert REFUSED[case][1] in text
+    check_refused(runs[0][case], REFUSED[case][1])
 
 
 def test_another_loader_than_that_of_the_callback_is_refused(runs):
-    for error, text in runs[0]["another loader"]:
-        assert error == "ConfigError"
-        assert "another loader" in text
+    check_refused(runs[0]["another loader"], "another loader")
 
 
 # ---- in this process
-
-
-one_process = pytest.mark.filterwarnings("ignore")  # Lightning warns of what is well here
 
 
 @pytest.fixture(scope="module")
@@ -369,13 +356,7 @@ def test_after_a_search_with_a_trainer_of_its_own_a_run_is_as_ever(tmp_path):
 
 @pytest.mark.parametrize(("ranks", "epochs"), [(1, 2), pytest.param(2, 3, marks=pytest.mark.slow)])
 def test_the_example_goes_on_with_its_checkpoint(tmp_path, ranks, epochs):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [*run, ROOT / "examples" / "lightning_ddp.py", "--epochs", str(epochs)]
-    for options in (["--stop-after", "20"], []):
-        done = subprocess.run([*command, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on at step" in done.stdout
-    accuracy = float(done.stdout.split("accuracy ")[-1].split()[0])
+    accuracy = check_example("lightning_ddp.py", tmp_path, ranks, ["--epochs", epochs], stop_after=20)
     assert accuracy > (0.85 if epochs > 2 else 0.5)
 
 

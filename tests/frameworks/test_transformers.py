@@ -2,31 +2,33 @@
 
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.ddp.launch import environment, process_group, torchrun
+from support.ddp.launch import process_group
 from support.framework_runs import (
     BATCH,
     EPOCHS,
     LR,
-    check_equal,
+    check_example,
+    check_full_precision,
+    check_like_plain,
+    check_refused,
     check_rest,
     check_whole,
     digits,
     ended_with,
     loader_at,
+    one_process,
     optimizer_of,
     plain_run,
     ranks_of,
     report,
     steps_of,
 )
-from support.paths import ROOT
 
 from infobatch_stream import ConfigError
 
@@ -158,8 +160,7 @@ def main(out):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("trainer")
-    torchrun(__file__, out, seconds=240)
-    return ranks_of(out), out
+    return ranks_of(__file__, out), out
 
 
 @pytest.mark.parametrize("case", ["whole", "accumulating", "named schedule", "bf16"])
@@ -169,9 +170,8 @@ def test_every_planned_step_is_made_and_every_kept_sample_occurs_once(runs, case
 
 @pytest.mark.parametrize("kind", ["", " accumulating"])
 def test_picks_scores_weights_and_learning_rates_are_those_of_a_plain_loop(runs, kind):
-    for mine, plain in zip(runs[0][kind.strip() or "whole"], runs[0][f"plain{kind}"], strict=True):
-        check_equal(plain, mine)
-        assert [rate for _, rate in mine["rates"]] == plain["rates"]
+    mine, plain = runs[0][kind.strip() or "whole"], runs[0][f"plain{kind}"]
+    check_like_plain(mine, plain, lambda rates: [rate for _, rate in rates])
 
 
 @pytest.mark.parametrize("case", ["whole", "accumulating"])
@@ -239,41 +239,28 @@ def test_logged_losses_are_those_of_all_ranks(runs):
 
 
 def test_losses_under_mixed_precision_are_recorded_in_full_precision(runs):
-    for rank in runs[0]["bf16"]:
-        assert {step[4].dtype for step in rank["seen"]} == {torch.float32}
-        assert rank["scores"].unique().numel() > rank["scores"].bfloat16().unique().numel()
+    check_full_precision(runs[0]["bf16"])
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_arguments_that_do_not_go_with_the_loader_are_refused(runs, case):
-    for error, text in runs[0][case]:
-        assert error == "ConfigError"
-        assert REFUSED[case][1] in text
+    check_refused(runs[0][case], REFUSED[case][1])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs the Trainer knows of all processes")
 def test_a_trainer_that_takes_each_process_for_a_run_of_its_own_is_refused(runs):
-    for error, text in runs[0]["alone"]:
-        assert error == "ConfigError"
-        assert "use_cpu=True" in text
+    check_refused(runs[0]["alone"], "use_cpu=True")
 
 
 def test_a_checkpoint_without_the_state_of_the_loader_is_refused(runs):
-    for error, text in runs[0]["no state"]:
-        assert error == "ConfigError"
-        assert "has no infobatch.pt" in text
+    check_refused(runs[0]["no state"], "has no infobatch.pt")
 
 
 def test_batches_that_are_no_dicts_are_refused(runs):
-    for error, text in runs[0]["tuples"]:
-        assert error == "ConfigError"
-        assert "collate_fn" in text
+    check_refused(runs[0]["tuples"], "collate_fn")
 
 
 # ---- in this process
-
-
-one_process = pytest.mark.filterwarnings("ignore")  # the Trainer warns of what is well here
 
 
 @one_process
@@ -340,13 +327,9 @@ def test_trials_of_one_loader_are_refused(tmp_path):
 def test_the_example_goes_on_with_its_checkpoint(tmp_path, ranks, epochs, samples):
     from support.real_data import spam
 
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [*run, ROOT / "examples" / "hf_trainer.py", spam(), "--epochs", str(epochs), "--samples", str(samples)]
-    for options in (["--stop-after", "3" if samples < 500 else "8"], []):
-        done = subprocess.run([*command, *options], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on at step" in done.stdout
-    assert float(done.stdout.split("accuracy ")[-1].split()[0]) > (0.7 if samples > 500 else 0)
+    options = [spam(), "--epochs", epochs, "--samples", samples]
+    accuracy = check_example("hf_trainer.py", tmp_path, ranks, options, stop_after=3 if samples < 500 else 8)
+    assert accuracy > (0.7 if samples > 500 else 0)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from webdataset.tariterators import base_plus_ext
 
 from infobatch_stream.errors import DataError, StoreError
 from infobatch_stream.formats.npz import read_npz
+from infobatch_stream.formats.tar_grouping import split_name
 from infobatch_stream.formats.tar_headers import TarError, read_members
-from infobatch_stream.formats.tar_index import _DTYPES, TarIndex, split_name
+from infobatch_stream.formats.tar_index import _DTYPES, TarIndex
 from infobatch_stream.store.header import checksum
 from infobatch_stream.store.history import Epoch, History, carry, epochs, mend, training
 from infobatch_stream.store.recorded_losses import replay

@@ -38,7 +38,7 @@ def test_each_option_is_on_the_page(kind):
 
 
 def test_each_argument_of_the_loader_is_on_the_page_with_its_default():
-    section = PAGE.split("\n## InfoBatchLoader\n")[1].split("\n# ")[0]
+    section = PAGE.split("\n## InfoBatchLoader\n")[1].split("\n## ")[0]
     told = dict(re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\|", section, re.M))
     found = [one for one in signature(InfoBatchLoader).parameters.values() if one.kind is not one.VAR_KEYWORD]
     assert told == {one.name: "" if one.default is one.empty else repr(one.default) for one in found}

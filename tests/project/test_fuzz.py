@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
-from infobatch_stream.formats.tar_index import split_name
+from infobatch_stream.formats.tar_grouping import split_name
 from infobatch_stream.store.score_store import ScoreStore
 
 

@@ -8,10 +8,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from benchmarks.report_page import make_store
 from infobatch_stream._formatting import duration, number, percent
-from infobatch_stream.report.charts import Bars, bars, heat_map, score_range, steps
-from infobatch_stream.report.svg import Scale, element, line_path, short, spans
-from infobatch_stream.store.history import EDGES
+from infobatch_stream.report.charts import Axis, Bars, Chart, HeatMap, Steps, histogram, score_range, spans, steps
+from infobatch_stream.report.figures import amounts
+from infobatch_stream.report.renderer import draw
+from infobatch_stream.report.snapshot import Snapshot
+from infobatch_stream.report.svg import Scale, element, line_path, short
+from infobatch_stream.store.history import EDGES, epochs
 
 positive = st.floats(1e-6, 1e6)
 
@@ -93,32 +97,47 @@ def test_a_range_of_scores_is_of_whole_doublings_and_has_one_at_least():
 
 
 def test_bars_of_many_numbers_are_grouped_and_count_all():
-    found = Bars.of_whole(np.arange(250), most=100)
+    found = Bars.of_whole(np.arange(250), 250, most=100)
     assert found.counts.sum() == np.arange(250).sum()
     assert found.names[0] == "0 to 2"
     assert found.names[-1] == "249 to 249"
     assert np.diff(found.edges).tolist() == [3] * len(found.counts)
-    assert Bars.of_whole(np.ones(5, np.int64)).names == ["0", "1", "2", "3", "4"]
+    assert Bars.of_whole(np.ones(5, np.int64), 5).names == ["0", "1", "2", "3", "4"]
 
 
 def test_heights_of_bars_are_shares_of_all_samples():
-    svg = bars((360, 220), Bars.of_whole(np.array([10, 30, 0])), label="l", x_name="x", total=40)
+    svg = draw(histogram("l", Bars.of_whole(np.array([10, 30, 0]), 40), "x"), (360, 220))
     assert re.findall("<title>(.*?)</title>", svg) == ["0: 10 samples, 25 %", "1: 30 samples, 75 %"]
     heights = [float(found) for found in re.findall(r' height="(\S+)"', svg)]
     assert heights[1] / heights[0] == pytest.approx(3, rel=0.01)
+
+
+def heat_map(counts, low, high):
+    chart = Chart("l", Axis.epochs(len(counts)), Axis("score", low, high, log=True), [HeatMap(counts)])
+    return draw(chart, (740, 380))
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 90, 1000])
 def test_a_heat_map_shows_equal_densities_in_equal_colours_and_stays_small(epochs):
     flat = np.zeros((epochs, 256), np.int64)
     flat[:, 80:160] = np.round(1e6 * np.diff(np.log(EDGES.astype(float)))[80:160])
-    svg = heat_map((740, 380), flat, [], [], float(EDGES[80]), float(EDGES[160]))
+    svg = heat_map(flat, float(EDGES[80]), float(EDGES[160]))
     assert set(re.findall(r'class="(heat-\d)"', svg)) == {"heat-9"}
     uneven = np.random.default_rng(0).integers(0, 1000, (epochs, 256))
-    assert len(heat_map((740, 380), uneven, [], [], float(EDGES[0]), float(EDGES[-1]))) < 700_000
+    assert len(heat_map(uneven, float(EDGES[0]), float(EDGES[-1]))) < 700_000
 
 
 def test_steps_are_missing_where_an_epoch_is_and_say_what_each_is():
-    svg = steps((360, 220), [("kept", np.array([0.5, np.nan, 1.0]))], label="l", y_name="y", text=percent)
+    svg = draw(steps("l", [Steps("kept", np.array([0.5, np.nan, 1.0]))], "y", percent), (360, 220))
     assert re.search(r'class="area kept" d="(.*?)"', svg).group(1).count("M") == 2
     assert re.findall("<title>(.*?)</title>", svg) == ["epoch 0: 50 %", "epoch 1: \N{EN DASH}", "epoch 2: 100 %"]
+
+
+def test_figures_are_data_that_can_be_read_without_drawing_them(tmp_path):
+    make_store(tmp_path / "scores.zarr", 200, 6)
+    kept, saved, _ = amounts(Snapshot.take(tmp_path / "scores.zarr"))
+    rows = epochs(tmp_path / "scores.zarr")
+    assert kept.chart.layers[0].values.tolist() == [row.kept / row.entries for row in rows]
+    share = 1 - sum(row.trained for row in rows) / sum(row.entries for row in rows)
+    assert saved.chart.layers[0].values[-1] == pytest.approx(share)
+    assert (kept.chart.x.name, kept.chart.y.name) == ("epoch", "share of samples")

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.report_page import make_store
 from infobatch_stream import ScoreStore
-from infobatch_stream.report import galleries as notable
+from infobatch_stream.report import galleries
 from infobatch_stream.report import loss_history as losses_module
 from infobatch_stream.report.galleries import Highest, choose
 from infobatch_stream.report.loss_history import Losses
@@ -34,7 +34,7 @@ def recorded(path, rows):
 
 @pytest.mark.parametrize("block", [1, 3, 100])
 def test_the_hardest_and_easiest_samples_are_those_of_a_stable_sort(monkeypatch, block):
-    monkeypatch.setattr(notable, "_BLOCK", block)
+    monkeypatch.setattr(galleries, "_BLOCK", block)
     rng = np.random.default_rng(0)
     for count in (1, 4, 50):
         scores = rng.integers(0, 6, 40).astype(np.float32)

@@ -14,7 +14,7 @@ from support.servers import FaultyServer, s3_environment
 
 from infobatch_stream import ConfigError, DataError, InfoBatchLoader
 from infobatch_stream.sources import open_source
-from infobatch_stream.sources.remote.single_flight import claim_of
+from infobatch_stream.sources.remote.single_flight import lock_path
 
 pytestmark = [
     pytest.mark.usefixtures("no_stale_shared_memory", "few_open_files"),
@@ -268,6 +268,6 @@ def test_files_of_the_users_beside_a_shard_stay(many, tmp_path):
     for name in [*mine, *unfinished]:
         (cache / name).write_text("mine")
     dataset = Augmented(remote=str(many), local=str(cache))
-    claim_of(cache / "shard.00003.mds").write_text("\n")  # as of a process that was killed
+    lock_path(cache / "shard.00003.mds").write_text("\n")  # as of a process that was killed
     assert open_source(dataset).read(40)[0] == 1040
     assert set(files(cache)) == {*mine, "shard.00003.mds", "index.json"}

@@ -23,7 +23,7 @@ from support.servers import FaultyServer, s3_environment, s3_server
 
 from infobatch_stream import DataError, InfoBatchLoader, ScoreStore, SoftPruning
 from infobatch_stream.planning.position import RunPosition
-from infobatch_stream.sources.remote.single_flight import claim_of
+from infobatch_stream.sources.remote.single_flight import lock_path
 
 pytestmark = [
     pytest.mark.usefixtures("no_stale_shared_memory", "few_open_files"),
@@ -81,7 +81,7 @@ def shards_of(index, rows=ROWS):
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "infobatch-ahead"]
+    return [thread for thread in threading.enumerate() if thread.name == "infobatch-prefetch"]
 
 
 # ---- what is read
@@ -286,7 +286,7 @@ def test_a_fault_that_lasts_is_named(make, server, tmp_path, fault, words, gets)
     assert server.gets["/b/plain/shard.00007.mds"] >= gets
     until(lambda: not threads())
     left = list((tmp_path / "run" / "local").glob("shard.00007*"))
-    assert left in ([], [claim_of(tmp_path / "run" / "local" / "shard.00007.mds")])  # of a worker that torch ended
+    assert left in ([], [lock_path(tmp_path / "run" / "local" / "shard.00007.mds")])  # of a worker that torch ended
     server.mend()
     with within(30):
         assert len(train(make("again", epochs=1))) == N // 8
@@ -384,7 +384,7 @@ from streaming import StreamingDataset
 from infobatch_stream.sources import open_source
 source = open_source(StreamingDataset(remote="s3://b/hashed", local=sys.argv[1]))
 print("begun", flush=True)
-source.bring(1)
+source.ensure_local(1)
 """
 
 
@@ -399,7 +399,7 @@ def test_a_download_that_was_killed_is_never_read(make, server, bucket, tmp_path
         process.stdout.readline()
         until(lambda: server.sent["/b/hashed/shard.00001.mds"])
         os.killpg(process.pid, signal.SIGKILL)
-    assert claim_of(local / "shard.00001.mds").exists()
+    assert lock_path(local / "shard.00001.mds").exists()
     if moment == "before the check":
         bad = bytearray((bucket / "b" / "hashed" / "shard.00001.mds").read_bytes())
         bad[-1] ^= 255

@@ -24,8 +24,8 @@ from support.servers import FaultyServer, s3_environment, s3_server, use_s3
 from infobatch_stream import ConfigError, DataError, IndexedWebDataset, InfoBatchLoader
 from infobatch_stream.sources.remote import download as downloads
 from infobatch_stream.sources.webdataset import cached_tar
-from infobatch_stream.sources.webdataset.dataset import WdsSource
 from infobatch_stream.sources.webdataset.index_cache import load_index
+from infobatch_stream.sources.webdataset.source import WdsSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 SHARDS, SAMPLES = 4, 8
@@ -148,7 +148,7 @@ def test_a_shard_is_brought_when_asked_for(web, here, tmp_path):
     source = WdsSource(IndexedWebDataset(urls_of(web), cache_dir=tmp_path))
     assert source.is_remote
     assert source.capacity is None
-    threads = [threading.Thread(target=source.bring, args=[2]) for _ in range(8)]
+    threads = [threading.Thread(target=source.ensure_local, args=[2]) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -157,7 +157,7 @@ def test_a_shard_is_brought_when_asked_for(web, here, tmp_path):
     local = WdsSource(IndexedWebDataset(here))
     assert not local.is_remote
     assert local.capacity is None
-    local.bring(2)
+    local.ensure_local(2)
 
 
 def test_local_and_remote_shards_go_together(web, here, tmp_path):
@@ -403,7 +403,7 @@ def test_with_replace_a_broken_shard_changes_no_number_of_steps(web, here, tmp_p
 def test_a_process_that_is_killed_in_a_download_costs_the_next_nothing_but_time(web, here, tmp_path):
     IndexedWebDataset(urls_of(web), cache_dir=tmp_path)  # the indexes
     stop = web.fail(r"s0\.tar$", after=30_000, then="hang")
-    with Child(remote.bring, [f"{web.url}/s0.tar"], str(tmp_path)) as child:
+    with Child(remote.ensure_all, [f"{web.url}/s0.tar"], str(tmp_path)) as child:
         assert child.hears() == "begins"
         until(lambda: any(path.stat().st_size > 20_000 for path in tmp_path.glob("*.part")))
         child.signal(signal.SIGKILL)

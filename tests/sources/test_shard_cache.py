@@ -63,7 +63,7 @@ def watched(folder):
     def sizes():
         found = {}
         for path in folder.iterdir() if folder.exists() else ():
-            if path.suffix in {".shard", ".part"}:  # claims and their numbers are a few bytes, and do not count
+            if path.suffix in {".shard", ".part"}:  # locks and reservations are a few bytes, and do not count
                 with suppress(FileNotFoundError):
                     found[path.name] = path.stat().st_size
         return found
@@ -92,10 +92,10 @@ def test_equal_names_in_different_folders_do_not_meet(tmp_path):
     cache = ShardCache(tmp_path / "cache")
     with FaultyServer(tmp_path / "site") as web:
         for folder, size in (("a", 10), ("b", 20), ("b/c", 30)):
-            assert not cache.has(f"{web.url}/{folder}/s.tar")
-            path = cache.bring(f"{web.url}/{folder}/s.tar", size)
+            assert not cache.place(f"{web.url}/{folder}/s.tar").exists()
+            path = cache.ensure_local(f"{web.url}/{folder}/s.tar", size)
             assert Path(path).stat().st_size == size
-            assert cache.has(f"{web.url}/{folder}/s.tar")
+            assert cache.place(f"{web.url}/{folder}/s.tar").exists()
 
 
 @pytest.mark.parametrize("name", ["n" * 500, "é" * 300, "a b?c=d&e", "..", "%2e%2e", "a\nb", "\udcff"])
@@ -131,7 +131,7 @@ def test_a_limit_that_is_none_is_refused(tmp_path, limit):
 def test_a_limit_below_one_shard_is_refused_with_both_numbers(tmp_path, web):
     for size in (SIZE, None):
         with pytest.raises(ConfigError, match=rf"cache_limit is 81,919 bytes, but .*{web.url}/s0\.tar has 81,920"):
-            ShardCache(tmp_path, SIZE - 1).bring(urls_of(web)[0], size)
+            ShardCache(tmp_path, SIZE - 1).ensure_local(urls_of(web)[0], size)
     assert only_shards(tmp_path)
     assert names(tmp_path) == []
 
@@ -142,7 +142,7 @@ def test_a_limit_below_one_shard_is_refused_with_both_numbers(tmp_path, web):
 def test_four_processes_that_want_the_same_shards_fetch_each_once(tmp_path, web):
     web.rate = 2e6
     with ExitStack() as stack:
-        children = [stack.enter_context(Child(remote.bring, urls_of(web), str(tmp_path / "c"))) for _ in range(4)]
+        children = [stack.enter_context(Child(remote.ensure_all, urls_of(web), str(tmp_path / "c"))) for _ in range(4)]
         for child in children:
             assert child.hears() == "begins"
         assert [child.result() for child in children] == [dict.fromkeys(urls_of(web), SIZE)] * 4
@@ -154,13 +154,13 @@ def test_one_that_fails_fails_for_those_that_wait_too(tmp_path, web):
     web.fail("s0", status=500)
     errors = []
 
-    def bring():
+    def download():
         try:
-            ShardCache(tmp_path).bring(urls_of(web)[0])
+            ShardCache(tmp_path).ensure_local(urls_of(web)[0])
         except DataError as error:
             errors.append(str(error))
 
-    threads = [threading.Thread(target=bring) for _ in range(5)]
+    threads = [threading.Thread(target=download) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -170,7 +170,7 @@ def test_one_that_fails_fails_for_those_that_wait_too(tmp_path, web):
     assert web.gets["/s0.tar"] < 3 * downloads.ATTEMPTS
     assert not list(tmp_path.glob("*.tar*"))
     web.mend()
-    assert ShardCache(tmp_path).bring(urls_of(web)[0])
+    assert ShardCache(tmp_path).ensure_local(urls_of(web)[0])
 
 
 # ---- the limit
@@ -181,7 +181,9 @@ def test_processes_never_exceed_the_limit(tmp_path, web, shards):
     folder, limit = tmp_path / "c", shards * SIZE + 100
     web.rate = 20e6
     with watched(folder) as most, ExitStack() as stack:
-        children = [stack.enter_context(Child(remote.bring, urls_of(web), str(folder), limit, 4)) for _ in range(2)]
+        children = [
+            stack.enter_context(Child(remote.ensure_all, urls_of(web), str(folder), limit, 4)) for _ in range(2)
+        ]
         cache = ShardCache(folder, limit)
         for url in urls_of(web) * 3:
             assert len(remote.read(cache, url)) == SIZE
@@ -197,12 +199,12 @@ def test_what_was_wanted_longest_ago_goes_first(tmp_path, web):
     cache = ShardCache(tmp_path, 3 * SIZE)
     urls = urls_of(web)
     for shard in (0, 1, 2, 0, 1, 3):
-        cache.bring(urls[shard], SIZE)
+        cache.ensure_local(urls[shard], SIZE)
         time.sleep(0.002)
     assert names(tmp_path) == ["s0", "s1", "s3"]
-    assert cache.bring(urls[0], SIZE)
+    assert cache.ensure_local(urls[0], SIZE)
     assert web.gets["/s0.tar"] == 1
-    cache.bring(urls[4], SIZE)
+    cache.ensure_local(urls[4], SIZE)
     assert names(tmp_path) == ["s0", "s3", "s4"]
 
 
@@ -221,7 +223,7 @@ def test_a_file_of_unknown_size_claims_more_as_it_grows_and_begins_again_rather_
                 need(size)
                 file.write(bytes(500))
                 if size == 3000 and len(begun) <= 2:
-                    barrier.wait()  # both have claimed 4000 now, and neither can have 8000
+                    barrier.wait()  # both have reserved 4000 now, and neither can have 8000
 
     def fill(name):
         cache.fill(cache.place(name), name, make, lambda: False, None)
@@ -270,7 +272,7 @@ def test_files_of_others_in_the_folder_are_never_removed(tmp_path, web):
         (tmp_path / name).write_bytes(bytes(SIZE))
     cache = ShardCache(tmp_path, SIZE)
     for url in urls_of(web):
-        cache.bring(url)
+        cache.ensure_local(url)
     assert all((tmp_path / name).stat().st_size == SIZE for name in theirs)
     assert len(list(tmp_path.glob("s*.tar.*.shard"))) == 1
 
@@ -282,10 +284,10 @@ def test_files_of_others_in_the_folder_are_never_removed(tmp_path, web):
 def test_what_a_killed_process_left_is_never_read_and_is_removed(tmp_path, web, limit):
     folder = tmp_path / "c"
     stop = web.fail("s0", after=SIZE // 2, then="hang")
-    with Child(remote.bring, urls_of(web)[:1], str(folder), limit) as child:
+    with Child(remote.ensure_all, urls_of(web)[:1], str(folder), limit) as child:
         assert child.hears() == "begins"
         until(lambda: any(path.stat().st_size >= 2**15 for path in folder.glob("*.part")))
-        other = threading.Thread(target=ShardCache(folder, limit).bring, args=[urls_of(web)[0]])
+        other = threading.Thread(target=ShardCache(folder, limit).ensure_local, args=[urls_of(web)[0]])
         other.start()  # it waits
         web.mend(stop)
         time.sleep(0.1)
@@ -301,13 +303,13 @@ def test_what_a_killed_process_left_is_never_read_and_is_removed(tmp_path, web, 
 def test_what_a_killed_process_left_of_a_shard_that_nobody_wants_is_removed_too(tmp_path, web, limit):
     folder = tmp_path / "c"
     web.fail("s0", after=SIZE // 2, then="hang")
-    with Child(remote.bring, urls_of(web)[:1], str(folder), limit) as child:
+    with Child(remote.ensure_all, urls_of(web)[:1], str(folder), limit) as child:
         assert child.hears() == "begins"
         until(lambda: any(path.stat().st_size >= 2**15 for path in folder.glob("*.part")))
         child.signal(signal.SIGKILL)
         child.ends()
     assert list(folder.glob("s0*.part"))
-    ShardCache(folder, limit).bring(urls_of(web)[1])
+    ShardCache(folder, limit).ensure_local(urls_of(web)[1])
     assert only_shards(folder)
     assert names(folder) == ["s1"]
 
@@ -317,40 +319,40 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(tmp_path, web):
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, before[1]))
     try:
         with pytest.raises(DataError, match=rf"s0\.tar could not be kept in {tmp_path} \(File too large\).*cache_dir="):
-            ShardCache(tmp_path).bring(urls_of(web)[0])
+            ShardCache(tmp_path).ensure_local(urls_of(web)[0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
     assert web.gets["/s0.tar"] == 1
-    assert ShardCache(tmp_path).bring(urls_of(web)[0])
+    assert ShardCache(tmp_path).ensure_local(urls_of(web)[0])
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path, web):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"could not be kept in .*file/sub \(Not a directory\)"):
-        ShardCache(tmp_path / "file" / "sub").bring(urls_of(web)[0])
+        ShardCache(tmp_path / "file" / "sub").ensure_local(urls_of(web)[0])
 
 
 def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path, web):
     cache = ShardCache(tmp_path / "c")
-    path = Path(cache.bring(urls_of(web)[0]))
+    path = Path(cache.ensure_local(urls_of(web)[0]))
     path.unlink()
     path.parent.rmdir()
-    assert not cache.has(urls_of(web)[0])
-    assert cache.bring(urls_of(web)[0]) == str(path)
+    assert not cache.place(urls_of(web)[0]).exists()
+    assert cache.ensure_local(urls_of(web)[0]) == str(path)
 
 
 def test_a_file_of_another_size_than_expected_is_brought_anew(tmp_path, web):
     cache = ShardCache(tmp_path)
-    path = cache.bring(urls_of(web)[0])
+    path = cache.ensure_local(urls_of(web)[0])
     os.truncate(path, 1000)
-    assert Path(cache.bring(urls_of(web)[0], SIZE)).stat().st_size == SIZE
+    assert Path(cache.ensure_local(urls_of(web)[0], SIZE)).stat().st_size == SIZE
     assert web.gets["/s0.tar"] == 2
 
 
 def test_it_travels_to_other_processes(tmp_path, web):
     cache = ShardCache(tmp_path, "1gb")
-    cache.bring(urls_of(web)[0])
+    cache.ensure_local(urls_of(web)[0])
     data = pickle.dumps(cache)
     assert len(data) < 500
     assert pickle.loads(data).find(urls_of(web)[0])

@@ -19,7 +19,7 @@ from infobatch_stream import ConfigError, DataError, IndexedWebDataset, InfoBatc
 from infobatch_stream import StreamedWebDataset as Streamed
 from infobatch_stream.sources.remote import download as downloads
 from infobatch_stream.sources.remote import shard_cache
-from infobatch_stream.sources.webdataset.dataset import WdsSource
+from infobatch_stream.sources.webdataset.source import WdsSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 SHARDS, SAMPLES = 3, 8
@@ -167,7 +167,7 @@ def test_stages_and_source_are_those_of_an_indexed_dataset(packed):
         dataset.shuffle(100)
     source = WdsSource(dataset)
     assert source.is_remote
-    source.bring(1)
+    source.ensure_local(1)
     assert source.read_many([23, 0]) == [23, 0]
 
 

@@ -22,8 +22,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.webdataset import dataset as wds
-from infobatch_stream.sources.webdataset.dataset import IndexedWebDataset, WdsSource
+from infobatch_stream.sources.webdataset.dataset import IndexedWebDataset
 from infobatch_stream.sources.webdataset.index_cache import is_fresh, load_index
+from infobatch_stream.sources.webdataset.source import WdsSource
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 # webdataset leaves the shard that it iterates over open

@@ -1,9 +1,7 @@
 """The score store against two arrays and a number, through any sequence of moves; a process may die in each."""
 
-import os
 import shutil
 import signal
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import zarr
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from support.killed import in_a_fork, killed_at
 
 from infobatch_stream.store import header, layout, mapped_array
 from infobatch_stream.store import score_store as store
@@ -41,29 +40,12 @@ def arrays(batch):
 
 def die_at(line, act):
     """Run ``act`` in a forked child that is killed before its ``line``-th line of the store; -> whether it ended."""
-    child = os.fork()
-    if child == 0:
-        left = line
 
-        def trace(frame, event, _):
-            nonlocal left
-            if frame.f_code.co_filename not in TRACED or frame.f_code.co_name in READS:
-                return None
-            if event == "line":
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-            return trace
+    def child():
+        mapped_array._BLOCK = 4  # so that there is a middle to die in
+        killed_at(line, act, TRACED, READS)
 
-        try:
-            mapped_array._BLOCK = 4  # so that there is a middle to die in
-            sys.settrace(trace)
-            act()
-            sys.settrace(None)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
+    status = in_a_fork(child)
     assert status in (0, signal.SIGKILL)
     return status == 0
 

@@ -44,7 +44,7 @@ def stop_after(src, dst, shards, **options):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        convert(src, dst, "wds", shard_bytes=200 << 10, watch=watch, **options)
+        convert(src, dst, "wds", shard_bytes=200 << 10, on_progress=watch, **options)
     assert "--resume" in caught.value.__notes__[0]
 
 

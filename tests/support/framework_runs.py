@@ -1,8 +1,11 @@
 """What the tests of the framework adapters share: digits, a small model, a plain loop, and what must hold of a run."""
 
 import math
+import subprocess
+import sys
 from contextlib import nullcontext
 
+import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -11,6 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from infobatch_stream import InfoBatchLoader
+from support.ddp.launch import environment, torchrun
+from support.paths import ROOT
+
+one_process = pytest.mark.filterwarnings("ignore")  # frameworks warn of what is well here
 
 EPOCHS, BATCH, LR = 4, 64, 0.2  # of the epochs 1 and 2 are pruned; batch per rank
 
@@ -140,6 +147,38 @@ def check_equal(one, other, skip=0):
     assert all(torch.equal(a, b) for a, b in zip(one["weights"], other["weights"], strict=True))
 
 
+def check_like_plain(mine, plain, rates_of=list):
+    """On all ranks ``mine`` is what the plain loop did, learning rates included."""
+    for rank, its in zip(mine, plain, strict=True):
+        check_equal(its, rank)
+        assert rates_of(rank["rates"]) == its["rates"]
+
+
+def check_full_precision(ranks):
+    """Losses under mixed precision were recorded in full precision."""
+    for rank in ranks:
+        assert {step[4].dtype for step in rank["seen"]} == {torch.float32}
+        assert rank["scores"].unique().numel() > rank["scores"].bfloat16().unique().numel()
+
+
+def check_refused(ranks, says):
+    """On all ranks the case ended with a ConfigError that says so."""
+    for error, text in ranks:
+        assert error == "ConfigError"
+        assert says in text
+
+
+def check_example(script, cwd, ranks, options, stop_after):
+    """An example that is stopped goes on with its checkpoint; -> its accuracy in the end."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [*run, ROOT / "examples" / script, *map(str, options)]
+    for more in (["--stop-after", str(stop_after)], []):
+        done = subprocess.run([*command, *more], cwd=cwd, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on at step" in done.stdout
+    return float(done.stdout.split("accuracy ")[-1].split()[0])
+
+
 # ---- between the processes and the test
 
 
@@ -152,7 +191,8 @@ def ended_with(call, *args, **kwargs):
     return "nothing", ""
 
 
-def ranks_of(out):
-    """By case, what each rank saved in ``out``."""
+def ranks_of(file, out):
+    """By case, what each of two ranks that ran ``file`` saved in ``out``."""
+    torchrun(file, out, seconds=240)
     found = [torch.load(file, weights_only=False) for file in sorted(out.glob("[0-9].pt"))]
     return {case: [rank[case] for rank in found] for case in found[0]}

@@ -41,7 +41,7 @@ def tars(tmp_path) -> Path:
 def test_indexes_are_built_once_and_again_when_stale(tars, workers):
     size = sum(path.stat().st_size for path in tars.glob("*.tar"))
     seen = []
-    done = index_shards([tars], workers=workers, track=lambda total, size: seen.append((total, size)))
+    done = index_shards([tars], workers=workers, on_progress=lambda total, size: seen.append((total, size)))
     assert done == Indexing(SHARDS, 0, SHARDS * ROWS, size, ())
     assert seen == [(SHARDS, size // SHARDS)] * SHARDS
     assert all(is_fresh(path) for path in tars.glob("*.tar"))

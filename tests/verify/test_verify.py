@@ -208,7 +208,7 @@ def test_the_report_is_the_same_for_any_number_of_workers(mds, tars):
     shutil.copy(tars / "shard-000000.tar", tars / "shard-000004.tar")
     seen = []
     options = {"columns": ["image", "jpg"], "duplicates": True, "decode": True}
-    one = verify([mds, tars], **options, track=lambda total, size: seen.append((total, size)))
+    one = verify([mds, tars], **options, on_progress=lambda total, size: seen.append((total, size)))
     assert one.errors > 3
     assert verify([mds, tars], **options, workers=2) == one
     assert len(seen) == one.shards == seen[0][0]
@@ -257,9 +257,9 @@ MDS_DAMAGE = {
     "an index that is a list": (lambda f: (f / "index.json").write_text("[]"), "no index of MDS shards"),
     "an index of deep lists": (lambda f: (f / "index.json").write_text("[" * 10**6), "no index of MDS shards"),
     "no index": (lambda f: (f / "index.json").unlink(), "index.json cannot be read"),
-    "classes that are no list": (lambda f: (f / "classes.json").write_text("{}"), "is no list of names"),
-    "classes that are no names": (lambda f: (f / "classes.json").write_text("[1]"), "is no list of names"),
-    "classes that are no JSON": (lambda f: (f / "classes.json").write_text("["), "classes.json cannot be read"),
+    "classes that are no list": (lambda f: (f / "classes.json").write_text("{}"), "is no JSON list"),
+    "classes that are no names": (lambda f: (f / "classes.json").write_text("[1]"), "is no JSON list"),
+    "classes that are no JSON": (lambda f: (f / "classes.json").write_text("["), "classes.json is damaged"),
 }  # fmt: skip
 
 
@@ -731,11 +731,11 @@ def test_fixed_sizes_are_streamings():
 
 
 def test_many_problems_of_a_shard_are_counted_and_a_few_listed():
-    findings = Diagnostics("f")
-    findings.add_rows(Severity.ERROR, range(1000), "x", str)
-    assert findings.counts == {Severity.ERROR: 1000}
-    assert len(findings.problems()) == 11
-    assert str(findings.problems()[-1]) == "error: f: 990 more errors, which are not listed"
+    diagnostics = Diagnostics("f")
+    diagnostics.add_rows(Severity.ERROR, range(1000), "x", str)
+    assert diagnostics.counts == {Severity.ERROR: 1000}
+    assert len(diagnostics.problems()) == 11
+    assert str(diagnostics.problems()[-1]) == "error: f: 990 more errors, which are not listed"
 
 
 def test_what_a_file_holds_cannot_move_the_cursor():

@@ -1,4 +1,4 @@
-"""Which shards are brought ahead of use, in which order, and the threads and claims by which that happens."""
+"""Which shards are downloaded in advance, in which order, and the threads and locks by which that happens."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from support.ddp.launch import environment, wait_for
 from infobatch_stream import DataError, SoftPruning
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.lookahead import Lookahead, shards_in_window
-from infobatch_stream.sources.remote.single_flight import claim_of, claimed
+from infobatch_stream.sources.remote.single_flight import lock_path, single_flight
 from infobatch_stream.workers.prefetch import THREADS, Prefetcher
 
 # ---- what is seen
@@ -112,7 +112,7 @@ class Source:
         self.at_once = self.most = 0
         self.lock = threading.Lock()
 
-    def bring(self, shard):
+    def ensure_local(self, shard):
         with self.lock:
             self.asked.append(shard)
             self.at_once += 1
@@ -133,7 +133,7 @@ class Source:
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "infobatch-ahead"]
+    return [thread for thread in threading.enumerate() if thread.name == "infobatch-prefetch"]
 
 
 def settle(condition, seconds=5):
@@ -153,12 +153,12 @@ def _no_thread_is_left():
 def test_what_a_batch_waits_for_is_here_when_it_goes_on_and_the_rest_comes_by_itself():
     source = Source(seconds=0.002)
     ahead = Prefetcher(source)
-    assert ahead.bring((0, 0), ((5, 3), (8, 1)), (2, 9, 4)) == {}
+    assert ahead.fetch((0, 0), ((5, 3), (8, 1)), (2, 9, 4)) == {}
     assert {5, 3, 8, 1} <= set(source.asked)
     settle(lambda: {2, 9, 4} <= set(source.asked))
     settle(lambda: not threads())
     before = list(source.asked)
-    assert ahead.bring((0, 1), ((5, 2, 4),), ()) == {}
+    assert ahead.fetch((0, 1), ((5, 2, 4),), ()) == {}
     assert source.asked == before  # known to be here
     assert source.most <= THREADS + 1
 
@@ -167,9 +167,9 @@ def test_nothing_is_begun_ahead_while_a_batch_waits():
     source = Source()
     ahead = Prefetcher(source)
     source.gated = {0, 20}
-    ahead.bring((0, 0), (), (20,))  # under way before
+    ahead.fetch((0, 0), (), (20,))  # under way before
     settle(lambda: source.asked == [20])
-    waiting = threading.Thread(target=ahead.bring, args=((0, 1), ((0,),), (21, 22)))
+    waiting = threading.Thread(target=ahead.fetch, args=((0, 1), ((0,),), (21, 22)))
     waiting.start()
     settle(lambda: 0 in source.asked)
     source.gate.release()
@@ -183,7 +183,7 @@ def test_only_what_was_under_way_goes_on_while_a_batch_waits():
     source = Source()
     source.gated = {0}
     ahead = Prefetcher(source)
-    waiting = threading.Thread(target=ahead.bring, args=((0, 0), ((0,),), tuple(range(20, 30))))
+    waiting = threading.Thread(target=ahead.fetch, args=((0, 0), ((0,),), tuple(range(20, 30))))
     waiting.start()
     settle(lambda: source.asked == [0])
     time.sleep(0.05)
@@ -198,7 +198,7 @@ def test_a_group_is_complete_before_the_next_is_begun():
     source = Source()
     source.gated = {1, 2}
     ahead = Prefetcher(source)
-    waiting = threading.Thread(target=ahead.bring, args=((0, 0), ((1, 2), (3, 4)), ()))
+    waiting = threading.Thread(target=ahead.fetch, args=((0, 0), ((1, 2), (3, 4)), ()))
     waiting.start()
     settle(lambda: {1, 2} <= set(source.asked))
     source.gate.release()
@@ -212,10 +212,10 @@ def test_a_group_is_complete_before_the_next_is_begun():
 def test_failures_of_a_batch_are_told_and_others_are_left_to_who_reads():
     source = Source(bad=(3, 7))
     ahead = Prefetcher(source)
-    failed = ahead.bring((0, 0), ((1, 3),), (7, 8))
+    failed = ahead.fetch((0, 0), ((1, 3),), (7, 8))
     assert {shard: str(error) for shard, error in failed.items()} == {3: "no shard 3"}
     settle(lambda: {7, 8} <= set(source.asked))
-    assert list(ahead.bring((0, 1), ((7,),), ())) == [7]
+    assert list(ahead.fetch((0, 1), ((7,),), ())) == [7]
 
 
 def test_another_epoch_or_an_earlier_step_forgets_what_was_wanted_later():
@@ -223,9 +223,9 @@ def test_another_epoch_or_an_earlier_step_forgets_what_was_wanted_later():
         source = Source()
         source.gated = {10, 11}
         ahead = Prefetcher(source)
-        ahead.bring((0, 3), (), (10, 11, 12, 13))
+        ahead.fetch((0, 3), (), (10, 11, 12, 13))
         settle(lambda source=source: len(source.asked) == 2)
-        ahead.bring(place, (), (14,))
+        ahead.fetch(place, (), (14,))
         source.gate.release(2)
         settle(lambda source=source: 14 in source.asked)
         settle(lambda: not threads())
@@ -236,7 +236,7 @@ def test_a_dropped_one_ends_after_the_downloads_under_way():
     source = Source()
     source.gated = {0, 1}
     ahead = Prefetcher(source)
-    ahead.bring((0, 0), (), tuple(range(30)))
+    ahead.fetch((0, 0), (), tuple(range(30)))
     settle(lambda: len(source.asked) == THREADS)
     del ahead
     source.gate.release(2)
@@ -246,9 +246,9 @@ def test_a_dropped_one_ends_after_the_downloads_under_way():
 
 def test_a_pickled_one_begins_anew():
     ahead = Prefetcher(Source())
-    ahead.bring((0, 0), ((1, 2),), (3,))
+    ahead.fetch((0, 0), ((1, 2),), (3,))
     again = pickle.loads(pickle.dumps(ahead))
-    assert again.bring((0, 0), ((1,),), (3,)) == {}
+    assert again.fetch((0, 0), ((1,),), (3,)) == {}
     settle(lambda: sorted(again._source.asked) == [1, 3])
 
 
@@ -256,12 +256,12 @@ def forked(pipe):
     source = Source()
     source.gated = {0}
     ahead = Prefetcher(source)
-    ahead.bring((0, 0), (), (0, *range(1, 5)))
+    ahead.fetch((0, 0), (), (0, *range(1, 5)))
     settle(lambda: 0 in source.asked)
     pipe.send("begun")
     child = os.fork()
     if not child:
-        inner = ahead.bring((0, 1), ((7, 8),), (9,))
+        inner = ahead.fetch((0, 1), ((7, 8),), (9,))
         settle(lambda: {7, 8, 9} <= set(source.asked))
         os._exit(0 if inner == {} else 1)
     source.gate.release()
@@ -278,18 +278,18 @@ def test_a_forked_one_begins_anew():
 def test_a_thread_that_waits_for_ever_keeps_no_process_alive():
     code = (
         "import time\nfrom infobatch_stream.workers.prefetch import Prefetcher\n"
-        "class Source:\n    capacity = None\n    bring = lambda self, shard: time.sleep(1000)\n"
-        "ahead = Prefetcher(Source())\nahead.bring((0, 0), (), (1, 2, 3))\nprint('end')\n"
+        "class Source:\n    capacity = None\n    ensure_local = lambda self, shard: time.sleep(1000)\n"
+        "ahead = Prefetcher(Source())\nahead.fetch((0, 0), (), (1, 2, 3))\nprint('end')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
 
-# ---- claims
+# ---- single flight
 
 
 def hold(pipe, file):
-    with claimed(file) as broken:
+    with single_flight(file) as broken:
         pipe.send(broken)
         if pipe.recv() == "fail":
             raise DataError("it is no good")
@@ -299,7 +299,7 @@ def test_one_at_a_time_whether_threads_or_processes(tmp_path):
     file, within, most, found = tmp_path / "file", [0], [0], Counter()
 
     def work():
-        with claimed(file) as broken:
+        with single_flight(file) as broken:
             within[0] += 1
             most[0] = max(most[0], within[0])
             time.sleep(0.002)
@@ -316,7 +316,7 @@ def test_one_at_a_time_whether_threads_or_processes(tmp_path):
     with Child(hold, file) as run:
         assert run.hears() is False
         entered = threading.Event()
-        waiting = threading.Thread(target=lambda: claimed(file).__enter__() is None or entered.set())
+        waiting = threading.Thread(target=lambda: single_flight(file).__enter__() is None or entered.set())
         waiting.daemon = True
         waiting.start()
         assert not entered.wait(0.1)
@@ -329,12 +329,12 @@ def test_those_who_wait_hear_of_a_failure_and_the_next_tries_anew(tmp_path):
 
     def wait():
         try:
-            with claimed(file):
+            with single_flight(file):
                 heard.append("mine")
         except DataError as error:
             heard.append(str(error))
 
-    with pytest.raises(DataError), claimed(file):
+    with pytest.raises(DataError), single_flight(file):
         waiting = [threading.Thread(target=wait) for _ in range(3)]
         for thread in waiting:
             thread.start()
@@ -351,13 +351,13 @@ def test_those_who_wait_hear_of_a_failure_and_the_next_tries_anew(tmp_path):
 def test_what_a_killed_process_left_is_known(tmp_path):
     file = tmp_path / "file"
     code = (
-        "import sys, time, pathlib\nfrom infobatch_stream.sources.remote.single_flight import claimed\n"
-        "with claimed(pathlib.Path(sys.argv[1])):\n    pathlib.Path(sys.argv[2]).touch()\n    time.sleep(1000)\n"
+        "import sys, time, pathlib\nfrom infobatch_stream.sources.remote.single_flight import single_flight\n"
+        "with single_flight(pathlib.Path(sys.argv[1])):\n    pathlib.Path(sys.argv[2]).touch()\n    time.sleep(1000)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, file, tmp_path / "in"], env=environment()) as process:
         wait_for([tmp_path / "in"])
         os.kill(process.pid, signal.SIGKILL)
-    assert claim_of(file).exists()
+    assert lock_path(file).exists()
     for broken in (True, False):
-        with claimed(Path(file)) as found:
+        with single_flight(Path(file)) as found:
             assert found is broken

@@ -6,88 +6,48 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
 
 from infobatch_stream._files import lock
-from infobatch_stream.convert.writers import TooLargeError
-from infobatch_stream.errors import ConfigError, DataError
+from infobatch_stream.convert.destinations.base import Destination, Record, Request, broken_off, drop_empty
+from infobatch_stream.errors import ConfigError
 from infobatch_stream.formats.shard_set import PLAN, STATE, is_ours, refuse_foreign, refuse_other_sets
 
-__all__ = [
-    "Destination",
-    "Record",
-    "advise",
-    "broken_off",
-    "check_recipe",
-    "drop_empty",
-    "local_destination",
-]
+__all__ = ["local_destination"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-Record = dict[str, Any]
-"""What is known of a finished task, as plain values. Its ``files``: names in the destination -> sizes in bytes."""
-
-
-class Destination(Protocol):
-    """Takes shards while a conversion runs.
-
-    scratch: a local folder for shards in the making. done: the records of the tasks 0..k-1, done before it was resumed.
-    plan: what was written as PLAN before it was resumed; None if nothing. where: all that is kept for that, for people.
-    """
-
-    where: str
-    scratch: Path
-    done: list[Record]
-    plan: bytes | None
-
-    def publish(self, record: Record, files: Mapping[str, Path]) -> None:
-        """Take the next task's ``files`` (name in the destination -> where it lies in scratch), then its record."""
-
-    def write(self, name: str, text: str) -> None:
-        """Write a text file; those come when all shards are there."""
-
 
 @contextmanager
-def local_destination(
-    dst: Path,
-    *,
-    overwrite: bool = False,
-    recipe: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    folders: Collection[str] = (),
-    mendable: bool = False,
-) -> Iterator[Destination]:
-    """A new folder beside ``dst``, renamed to ``dst`` at the end. folders: in it, into which shards are written.
+def local_destination(dst: Path, request: Request) -> Iterator[Destination]:
+    """A new folder beside ``dst``, renamed to ``dst`` at the end.
 
-    mendable: a conversion goes on though its source was mended.
-    If anything is raised it is removed, or kept for `resume` with a note at the error, if there is a ``recipe`` (what
-    makes the shards, as plain values) and some shards are done. A kill leaves it. Raises ConfigError where ``dst``
-    cannot be made: it holds something (with ``overwrite``: something else than shards, or shards in other ``folders``),
-    is a file or a mount point, or its parent cannot be written to; where a conversion was broken off, or is running;
-    and for another recipe.
+    If anything is raised it is removed, or kept with a note at the error, if it can be resumed and some shards are
+    done. A kill leaves it. Raises ConfigError where ``dst`` cannot be made: it holds something (with ``overwrite``:
+    something else than shards, or shards in other folders), is a file or a mount point, or its parent cannot be written
+    to; where a conversion was broken off, or is running; and for another recipe.
     """
+    recipe = request.recipe
     dst = Path(dst).resolve()
-    _check_free(dst, overwrite, folders)
+    _check_free(dst, request)
     made = [folder for folder in dst.parents if not folder.exists()]
     staged = dst.with_name(f"{dst.name}.partial" + ("" if recipe is not None else f"-{secrets.token_hex(4)}"))
     if staged.exists():
         _check_resumable(staged)
-        if not resume:
+        if not request.resume:
             raise broken_off(staged, dst)
     lock = None
     try:
         try:
-            (staged / STATE).mkdir(parents=True, exist_ok=resume)
+            (staged / STATE).mkdir(parents=True, exist_ok=request.resume)
             lock = _locked(staged, dst)
-            folder = _Folder(staged, recipe)
+            folder = _Folder(staged, request)
         except OSError as error:
             raise ConfigError(f"{dst} cannot be made ({error}); give a folder that can be written to.") from error
         yield folder
-        _check_free(dst, overwrite, folders)  # somebody else may have written there in the meantime
+        _check_free(dst, request)  # somebody else may have written there in the meantime
         folder.drop_unnamed()
         # With its state, so that whatever happens here the work of hours is not lost.
         if dst.exists() and any(dst.iterdir()):
@@ -97,12 +57,12 @@ def local_destination(
         shutil.rmtree(dst / STATE, ignore_errors=True)
     except BaseException as error:
         if isinstance(error, OSError) and (error.errno in _FULL or (error.errno and error.filename is None)):
-            error.filename = str(dst)  # a full disk is told of without saying which, or by a name that nobody knows
+            error.filename = str(dst)  # errors of a full disk name none, or a file that nobody knows
         if lock is None and staged.exists():  # another conversion's
             raise
         if recipe is not None and _holds_shards(staged):
             shutil.rmtree(staged / STATE / "scratch", ignore_errors=True)
-            error.add_note(advise(error, staged, mendable=mendable))
+            error.add_note(request.advise(error, staged))
             raise
         _remove_ours(staged)
         for parent in made:
@@ -112,30 +72,6 @@ def local_destination(
     finally:
         if lock is not None:
             os.close(lock)
-
-
-def broken_off(staged: object, dst: object) -> ConfigError:
-    """The error for a destination whose conversion was broken off."""
-    return ConfigError(
-        f"{staged} holds a part of a conversion to {dst} that was broken off, or is running; go on with it (--resume), "
-        "or remove it to begin anew."
-    )
-
-
-def advise(error: BaseException, kept: object, *, mendable: bool) -> str:
-    """What to do after ``error``, when shards that are done are ``kept`` somewhere. mendable: the source may change."""
-    done = f"The shards that are done are kept in {kept}"
-    if not isinstance(error, DataError | TooLargeError):
-        return f"{done}: go on with --resume, or remove it."
-    if mendable:
-        return (
-            f"{done}: mend or remove what is named, and go on with --resume; or pass over it with --resume --on-error "
-            "skip."
-        )
-    return (
-        f"{done}: pass over what is named with --resume --on-error skip. Or mend it, remove {kept}, and begin anew: to "
-        "go on, such a source must be as it was."
-    )
 
 
 def _check_resumable(staged: Path) -> None:
@@ -185,16 +121,16 @@ def _locked(staged: Path, dst: Path) -> int:
 class _Folder:
     """A `Destination` on a local disk."""
 
-    def __init__(self, root: Path, recipe: Mapping[str, Any] | None) -> None:
+    def __init__(self, root: Path, request: Request) -> None:
         self.where, self._root, self._state = str(root), root, root / STATE
         self.scratch = self._state / "scratch"
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
         (self._state / "done").mkdir(exist_ok=True)
         known = self._state / "recipe.json"
-        if recipe is not None and known.exists():
-            check_recipe(root, known.read_bytes(), recipe)
-        self._write(known, json.dumps(recipe))
+        if request.recipe is not None and known.exists():
+            request.check_recipe(root, known.read_bytes())
+        self._write(known, json.dumps(request.recipe))
         plan = root / PLAN
         self.plan = plan.read_bytes() if plan.exists() else None
         self.done: list[Record] = []
@@ -238,26 +174,6 @@ class _Folder:
         temporary.replace(path)
 
 
-def drop_empty(done: list[Record]) -> None:
-    """Take the last tasks for not done that have no shard: their samples, all passed over, may be mended by now."""
-    while done and not done[-1]["files"]:
-        done.pop()
-
-
-def check_recipe(where: object, known: bytes, recipe: Mapping[str, Any]) -> None:
-    """Raise ConfigError unless the recipe that a conversion began with, as JSON, is ``recipe``."""
-    try:
-        before = json.loads(known)
-        others = sorted(name for name in {*before, *recipe} if before.get(name) != recipe.get(name))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the state of the conversion in {where} is damaged ({error}); remove it.") from error
-    if others:
-        raise ConfigError(
-            f"the conversion in {where} was begun with another {', '.join(others)}; resume it with the same arguments "
-            "and source, or remove it."
-        )
-
-
 def _replace(dst: Path, staged: Path) -> None:
     """Put ``staged`` in the place of the folder ``dst``, which is kept until that has happened."""
     old = dst.with_name(f"{dst.name}.old-{secrets.token_hex(4)}")
@@ -272,7 +188,7 @@ def _replace(dst: Path, staged: Path) -> None:
         warnings.warn(f"{dst} is replaced, but what it held before could not be removed: {old}", stacklevel=3)
 
 
-def _check_free(dst: Path, overwrite: bool, folders: Collection[str]) -> None:
+def _check_free(dst: Path, request: Request) -> None:
     """Raise ConfigError where ``dst`` (absolute) may not be written; see `local_destination`."""
     if not dst.exists():
         return
@@ -280,8 +196,8 @@ def _check_free(dst: Path, overwrite: bool, folders: Collection[str]) -> None:
         raise ConfigError(f"{dst} is a file; give a folder that does not exist yet.")
     if os.path.ismount(dst):
         raise ConfigError(f"{dst} is a mount point, which cannot be replaced as a whole; give a folder inside it.")
-    if not overwrite and any(dst.iterdir()):
+    if not request.overwrite and any(dst.iterdir()):
         raise ConfigError(f"{dst} is not empty; give another folder, or replace this one with --overwrite.")
     names = _files(dst)
     refuse_foreign(dst, names)
-    refuse_other_sets(dst, names, folders)
+    refuse_other_sets(dst, names, request.folders)

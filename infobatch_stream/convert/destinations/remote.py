@@ -5,20 +5,12 @@ import json
 import re
 import tempfile
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from infobatch_stream.convert.destinations.local import (
-    Destination,
-    Record,
-    advise,
-    broken_off,
-    check_recipe,
-    drop_empty,
-)
+from infobatch_stream.convert.destinations.base import Destination, Record, Request, broken_off, drop_empty
 from infobatch_stream.errors import ConfigError, MissingExtraError
 from infobatch_stream.formats.shard_set import PLAN, STATE, refuse_foreign, refuse_other_sets
 
@@ -35,18 +27,8 @@ def is_url(dst: object) -> bool:
 
 
 @contextmanager
-def url_destination(
-    url: str,
-    *,
-    recipe: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    folders: Collection[str] = (),
-    mendable: bool = False,
-) -> Iterator[Destination]:
+def url_destination(url: str, request: Request) -> Iterator[Destination]:
     """``url`` as a `Destination`. A shard is uploaded as a whole; index.json, classes.json come when all are there.
-
-    folders: in it, into which shards are written; what else is there is not this conversion's.
-    mendable: a conversion goes on though its source was mended.
 
     Of two conversions that are begun at once, one is refused where the store can write a key only if it is new, as S3
     can; nothing keeps two apart that go on at once. What is there is never replaced: that could not be undone when the
@@ -58,15 +40,15 @@ def url_destination(
     with tempfile.TemporaryDirectory(prefix="infobatch-convert-") as scratch, ThreadPoolExecutor(_UPLOADS) as threads:
         bucket = _Bucket(url, Path(scratch), threads)
         try:
-            bucket.begin(recipe, resume, folders)
+            bucket.begin(request)
             yield bucket
             bucket.finish()
         except BaseException as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 error.filename = scratch
             threads.shutdown(cancel_futures=True)
-            if bucket.begun and not bucket.leave(keep=recipe is not None):
-                error.add_note(advise(error, url, mendable=mendable))
+            if bucket.begun and not bucket.leave(keep=request.recipe is not None):
+                error.add_note(request.advise(error, url))
             raise
 
 
@@ -105,9 +87,9 @@ class _Bucket:
         except ValueError as error:
             raise ConfigError(f"{url}: {error}") from error
 
-    def begin(self, recipe: Mapping[str, Any] | None, resume: bool, folders: Collection[str]) -> None:
+    def begin(self, request: Request) -> None:
         """Look at what is there."""
-        with self._told():
+        with self._naming_url():
             self._fs.invalidate_cache()
             found = self._fs.find(self._root, detail=True)
         # Without what consoles leave to show an empty folder.
@@ -117,19 +99,19 @@ class _Bucket:
             if what["type"] != "directory" and not (path.endswith("/") and what["size"] == 0)
         ]
         if f"{STATE}/recipe.json" in held:
-            if not resume or recipe is None:
+            if not request.resume or request.recipe is None:
                 raise broken_off(self._url, self._url)
             refuse_foreign(self._url, held)
-            refuse_other_sets(self._url, held, folders)
+            refuse_other_sets(self._url, held, request.folders)
             self._put.update(held)
-            self._resume(recipe)
+            self._resume(request)
             self.begun = True
         elif held:
             raise ConfigError(
                 f"{self._url} is not empty; give another, or remove what is there: shards in a bucket are not replaced."
             )
         else:
-            self._begin(json.dumps(recipe).encode())
+            self._begin(json.dumps(request.recipe).encode())
         self._next = len(self.done)
 
     def _begin(self, recipe: bytes) -> None:
@@ -139,15 +121,15 @@ class _Bucket:
             self._fs.pipe_file(f"{self._root}/{name}", recipe, mode="create")
         except FileExistsError as error:
             raise broken_off(self._url, self._url) from error
-        except Exception:  # a store that cannot, or cannot be written to: that is told by the next
+        except Exception:  # a store that has no such mode; if it cannot be written to, the next call raises
             self.begun = True
             self.write(name, recipe.decode())
         self.begun = True
         self._put.add(name)
 
-    def _resume(self, recipe: Mapping[str, Any]) -> None:
-        with self._told():
-            check_recipe(self._url, self._fs.cat_file(f"{self._root}/{STATE}/recipe.json"), recipe)
+    def _resume(self, request: Request) -> None:
+        with self._naming_url():
+            request.check_recipe(self._url, self._fs.cat_file(f"{self._root}/{STATE}/recipe.json"))
             if PLAN in self._put:
                 self.plan = self._fs.cat_file(f"{self._root}/{PLAN}")
             for number in range(len(self._put)):
@@ -172,7 +154,7 @@ class _Bucket:
 
     def _upload(self, number: int, record: Record, files: dict[str, Path]) -> None:
         for name, path in files.items():
-            with self._told():
+            with self._naming_url():
                 self._fs.put_file(str(path), f"{self._root}/{name}")
             path.unlink()
         self.write(f"{STATE}/done/{number:06d}.json", json.dumps(record))
@@ -183,7 +165,7 @@ class _Bucket:
             self._wait()
             self._named.add(name)
         self._put.add(name)
-        with self._told():
+        with self._naming_url():
             self._fs.pipe_file(f"{self._root}/{name}", text.encode())
 
     def _wait(self) -> None:
@@ -194,7 +176,7 @@ class _Bucket:
         """All is there: remove the state, last of all the recipe, and what a task left that was made again."""
         self._wait()
         recipe = f"{STATE}/recipe.json"
-        with self._told():
+        with self._naming_url():
             self._remove(self._put - self._named - {recipe})
             self._remove([recipe])
 
@@ -216,7 +198,7 @@ class _Bucket:
             self._fs.rm_file(f"{self._root}/{name}")
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _naming_url(self) -> Iterator[None]:
         """Say of an error that comes from elsewhere which URL it is about."""
         try:
             yield

@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from infobatch_stream._urls import check_server, local_path
-from infobatch_stream.convert.destinations.local import Destination, local_destination
+from infobatch_stream.convert.destinations.base import Destination, Request
+from infobatch_stream.convert.destinations.local import local_destination
 from infobatch_stream.convert.destinations.remote import is_url, url_destination
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.sources.patterns import expand_braces, is_wild
@@ -17,23 +17,13 @@ from infobatch_stream.sources.patterns import expand_braces, is_wild
 __all__ = ["check_apart", "open_destination", "place_of"]
 
 
-def open_destination(
-    dst: Path | str,
-    *,
-    overwrite: bool,
-    recipe: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    folders: Collection[str] = (),
-    mendable: bool = False,
-) -> AbstractContextManager[Destination]:
+def open_destination(dst: Path | str, request: Request) -> AbstractContextManager[Destination]:
     """The destination in a bucket or a folder, as `url_destination` and `local_destination` have it."""
-    if is_url(dst):
-        if overwrite:
-            raise ConfigError(f"{dst} is in a bucket, where shards are not replaced; remove them, or give another url.")
-        return url_destination(str(dst), recipe=recipe, resume=resume, folders=folders, mendable=mendable)
-    return local_destination(
-        Path(dst), overwrite=overwrite, recipe=recipe, resume=resume, folders=folders, mendable=mendable
-    )
+    if not is_url(dst):
+        return local_destination(Path(dst), request)
+    if request.overwrite:
+        raise ConfigError(f"{dst} is in a bucket, where shards are not replaced; remove them, or give another url.")
+    return url_destination(str(dst), request)
 
 
 def place_of(dst: Path | str) -> Path | str:
@@ -49,7 +39,7 @@ def check_apart(src: Path | str, dst: Path | str) -> None:
     text = os.fspath(src)
     try:
         patterns = expand_braces(text)
-    except (ValueError, ImportError):  # told of where the source is read
+    except (ValueError, ImportError):  # raised where the source is read
         patterns = [text]
     whole = _parts(str(dst))
     for place in (whole, [*whole[:-1], f"{whole[-1]}.partial"]):  # where shards are made first

@@ -1,24 +1,23 @@
 """Tables, unpacked into one file that can be read by position: an Arrow stream in a temporary folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from infobatch_stream.convert.readers.options import Options, check_once, unknown
-from infobatch_stream.convert.readers.plain_arrow import is_list, plain, plain_type
+from infobatch_stream.convert.readers.plain_arrow import is_list, plain, plain_type, reading
 from infobatch_stream.convert.readers.temp_folder import temporary_folder
 from infobatch_stream.convert.readers.text_files import TextFiles
 from infobatch_stream.errors import ConfigError, DataError
 
-__all__ = ["Spool", "parquet_names"]
+__all__ = ["ArrowFile", "parquet_names", "read_stream"]
 
 _BATCH = 1 << 24  # bytes of rows that are in memory at once, about
 
 
-class Spool:
+class ArrowFile:
     """The chosen columns of tables that have the same ones, row by row.
 
     The file is removed with this object, in the process that made it: what it is to others lies in ``path``.
@@ -28,7 +27,7 @@ class Spool:
     notes: what a user should know.
     """
 
-    def __init__(self, tables: Sequence[Path], options: Options, texts: TextFiles | None = None) -> None:
+    def __init__(self, tables: Sequence[Path], options: Options, texts: TextFiles) -> None:
         """``texts``: of the whole source, whose types are those of ``tables``.
 
         Raises ConfigError, DataError for a table that is damaged, OSError (the temporary folder is full).
@@ -37,7 +36,7 @@ class Spool:
         self.rows: list[int] = []
         self.misfits: dict[str, dict[int, str]] = {}
         self.notes: list[str] = []
-        self._texts = texts or TextFiles(tables)
+        self._texts = texts
         is_text = [table in self._texts for table in tables]
         if any(is_text) and not all(is_text):
             raise ConfigError(f"{tables[0]} and the files beside it are CSV and Parquet; convert them one by one.")
@@ -59,7 +58,7 @@ class Spool:
 
     def __getstate__(self) -> None:
         """No process but this one has it."""
-        raise TypeError("a spool belongs to the process that made it")
+        raise TypeError("the temporary file belongs to the process that made it")
 
     def _batches(self, table: Path, options: Options) -> Iterator[pa.RecordBatch]:
         """The rows of ``table``, as ``schema`` has them."""
@@ -90,10 +89,17 @@ def _chosen(names: Mapping[Path, Sequence[str]], options: Options) -> list[str]:
 
 
 def _read_schema(table: Path) -> pa.Schema:
-    with _reading(table):
+    with reading(table):
         schema = pa.parquet.read_schema(table)
     check_once(schema.names, table)
     return schema
+
+
+def read_stream(path: str | Path) -> list[pa.RecordBatch]:
+    """The batches of an Arrow stream, mapped into memory: nothing of them is read yet. Raises DataError and OSError."""
+    damaged = reading(Path(path), "is no Arrow stream, or damaged")
+    with damaged, pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        return [batch for batch in reader if batch.num_rows]
 
 
 def parquet_names(table: Path) -> list[str]:
@@ -146,7 +152,7 @@ def _class_of(kind: pa.DataType) -> str:
 
 
 def _parquet_batches(table: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with _reading(table), pa.parquet.ParquetFile(table, pre_buffer=False) as file:
+    with reading(table), pa.parquet.ParquetFile(table, pre_buffer=False) as file:
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         row = sum(group.total_byte_size for group in groups) // max(file.metadata.num_rows, 1)
         size = min(max(_BATCH // max(row, 1), 1), 1 << 16)
@@ -162,14 +168,3 @@ def _parquet_batches(table: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]
                         f"together, which does not hold every value ({error}); convert the tables one by one."
                     ) from error
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-@contextmanager
-def _reading(table: Path) -> Iterator[None]:
-    """Raises DataError for what pyarrow says of a table that is damaged, or none."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's
-        raise DataError(f"{table} cannot be read: {error}; write it again.") from error

@@ -8,16 +8,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from infobatch_stream.convert.readers.image_columns import Picture, Rows, mostly_images
+from infobatch_stream.convert.readers.image_columns import FileColumn, Rows, mostly_images
 from infobatch_stream.convert.readers.nested import Nested
 from infobatch_stream.convert.readers.plain_arrow import is_binary, is_list, is_text, leaf_of, leaves_of, lengths_of
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.formats.mds_encodings import Scalar, form_of
+from infobatch_stream.formats.mds_encodings import ValueKind, value_kind
 from infobatch_stream.formats.schema import Column, Encoded
 
 __all__ = ["Kind", "kind_of"]
-
-_NONE = np.zeros(0, np.int64)
 
 
 class Kind(Protocol):
@@ -30,12 +28,14 @@ class Kind(Protocol):
 
     def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
         """int64[d]: rows that may have no value, as far as that is seen from lengths; nulls need not be among them."""
+        return np.zeros(0, np.int64)
 
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
         """int64[n]: bytes of each value as it is stored, at most a few off."""
+        return lengths_of(array)
 
 
-class Number:
+class Number(Kind):
     """Whole numbers, truth values and floats. whole: whether they are the first of these."""
 
     def __init__(self, kind: pa.DataType) -> None:
@@ -49,14 +49,11 @@ class Number:
     def value(self, array: pa.Array, row: int) -> Any:
         return self._type(array[row].as_py())
 
-    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
-        return _NONE
-
     def sizes(self, array: pa.Array) -> NDArray[np.int64]:
         return np.full(len(array), 24 if self._type is float else 20, np.int64)  # in a tar they are text
 
 
-class Text:
+class Text(Kind):
     """Strings; ``is_json``: that are JSON."""
 
     def __init__(self, *, is_json: bool = False) -> None:
@@ -67,14 +64,8 @@ class Text:
         text: str = array[row].as_py()
         return Encoded(text.encode()) if self._is_json else text
 
-    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
-        return _NONE
 
-    def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        return lengths_of(array)
-
-
-class Blob:
+class Blob(Kind):
     """Bytes of any kind."""
 
     column = Column("bytes", "bin")
@@ -82,14 +73,8 @@ class Blob:
     def value(self, array: pa.Array, row: int) -> Encoded:
         return Encoded(array[row].as_py())
 
-    def doubtful(self, array: pa.Array) -> NDArray[np.int64]:
-        return _NONE
 
-    def sizes(self, array: pa.Array) -> NDArray[np.int64]:
-        return lengths_of(array)
-
-
-class Numbers:
+class Numbers(Kind):
     """Lists of numbers, nested or not: arrays, all of ``shape`` if that is given."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...] | None) -> None:
@@ -148,14 +133,14 @@ def kind_of(
     kind = arrays[0].type
     image = encoding in ("jpeg", "png") or (isinstance(feature, dict) and feature.get("_type") == "Image")
     if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
-        return Picture(folder, rows if encoding != "bytes" else [], images=image and encoding != "bytes")
+        return FileColumn(folder, rows if encoding != "bytes" else [], images=image and encoding != "bytes")
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
         return Number(kind)
     if is_text(kind):
         return Text(is_json=encoding == "json")
     if is_binary(kind):
         is_picture = encoding in (None, "jpeg", "png") and (image or mostly_images(rows))
-        return Picture(folder, rows, images=True) if is_picture else Blob()
+        return FileColumn(folder, rows, images=True) if is_picture else Blob()
     if pa.types.is_null(kind):
         raise ConfigError(f"the column {name!r} is empty in all rows; choose the others (--column).")
     if pa.types.is_union(kind) or any(map(is_binary, leaves_of(kind))):
@@ -163,7 +148,7 @@ def kind_of(
             f"the column {name!r} is {kind}, which has no form in a sample; choose the others (--column)."
         )
     leaf = leaf_of(kind)
-    wanted = encoding is None or form_of(encoding) is Scalar.ARRAY
+    wanted = encoding is None or value_kind(encoding) is ValueKind.ARRAY
     if wanted and leaf is not kind and (pa.types.is_integer(leaf) or pa.types.is_floating(leaf)):
         return _numbers(name, leaf, arrays, None if encoding else notes)
     return Nested(kind, as_text=encoding not in (None, "json"))

@@ -1,7 +1,8 @@
-"""CIFAR-10 and CIFAR-100 as their authors publish them for Python: pickled batches, which are not unpickled freely."""
+"""CIFAR-10 and CIFAR-100 as their authors publish them for Python: pickled batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.convert.readers.cifar_pickle import PickledArray, read_plain_pickle
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.schema import Column, Sample
+from infobatch_stream.formats.schema import Column, Sample, SampleSet
 
-__all__ = ["CifarKind", "CifarSplit", "cifar_kind", "read_cifar"]
+__all__ = ["CIFAR", "CifarSplit"]
 
 _SIDE = 32
 _MOST = 1 << 29  # bytes of a file; CIFAR-100's largest has 155 MB
 
 
 @dataclass(frozen=True)
-class CifarKind:
+class _Variant:
     """meta: the file with the names of classes. labels: column -> (key in a batch, key in meta). splits: -> files."""
 
     meta: str
@@ -34,13 +36,13 @@ class CifarKind:
         return {self.meta}.union(*self.splits.values())
 
 
-_KINDS = (
-    CifarKind(
+_VARIANTS = (
+    _Variant(
         "batches.meta",
         {"label": ("labels", "label_names")},
         {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)},
     ),
-    CifarKind(
+    _Variant(
         "meta",
         {"label": ("fine_labels", "fine_label_names"), "coarse_label": ("coarse_labels", "coarse_label_names")},
         {"train": ("train",), "test": ("test",)},
@@ -48,19 +50,15 @@ _KINDS = (
 )
 
 
-class CifarSplit:
+class CifarSplit(SampleSet):
     """Images and labels of one split, read into memory and checked.
 
     Raises DataError where a file is damaged, or holds what such a file does not.
     """
 
-    skipped = 0
-    notes: Sequence[str] = ()
-    lost: Sequence[str] = ()
-    in_files = False
-    is_shards = False
-
-    def __init__(self, name: str, paths: list[Path], kind: CifarKind, classes: dict[str, list[str]], options: Options):
+    def __init__(
+        self, name: str, paths: list[Path], variant: _Variant, classes: dict[str, list[str]], options: Options
+    ):
         """``classes``: names by column; label i of a column is ``classes[column][i]``."""
         self.name = name
         batches = [_read(path) for path in paths]
@@ -71,7 +69,7 @@ class CifarSplit:
             column: np.concatenate(
                 [_labels_of(path, batch, key, len(classes[column])) for path, batch in zip(paths, batches, strict=True)]
             )
-            for column, (key, _) in kind.labels.items()
+            for column, (key, _) in variant.labels.items()
         }
         found = {"image": Column(f"ndarray:uint8:{_SIDE},{_SIDE},3", "npy")}
         found |= {column: Column("int", "cls" if column == "label" else f"{column}.cls") for column in self._labels}
@@ -97,27 +95,26 @@ class CifarSplit:
         return np.full(len(self), self._images[0].nbytes + 8 * len(self._labels), np.int64)
 
 
-def cifar_kind(src: Path) -> CifarKind | None:
-    """Which of the two lies in the folder ``src``; None for neither. Raises ConfigError where files are missing."""
-    there = {path.name for path in src.iterdir() if path.is_file()}
-    for kind in _KINDS:
-        found = kind.files & there
-        if kind.meta in found and len(found) >= 2:  # others may have files of these names too
-            if missing := sorted(kind.files - found):
+def _find(src: Path, names: Sequence[str]) -> Found | None:
+    """Which of the two lies in the folder ``src``. Raises ConfigError where files are missing."""
+    for variant in _VARIANTS:
+        found = variant.files.intersection(names)
+        if variant.meta in found and len(found) >= 2:  # others may have files of these names too
+            if missing := sorted(variant.files - found):
                 raise ConfigError(
                     f"{src} holds {', '.join(sorted(found))} of CIFAR, but no {', '.join(missing)}; unpack it again."
                 )
-            return kind
+            return Found(f"CIFAR's Python files ({variant.meta})", partial(_open, src, variant))
     return None
 
 
-def read_cifar(src: Path, kind: CifarKind, options: Options | None = None) -> list[CifarSplit]:
+def _open(src: Path, variant: _Variant, options: Options) -> list[CifarSplit]:
     """The test and the training split. Raises DataError."""
-    meta = _read(src / kind.meta)
-    classes = {column: _names_of(src / kind.meta, meta, key) for column, (_, key) in kind.labels.items()}
+    meta = _read(src / variant.meta)
+    classes = {column: _names_of(src / variant.meta, meta, key) for column, (_, key) in variant.labels.items()}
     return [
-        CifarSplit(name, [src / file for file in files], kind, classes, options or Options())
-        for name, files in sorted(kind.splits.items())
+        CifarSplit(name, [src / file for file in files], variant, classes, options)
+        for name, files in sorted(variant.splits.items())
     ]
 
 
@@ -162,3 +159,6 @@ def _names_of(path: Path, meta: dict[str, Any], key: str) -> list[str]:
 
 def _damaged(path: Path, why: str) -> DataError:
     return DataError(f"{path} is no such file as CIFAR's authors publish: {why}. Download it again.")
+
+
+CIFAR = InputFormat("CIFAR's Python files, SRC/data_batch_1 or SRC/train with the others", _find, owns_folders=True)

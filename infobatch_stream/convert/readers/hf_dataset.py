@@ -2,21 +2,25 @@
 
 import json
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from infobatch_stream.convert.readers.class_folders import some
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.convert.readers.table import TableSet, require_pyarrow
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.schema import SampleSet
 
-__all__ = ["read_saved"]
+__all__ = ["SAVED_DATASET"]
 
 _SPLIT = re.compile(r"\w[\w.-]*")  # it becomes a folder
 _MOST = 1 << 26  # bytes of a description
 
 
-def read_saved(src: Path, options: Options) -> list[SampleSet]:
+def _open(src: Path, options: Options) -> list[SampleSet]:
     """The Dataset in the folder ``src``, or the splits of the DatasetDict. Raises ConfigError and DataError."""
     require_pyarrow()
     if not (src / "dataset_dict.json").is_file():
@@ -28,7 +32,7 @@ def read_saved(src: Path, options: Options) -> list[SampleSet]:
 
 
 def _read_one(split: str, folder: Path, options: Options) -> TableSet:
-    from infobatch_stream.convert.readers.arrow_streams import read_stream
+    from infobatch_stream.convert.readers.arrow_file import read_stream
 
     files = _read(folder / "state.json").get("_data_files")
     names = [str(file.get("filename")) if isinstance(file, dict) else "" for file in files or ()]
@@ -57,3 +61,11 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is no description of a dataset ({error}); save it again.") from error
     return content
+
+
+def _find(src: Path, names: Sequence[str]) -> Found | None:
+    saved = sorted({"dataset_dict.json", "state.json"}.intersection(names))
+    return Found(f"a saved Hugging Face dataset ({some(saved)})", partial(_open, src)) if saved else None
+
+
+SAVED_DATASET = InputFormat("what `save_to_disk` of Hugging Face's datasets wrote", _find, owns_folders=True)

@@ -6,36 +6,33 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream.convert.readers.class_folders import some
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.schema import Column, Sample
+from infobatch_stream.formats.schema import Column, Sample, SampleSet
 
-__all__ = ["IdxPair", "idx_pairs", "read_idx"]
+__all__ = ["IDX", "IdxPair", "read_idx"]
 
 # The name of a split becomes a folder: it may not start with a dot.
 _IDX_NAME = re.compile(r"(?P<split>\w[\w.-]*)-(?P<part>images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
 _DEFLATE_RATIO = 1032  # the most that a byte of deflate can stand for
 
 
-class IdxPair:
+class IdxPair(SampleSet):
     """Images and labels of one split in idx files, plain or gzip, read into memory and checked.
 
     Raises DataError where a file is damaged or the two do not belong together.
     """
 
-    skipped = 0
-    notes: Sequence[str] = ()
-    lost: Sequence[str] = ()
-    in_files = False
-    is_shards = False
-
-    def __init__(self, name: str, images: Path, labels: Path, options: Options | None = None) -> None:
+    def __init__(self, name: str, images: Path, labels: Path, options: Options) -> None:
         """``name``: of the split; ``images``: uint8[n, rows, cols]; ``labels``: uint8[n]."""
         self.name = name
         self._images = read_idx(images, ndim=3)
@@ -47,7 +44,7 @@ class IdxPair:
             )
         rows, cols = self._images.shape[1:]
         found = {"image": Column(f"ndarray:uint8:{rows},{cols}", "npy"), "label": Column("int", "cls")}
-        self._choice = (options or Options()).choose(found, images)
+        self._choice = options.choose(found, images)
         self.columns = self._choice.columns
         self.classes: list[str] | None = [str(label) for label in range(int(self._labels.max()) + 1)]
         self.fingerprint = fingerprint("idx", [images.name, labels.name, self._images.shape])
@@ -67,7 +64,7 @@ class IdxPair:
         return np.full(len(self), self._images[0].nbytes + 8, np.int64)
 
 
-def idx_pairs(src: Path) -> dict[str, tuple[Path, Path]]:
+def _pairs(src: Path) -> dict[str, tuple[Path, Path]]:
     """Folder name -> (images, labels) of the idx files in ``src``; a plain file goes before its gzip."""
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(src.iterdir(), reverse=True):  # ".gz" sorts behind the plain name and is replaced by it
@@ -123,3 +120,22 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
             f"{path} is damaged: its header gives the sizes {dims}, {size:,} bytes, but it holds {held}; {again}."
         )
     return np.frombuffer(data, np.uint8).reshape(dims)
+
+
+def _find(src: Path, names: Sequence[str]) -> Found | None:
+    pairs = _pairs(src)
+    what = f"idx files ({some([split + '-images' for split in pairs])})"
+    return Found(what, partial(_open, pairs)) if pairs else None
+
+
+def _open(pairs: dict[str, tuple[Path, Path]], options: Options) -> list[IdxPair]:
+    sets = [IdxPair(name, images, labels, options) for name, (images, labels) in sorted(pairs.items())]
+    classes = max((one.classes or [] for one in sets), key=len)  # a small test split may lack the last class
+    for one in sets:
+        one.classes = classes
+    return sets
+
+
+IDX = InputFormat(
+    "idx files, SRC/train-images-idx3-ubyte[.gz] with SRC/train-labels-idx1-ubyte[.gz]", _find, owns_folders=True
+)

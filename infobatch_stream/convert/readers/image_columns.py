@@ -18,7 +18,7 @@ from infobatch_stream.formats.extensions import (
 )
 from infobatch_stream.formats.schema import Column, EncodedImage
 
-__all__ = ["NoFileError", "Picture", "Rows", "mostly_images"]
+__all__ = ["NoFileError", "FileColumn", "Rows", "mostly_images"]
 
 Rows = Sequence[tuple[pa.Array, int]]
 """Some rows of a column that tell what the others may be like."""
@@ -28,7 +28,7 @@ class NoFileError(ValueError):
     """There is no file that may be read."""
 
 
-class Picture:
+class FileColumn:
     """Files, as a rule images: their bytes, or Hugging Face's {bytes, path}, where the path tells the extension.
 
     Without bytes the file at the path is read, which must lie below the folder of the table: a table from elsewhere

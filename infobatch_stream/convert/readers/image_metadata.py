@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from infobatch_stream.convert.readers.arrow_file import Spool, parquet_names
-from infobatch_stream.convert.readers.arrow_streams import read_stream
+from infobatch_stream.convert.readers.arrow_file import ArrowFile, parquet_names, read_stream
 from infobatch_stream.convert.readers.class_folders import images_below, some
 from infobatch_stream.convert.readers.options import Options, unknown
 from infobatch_stream.convert.readers.plain_arrow import is_text
@@ -33,15 +32,14 @@ class MetadataSet(TableSet):
 
     in_files = True
 
-    def __init__(self, name: str, table: Path, options: Options, texts: TextFiles | None = None) -> None:
-        """``name``: of the split, "" for none. ``texts``: see `Spool`."""
-        texts = texts or TextFiles([table])
+    def __init__(self, name: str, table: Path, options: Options, texts: TextFiles) -> None:
+        """``name``: of the split, "" for none. ``texts``: see `ArrowFile`."""
         names = texts.names(table) if table in texts else parquet_names(table)
         there = set(images_below(table.parent))
         if not any(map(_image_of, names)):
             raise _without_paths(table, names, there)
-        spool = Spool([table], _own(options, names, table), texts)
-        batches, notes = read_stream(spool.path), spool.notes
+        unpacked = ArrowFile([table], _own(options, names, table), texts)
+        batches, notes = read_stream(unpacked.path), unpacked.notes
         if not batches:
             raise DataError(f"{table} has no rows; there is nothing to convert.")
         columns = _image_columns(table, batches[0].schema, there)
@@ -54,8 +52,8 @@ class MetadataSet(TableSet):
         if not options.skip:
             _check_there(table, columns, paths, there)
         rows = sum(batch.num_rows for batch in batches)
-        options = _with_json(options, spool.as_json)
-        super().__init__(name, [str(stream)], [(table, rows)], options, misfits=spool.misfits)
+        options = _with_json(options, unpacked.as_json)
+        super().__init__(name, [str(stream)], [(table, rows)], options, misfits=unpacked.misfits)
         left = sorted(there.difference(os.path.normpath(path) for path in paths if path))
         if left:
             notes = [*notes, f"{table} has no row for {len(left):,} images beside it, which are left out: {some(left)}"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream.convert.readers.class_folders import (
     ClassFolders,
-    is_image_file,
+    images_below,
     is_split,
     some,
     some_kinds,
@@ -22,34 +22,29 @@ from infobatch_stream.convert.readers.class_folders import (
 from infobatch_stream.convert.readers.options import Options
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import IMAGE_EXTENSIONS
-from infobatch_stream.formats.schema import Column, EncodedImage, Sample
+from infobatch_stream.formats.schema import Column, EncodedImage, Sample, SampleSet
 
-__all__ = ["EXPECTED", "ImageTree", "has_images", "read_image", "read_images"]
+__all__ = ["EXPECTED", "ImageTree", "NoImagesError", "has_images", "read_image", "read_images"]
 
-EXPECTED = (
-    "expected either class folders with images, SRC/<class>/**/*.jpg "
-    f"(or {', '.join(sorted(IMAGE_EXTENSIONS - {'jpg'}))}), or images with a metadata.csv, .jsonl or .parquet that has "
-    "their file_name, or idx files, SRC/train-images-idx3-ubyte[.gz] "
-    "with SRC/train-labels-idx1-ubyte[.gz], or CIFAR's Python files, SRC/data_batch_1 or SRC/train with the others, or "
-    "MDS shards, SRC/index.json, or WebDataset tars, SRC/*.tar, or tables, SRC/*.parquet or SRC/*.csv[.gz], or what "
-    "`save_to_disk` of Hugging Face's datasets wrote; tars and tables may be named by a pattern too, "
-    "'data-{000..099}.tar' or 'data-*.parquet'"
-)
+EXPECTED = f"class folders with images, SRC/<class>/**/*.jpg (or {', '.join(sorted(IMAGE_EXTENSIONS - {'jpg'}))})"
+"""What class folders look like, for error messages."""
 
 _LARGEST = (1 << 32) - 1  # bytes of an image; the limit of an MDS shard
 
 
-class ImageTree:
+class NoImagesError(ConfigError):
+    """There are no images in class folders."""
+
+
+class ImageTree(SampleSet):
     """Image files in class folders. The bytes of an image are read, unchanged, when it is asked for."""
 
-    lost: Sequence[str] = ()
     in_files = True
-    is_shards = False
 
     def __init__(
         self,
         folders: ClassFolders,
-        options: Options | None = None,
+        options: Options,
         *,
         name: str = "",
         classes: Sequence[str] | None = None,
@@ -69,7 +64,7 @@ class ImageTree:
         # MDS reads both encodings with PIL, which looks at the bytes: other kinds of image need no third one.
         kind = ("jpeg", "jpg") if (folders.has_jpeg if jpeg is None else jpeg) else ("png", "png")
         found = {"image": Column(*kind), "label": Column("int", "cls"), "name": Column("str", "txt")}
-        self._choice = (options or Options()).choose(found, folders.src)
+        self._choice = options.choose(found, folders.src)
         self.columns = self._choice.columns
         digest = hashlib.sha256(folders.paths)
         for part in (folders.bounds, folders.sizes, self._labels):
@@ -111,6 +106,7 @@ def read_images(src: Path, options: Options | None = None, *, allow_empty: bool 
     sizes are read at first. Raises ConfigError where there are no classes, and for a class without images unless
     ``allow_empty``: it then keeps its number.
     """
+    options = options or Options()
     splits = subfolders(src)
     if splits and all(map(is_split, splits)):
         divided = [split for split in splits if has_images(src / split)]
@@ -126,12 +122,12 @@ def read_images(src: Path, options: Options | None = None, *, allow_empty: bool 
     folders = ClassFolders(src)
     if not len(folders.labels):
         held = f"{folders.loose} images directly in it and none in class folders" if folders.loose else "no images"
-        raise ConfigError(f"{src} holds {held}; {EXPECTED}.")
+        raise NoImagesError(f"{src} holds {held}.")
     _check_empty(src, folders.empty, allow_empty=allow_empty)
     return [ImageTree(folders, options)]
 
 
-def _read_splits(src: Path, splits: list[str], options: Options | None, *, allow_empty: bool) -> list[ImageTree]:
+def _read_splits(src: Path, splits: list[str], options: Options, *, allow_empty: bool) -> list[ImageTree]:
     found = {split: ClassFolders(src / split) for split in splits}
     classes = sorted({name for folders in found.values() for name in folders.classes})
     filled = {name for folders in found.values() for name in folders.classes if name not in folders.empty}
@@ -148,7 +144,8 @@ def _check_empty(src: Path, empty: dict[str, str], *, allow_empty: bool) -> None
         held = some([f"{name} ({what})" for name, what in empty.items()])
         raise ConfigError(
             f"{src} has class folders without an image: {held}. Remove them, or put their images back; or they keep "
-            f"their numbers, as classes without samples (--allow-empty). Images are {_list_extensions()}."
+            "their numbers, as classes without samples (--allow-empty). Images are "
+            f".{', .'.join(sorted(IMAGE_EXTENSIONS))}."
         )
 
 
@@ -169,18 +166,9 @@ def _notes(folders: ClassFolders, classes: list[str]) -> list[str]:
     return notes
 
 
-def _list_extensions() -> str:
-    return ", ".join(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
-
-
 def has_images(src: Path) -> bool:
     """Whether there is an image below a folder in ``src``."""
-    for folder in subfolders(src):
-        for _, folders, files in os.walk(src / folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            if any(map(is_image_file, files)):
-                return True
-    return False
+    return any(next(images_below(src / folder), None) is not None for folder in subfolders(src))
 
 
 def read_image(path: Path) -> bytes:

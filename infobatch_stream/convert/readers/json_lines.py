@@ -1,4 +1,4 @@
-"""Files of JSON lines: each value as the JSON that it is in the file, and types of columns, told from all values."""
+"""Files of JSON lines: each value as the JSON that it is in the file, and types of columns, found from all values."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infobatch_stream.convert.readers.csv_types import Tally, typed
+from infobatch_stream.convert.readers.csv_files import Tally, typed
 from infobatch_stream.errors import DataError
 
 __all__ = ["JsonFile", "JsonTally", "is_json", "json_typed", "members"]

@@ -9,41 +9,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options, misfit
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import extension_of, without_clashes
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, from_mds
-from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, entries_of
-from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
+from infobatch_stream.formats.mds_encodings import ValueKind, fit, from_mds, value_kind
+from infobatch_stream.formats.mds_index import LARGEST_INDEX, IndexedShard, shards_of
+from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample, SampleSet
+from infobatch_stream.formats.shard_list import lists_tars
 from infobatch_stream.sources.mds.values import AGAIN, LocalShard, MdsValues
 from infobatch_stream.sources.sidecars import read_classes, read_columns
 
-__all__ = ["MdsSet"]
+__all__ = ["MDS", "MdsSet"]
 
 _NPY = 128  # bytes that an array takes more in a tar
 
 
-class MdsSet:
+class MdsSet(SampleSet):
     """The samples of the MDS shards of one folder, in their order: raw values as they are, numbers and arrays.
 
     Nothing is unpickled, and no image decoded. Raises ConfigError and DataError.
     """
 
-    name = ""
-    skipped = 0
-    notes: Sequence[str] = ()
-    in_files = False
     is_shards = True
 
-    def __init__(self, src: Path, options: Options | None = None) -> None:
+    def __init__(self, src: Path, options: Options) -> None:
         """``src``: the folder with the shards and their ``index.json``."""
-        options = options or Options()
         self._src = src
         lost: list[str] = []
-        told, here = _read_index(src / "index.json", lost if options.skip else None)
+        indexed, here = _read_index(src / "index.json", lost if options.skip else None)
         self.lost: Sequence[str] = lost
-        self._values = MdsValues(told, here)
+        self._values = MdsValues(indexed, here)
         self._encodings = self._values.encodings
         self.classes = read_classes([src])
         found = self._found()
@@ -68,7 +65,7 @@ class MdsSet:
         self._others = {extension for column in fields for extension in column.wds.split(";")}
         files = (Path(shard.path).name for shard in here)
         self.fingerprint = fingerprint(
-            "mds", [(name, shard.raw.size, shard.samples) for name, shard in zip(files, told, strict=True)]
+            "mds", [(name, shard.raw.size, shard.samples) for name, shard in zip(files, indexed, strict=True)]
         )
 
     def __len__(self) -> int:
@@ -98,21 +95,21 @@ class MdsSet:
 
     def sizes(self) -> NDArray[np.int64]:
         """int64[len]: of the values."""
-        return self._values.sizes() + _NPY * sum(form_of(one) is Scalar.ARRAY for one in self._encodings.values())
+        return self._values.sizes() + _NPY * sum(value_kind(one) is ValueKind.ARRAY for one in self._encodings.values())
 
     def _found(self) -> dict[str, Column]:
         """The columns there are: as ``columns.json`` says, or with extensions that fit the encodings."""
-        told = read_columns([self._src])
-        if told is None:
+        listed = read_columns([self._src])
+        if listed is None:
             names = [name for name in self._encodings if name not in (KEY, MEMBERS)]
             extensions = without_clashes({name: extension_of(self._encodings[name]) for name in names})
-            told = {name: Column(encoding, extensions.get(name, "txt")) for name, encoding in self._encodings.items()}
-        elif {name: column.mds for name, column in told.items()} != self._encodings:
+            listed = {name: Column(encoding, extensions.get(name, "txt")) for name, encoding in self._encodings.items()}
+        elif {name: column.mds for name, column in listed.items()} != self._encodings:
             raise DataError(
                 f"{self._src / 'columns.json'} has other columns or encodings than the index.json beside it; it is of "
                 "other shards: remove it."
             )
-        return told
+        return listed
 
     def _name_members(self, sample: dict[str, Any], where: str) -> None:
         """Give each value the extension that its member had, and check that MEMBERS names members that there are."""
@@ -152,15 +149,10 @@ def _read_index(path: Path, lost: list[str] | None) -> tuple[list[IndexedShard],
     """
     if path.stat().st_size > LARGEST_INDEX:
         raise DataError(f"{path} has {path.stat().st_size:,} bytes; it is damaged: {AGAIN}.")
-    try:
-        told = [IndexedShard.of(entry, path) for entry in entries_of(path.read_bytes())]
-        for shard in told:
-            if not shard.columns or not all(name and encoding for name, encoding, _ in shard.columns):
-                raise ValueError(f"the columns {shard.columns!r:.200}")
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no index of MDS shards ({type(error).__name__}: {error}); {AGAIN}.") from error
     found: list[tuple[IndexedShard, LocalShard]] = []
-    for shard in told:
+    for shard in shards_of(path.read_bytes(), path):
+        if not shard.columns or not all(name and encoding for name, encoding, _ in shard.columns):
+            raise DataError(f"{path} is no index of MDS shards: it has the columns {shard.columns!r:.200}; {AGAIN}.")
         try:
             found.append((shard, LocalShard.find(shard, path.parent)))
         except DataError as error:
@@ -175,3 +167,13 @@ def _read_index(path: Path, lost: list[str] | None) -> tuple[list[IndexedShard],
     if not found:
         raise DataError(f"{path.parent} holds no samples by its index.json; {AGAIN}.")
     return [shard for shard, _ in found], [here for _, here in found]
+
+
+def _find(src: Path, names: Sequence[str]) -> Found | None:
+    beside_tars = any(name.endswith(".tar") for name in names)
+    if "index.json" not in names or (beside_tars and lists_tars(src / "index.json")):
+        return None
+    return Found("MDS shards (index.json)", lambda options: [MdsSet(src, options)])
+
+
+MDS = InputFormat("MDS shards, SRC/index.json", _find)

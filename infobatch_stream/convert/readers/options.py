@@ -22,7 +22,7 @@ class Options:
     columns: new name -> name in the source, which selects and renames; None for all as they are.
     encodings, extensions: of columns by their new name.
     keys: whether samples keep their keys; else those are left out, and tars get numbers.
-    skip: samples that cannot be read are passed over; else what is known of them is told at once.
+    skip: samples that cannot be read are passed over; else what is known of them is raised at once.
     fill: of tables, by their new name: what stands where a column is empty, as text.
     """
 
@@ -56,14 +56,13 @@ class Options:
         """``columns`` with the encodings and extensions that the user gives. Raises ConfigError."""
         changed = dict(columns)
         known = [name for name in columns if name not in _RESERVED]
-        for name, encoding in (self.encodings or {}).items():
+        for name in (*(self.encodings or ()), *(self.extensions or ())):
             if name not in known:
                 raise unknown(name, columns, where)
+        for name, encoding in (self.encodings or {}).items():
             check_encoding(encoding)
             changed[name] = replace(changed[name], mds=encoding)
         for name, extension in (self.extensions or {}).items():
-            if name not in known:
-                raise unknown(name, columns, where)
             if not is_extension(extension) or extension != extension.lower():
                 raise ConfigError(
                     f"{extension!r} is no extension; lower-case letters, digits, and dots or dashes between them are."

@@ -1,13 +1,17 @@
-"""Arrow's types in their plain form, without dictionaries, views and extensions, and what they are."""
+"""Arrow's types in their plain form, without dictionaries, views and extensions, what they are, and Arrow's errors."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-__all__ = ["is_binary", "is_list", "is_text", "leaf_of", "leaves_of", "lengths_of", "plain", "plain_type"]
+from infobatch_stream.errors import DataError
+
+__all__ = ["is_binary", "is_list", "is_text", "leaf_of", "leaves_of", "lengths_of", "plain", "plain_type", "reading"]
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -80,3 +84,14 @@ def leaves_of(kind: pa.DataType) -> Iterator[pa.DataType]:
         yield kind
     for number in range(kind.num_fields):
         yield from leaves_of(kind.field(number).type)
+
+
+@contextmanager
+def reading(path: Path, wrong: str = "cannot be read", remedy: str = "write it again") -> Iterator[None]:
+    """Raises DataError for what pyarrow says of a file that is damaged; errors of the disk stay OSErrors."""
+    try:
+        yield
+    except (pa.ArrowException, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(f"{path} {wrong}: {error}; {remedy}.") from error

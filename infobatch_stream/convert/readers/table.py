@@ -1,6 +1,7 @@
 """Tables: a sample is a row."""
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,18 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream.convert.readers.features import classes_of, features_of
+from infobatch_stream.convert.readers.exact_values import exact_fit, fill_of
 from infobatch_stream.convert.readers.options import Options, check_once, misfit
-from infobatch_stream.convert.readers.overrides import exact_fit, fill_of
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
 from infobatch_stream.formats.extensions import split_prefix, without_clashes
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.schema import KEY, Column, Encoded, Sample
+from infobatch_stream.formats.schema import KEY, Column, Encoded, Sample, SampleSet
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from infobatch_stream.convert.readers.arrow_file import Spool
+    from infobatch_stream.convert.readers.arrow_file import ArrowFile
     from infobatch_stream.convert.readers.arrow_types import Kind
 
 __all__ = ["TableSet", "is_table", "require_pyarrow"]
@@ -41,19 +41,14 @@ def require_pyarrow() -> None:
         raise MissingExtraError.of("pyarrow", "tools") from error
 
 
-class TableSet:
+class TableSet(SampleSet):
     """The rows of Arrow streams, which are mapped into memory, in their order. Raises ConfigError and DataError.
 
-    streams: files, whose columns are the same. origins: what rows are called after in errors: (file, rows) of each,
-        in their order. spool: what keeps the streams from being removed; None where they are the user's own, which are
-        checked. misfits: see `Spool`.
+    streams: files, whose columns are the same.
+    origins: (file, rows) of each file that the rows are from, in their order: for errors.
+    unpacked: the temporary file that the streams are; None where they are the user's own, which are checked.
+    misfits: see `ArrowFile`.
     """
-
-    skipped = 0
-    lost: Sequence[str] = ()
-    notes: Sequence[str]
-    in_files = False
-    is_shards = False
 
     def __init__(
         self,
@@ -61,7 +56,7 @@ class TableSet:
         streams: Sequence[str],
         origins: Sequence[tuple[Path, int]],
         options: Options,
-        spool: "Spool | None" = None,
+        unpacked: "ArrowFile | None" = None,
         misfits: Mapping[str, Mapping[int, str]] | None = None,
         state: Path | None = None,
     ) -> None:
@@ -71,15 +66,15 @@ class TableSet:
         """
         require_pyarrow()
         self.name = name
-        self._streams, self._spool, self._checked = list(streams), spool, spool is not None
-        self._misfits = misfits or (spool.misfits if spool else {})
-        self.notes = notes = list(spool.notes) if spool else []
+        self._streams, self._unpacked, self._checked = list(streams), unpacked, unpacked is not None
+        self._misfits = misfits or (unpacked.misfits if unpacked else {})
+        self.notes = notes = list(unpacked.notes) if unpacked else []
         self._files = [str(path) for path, _ in origins]
         self._file_ends: list[int] = np.cumsum([rows for _, rows in origins]).tolist()
         self._load()
         schema = self._batches[0].schema
         check_once(schema.names, self._files[0])
-        features = features_of(schema.metadata)
+        features = _features_of(schema.metadata)
         notes += options.left_out(schema.names, self._files[0])
         self._kinds = self._kinds_of(options.offered(schema.names), features, options, notes)
         choice = options.choose(self._stored(options), self._files[0])
@@ -93,7 +88,7 @@ class TableSet:
         self._changed = options.given
         fill = (options.fill or {}).items()
         self._fill = {column: fill_of(column, text, self.columns, self._files[0]) for column, text in fill}
-        self.classes = classes_of(features, self._sources)
+        self.classes = _classes_of(features, self._sources)
         self.fingerprint = fingerprint(
             "table",
             [
@@ -129,9 +124,9 @@ class TableSet:
         return f"{self._files[file]}: row {row:,} ({position:,} of all)"
 
     def __getstate__(self) -> dict[str, Any]:
-        """State without what is mapped: each process has its own. The spool stays with the one that made it."""
+        """State without what is mapped: each process has its own. The temporary file stays with its maker."""
         gone = ("_batches", "_ends", "_arrays")
-        return {name: value for name, value in vars(self).items() if name not in gone} | {"_spool": None}
+        return {name: value for name, value in vars(self).items() if name not in gone} | {"_unpacked": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The state, with the streams mapped anew."""
@@ -164,17 +159,17 @@ class TableSet:
 
     def _stored(self, options: Options) -> dict[str, Column]:
         """How each column is stored, but for what the user says."""
-        from infobatch_stream.convert.readers.image_columns import Picture
+        from infobatch_stream.convert.readers.image_columns import FileColumn
 
         # Two columns of images clash, whatever their extensions: those are looked at in some rows only.
-        pictures = {n for n, kind in self._kinds.items() if isinstance(kind, Picture) and kind.images}
+        pictures = {n for n, kind in self._kinds.items() if isinstance(kind, FileColumn) and kind.images}
         sources = {options.called(source): source for source in self._kinds if source != KEY}
         wanted = {n: "jpg" if source in pictures else self._kinds[source].column.wds for n, source in sources.items()}
         found = {KEY: Column("str", "txt")}
         for name, extension in without_clashes(wanted).items():
             kind = self._kinds[sources[name]]
             stored = extension
-            if isinstance(kind, Picture) and kind.images:
+            if isinstance(kind, FileColumn) and kind.images:
                 kind.prefix = split_prefix(extension)[0]
                 stored = kind.prefix + kind.column.wds
             found[sources[name]] = Column(kind.column.mds, stored)
@@ -182,11 +177,11 @@ class TableSet:
 
     def _name_files(self, options: Options) -> None:
         """Give files the extension that all of a column have, where it is not an image's own."""
-        from infobatch_stream.convert.readers.image_columns import Picture
+        from infobatch_stream.convert.readers.image_columns import FileColumn
 
         for column, source in self._sources.items():
             kind = self._kinds[source]
-            if isinstance(kind, Picture) and (column in (options.extensions or {}) or not kind.images):
+            if isinstance(kind, FileColumn) and (column in (options.extensions or {}) or not kind.images):
                 kind.extension = self.columns[column].wds
 
     def _refuse_misfits(self) -> None:
@@ -223,7 +218,7 @@ class TableSet:
         )
 
     def _load(self) -> None:
-        from infobatch_stream.convert.readers.arrow_streams import read_stream
+        from infobatch_stream.convert.readers.arrow_file import read_stream
 
         self._batches: list[pa.RecordBatch] = [batch for stream in self._streams for batch in read_stream(stream)]
         if not self._batches:
@@ -259,11 +254,11 @@ class TableSet:
 
 def _other(kind: "Kind", type_: "pa.DataType", mds: str, error: Exception) -> str | None:
     """An encoding that a value would fit which is none of ``mds``; None if there is none."""
-    from infobatch_stream.convert.readers.image_columns import NoFileError, Picture
+    from infobatch_stream.convert.readers.image_columns import FileColumn, NoFileError
 
     if isinstance(error, NoFileError | DataError) or mds == "json":
         return None
-    if isinstance(kind, Picture):
+    if isinstance(kind, FileColumn):
         return "bytes" if mds != "bytes" else None
     return "json" if type_.num_fields else "bytes"
 
@@ -271,3 +266,27 @@ def _other(kind: "Kind", type_: "pa.DataType", mds: str, error: Exception) -> st
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _features_of(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """The features of a Hugging Face dataset, which it keeps in the metadata of a schema; {} where there are none."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _classes_of(features: Mapping[str, Any], sources: Mapping[str, str]) -> list[str] | None:
+    """The names of the classes: of the one column that has any, or of that which is called label."""
+    found = {}
+    for name, source in sources.items():
+        feature = features.get(source)
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            names = feature.get("names")
+            if isinstance(names, list) and all(isinstance(one, str) for one in names):
+                found[name] = names
+    for name in ("label", "labels", "class"):
+        if name in found:
+            return found[name]
+    return next(iter(found.values())) if len(found) == 1 else None

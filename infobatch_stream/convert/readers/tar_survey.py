@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.formats.extensions import encoding_of
-from infobatch_stream.formats.mds_encodings import fit, strictly
+from infobatch_stream.formats.mds_encodings import fit, fit_exactly
 from infobatch_stream.formats.tar_index import TarIndex
 
 __all__ = ["Odd", "Survey", "encoding_for", "fits", "why_unfit"]
@@ -110,7 +110,7 @@ def encoding_for(extensions: Sequence[str]) -> str:
 def why_unfit(data: bytes, encoding: str) -> str:
     """Why a member does not fit its column; "" where it does."""
     try:
-        strictly(data, encoding)
+        fit_exactly(data, encoding)
     except ValueError as error:
         return str(error)
     return ""

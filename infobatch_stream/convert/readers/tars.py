@@ -3,20 +3,23 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch_stream._urls import AnyPath, base_name, folder_of, is_remote
+from infobatch_stream._urls import base_name, folder_of, is_remote
+from infobatch_stream.convert.readers.class_folders import some
+from infobatch_stream.convert.readers.input_format import Found, InputFormat
 from infobatch_stream.convert.readers.options import Options, misfit, unknown
 from infobatch_stream.convert.readers.tar_survey import Odd, Survey, encoding_for, fits, why_unfit
 from infobatch_stream.convert.readers.temp_folder import temporary_folder
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.formats.extensions import is_extension, is_image
 from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.formats.mds_encodings import Scalar, fit, form_of, strictly
-from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample
+from infobatch_stream.formats.mds_encodings import ValueKind, fit, fit_exactly, value_kind
+from infobatch_stream.formats.schema import KEY, MEMBERS, Column, Encoded, EncodedImage, Sample, SampleSet
 from infobatch_stream.formats.tar_columns import TarColumns
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.remote.shard_cache import ShardCache
@@ -24,14 +27,14 @@ from infobatch_stream.sources.sidecars import read_classes, read_columns
 from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.sources.webdataset.shards import TarShards, readable
 
-__all__ = ["TarSet"]
+__all__ = ["TARS", "TarSet"]
 
 _LOOKED_AT = 1000  # samples, evenly spaced, to tell whether members are whole numbers or arrays
 _LOOKED_INTO = 1 << 27  # bytes of them together, about
 _MOST_COLUMNS = 256
 
 
-class TarSet:
+class TarSet(SampleSet):
     """The samples of tars in their order: a key, and a field per member, whose bytes are copied.
 
     A column is what its members' extension is called, or what ``columns.json`` beside the tars or the user says.
@@ -39,19 +42,14 @@ class TarSet:
     Raises ConfigError and DataError.
     """
 
-    name = ""
-    skipped = 0
-    in_files = False
     is_shards = True
 
-    def __init__(self, urls: Sequence[str], options: Options | None = None, cache_dir: AnyPath | None = None) -> None:
-        """``urls``: as `IndexedWebDataset` takes them; ``cache_dir``: where indexes are kept if not beside the tars.
+    def __init__(self, urls: Sequence[str], options: Options) -> None:
+        """``urls``: as `IndexedWebDataset` takes them.
 
         Remote tars come into a temporary folder: the user's cache may have older ones of the same url.
         """
-        options = options or Options()
-        if cache_dir is None and any(map(is_remote, urls)):
-            cache_dir = temporary_folder(self)
+        cache_dir = temporary_folder(self) if any(map(is_remote, urls)) else None
         self._where = urls[0] if len(urls) == 1 else f"{urls[0]} ..."
         self._odd: dict[str, str] = {}  # column -> a note on how it is stored
         self.notes: Sequence[str] = ()
@@ -62,8 +60,8 @@ class TarSet:
         self._shards = TarShards(names, cache_dir)
         folders = sorted({folder_of(name) for name in names})
         self.classes = read_classes(folders)
-        told = read_columns(folders)
-        self._parts = self._divide(options, told or {})
+        listed = read_columns(folders)
+        self._parts = self._divide(options, listed or {})
         survey = Survey(len(self._parts))
         for number, index in enumerate(self._indexes()):
             survey.add(index, self._picked(index), names[number])
@@ -72,21 +70,21 @@ class TarSet:
                 f"{survey.bare.first}; add one of its own (--column), remove the sample, or leave it out (--on-error "
                 "skip)."
             )
-        columns = options.changed(self._stored(survey, told or {}, options), self._where)
+        columns = options.changed(self._stored(survey, listed or {}, options), self._where)
         # Where samples are known to have different members, some were without them from the start.
-        self._free = frozenset(columns) - options.given if MEMBERS in (told or {}) else frozenset[str]()
+        self._free = frozenset(columns) - options.given if MEMBERS in (listed or {}) else frozenset[str]()
         self._required = self._find_required(columns)
         places = [place for place, name in enumerate(columns) if name in self._required]
         survey.set_order(((index, self._picked(index)) for index in self._indexes()), places, skip=options.skip)
         if survey.order is not None:  # MDS sorts its columns: here they are as the members are
             place = dict(zip(columns, survey.order, strict=True))
             columns = {name: columns[name] for name in sorted(columns, key=place.__getitem__)}
-        head = {KEY: Column("str", "txt")} if options.keys and (told is None or KEY in told) else {}
-        if survey.order is None or (told is not None and MEMBERS in told):
+        head = {KEY: Column("str", "txt")} if options.keys and (listed is None or KEY in listed) else {}
+        if survey.order is None or (listed is not None and MEMBERS in listed):
             head[MEMBERS] = Column("str", "txt")
         self.columns = head | columns
         checked = {name for name in options.given if columns[name].mds == "json"}  # of which any text could be stored
-        self._strict = checked if told else frozenset(columns) - options.given | checked
+        self._strict = checked if listed else frozenset(columns) - options.given | checked
         self.fingerprint = fingerprint(
             "wds",
             [*map(base_name, names), *self._shards.sizes.tolist(), *self._shards.probes, survey.bytes],
@@ -137,7 +135,7 @@ class TarSet:
     def sizes(self) -> NDArray[np.int64]:
         """int64[len]: of the members and the fields that name them; from the indexes."""
         sizes = []
-        least = [0 if form_of(self.columns[name].mds) is Scalar.RAW else 8 for name in self._parts]
+        least = [0 if value_kind(self.columns[name].mds) is ValueKind.RAW else 8 for name in self._parts]
         for index in self._indexes():
             picked = self._picked(index)
             names = np.array([len(extension) + 4 for extension in index.extensions] or [0])[index.extension]
@@ -148,10 +146,10 @@ class TarSet:
     def _value(self, raw: dict[str, Any], name: str, extension: str, stored: str) -> Any:
         column, data = self.columns[name], raw[extension]
         try:
-            value = (strictly if name in self._strict else fit)(data, column.mds)
+            value = (fit_exactly if name in self._strict else fit)(data, column.mds)
         except ValueError as error:
             raise misfit(f"{_name_of(raw)}, member {extension}", name, column.mds, error) from error
-        if form_of(column.mds) is Scalar.RAW and (is_image(stored) or stored != column.wds):
+        if value_kind(column.mds) is ValueKind.RAW and (is_image(stored) or stored != column.wds):
             return EncodedImage(data, stored)
         return value
 
@@ -168,10 +166,10 @@ class TarSet:
     def _indexes(self) -> Iterator[TarIndex]:
         return (tar.index() for tar in self._shards.tars)
 
-    def _divide(self, options: Options, told: dict[str, Column]) -> dict[str, tuple[str, ...]]:
+    def _divide(self, options: Options, listed: dict[str, Column]) -> dict[str, tuple[str, ...]]:
         """Column -> the extensions of its members, of which the first that a sample has is taken."""
         there = list(dict.fromkeys(extension for index in self._indexes() for extension in index.extensions))
-        columns = TarColumns(told)
+        columns = TarColumns(listed)
         owned = columns.owned(there)
         for extension in there if owned else ():
             if columns.owner(extension) is None:
@@ -193,9 +191,9 @@ class TarSet:
             owned = {extension: [extension] for extension in there}
         takers: dict[str, str] = {}
         for name, extensions in owned.items():
-            options.check_name(name, own=name if name in told and name not in (KEY, MEMBERS) else None)
+            options.check_name(name, own=name if name in listed and name not in (KEY, MEMBERS) else None)
             found = [extension for extension in dict.fromkeys(extensions) if extension in there]
-            if not found and MEMBERS in told and name in told:  # some of the tars only: those without it
+            if not found and MEMBERS in listed and name in listed:  # some of the tars only: those without it
                 found = extensions
             if not found:
                 raise unknown(";".join(extensions), there, self._where)
@@ -218,7 +216,8 @@ class TarSet:
         return frozenset(
             name
             for name, column in columns.items()
-            if form_of(column.mds) is not Scalar.RAW or (column.mds not in ("bytes", "str") and name not in self._free)
+            if value_kind(column.mds) is not ValueKind.RAW
+            or (column.mds not in ("bytes", "str") and name not in self._free)
         )
 
     def _picked(self, index: TarIndex) -> NDArray[np.int64]:
@@ -232,21 +231,21 @@ class TarSet:
                 picked[sample_of[members], place] = members
         return picked
 
-    def _stored(self, survey: Survey, told: dict[str, Column], options: Options) -> dict[str, Column]:
+    def _stored(self, survey: Survey, listed: dict[str, Column], options: Options) -> dict[str, Column]:
         """How each column is stored, but for what the user says; notes where samples have it other than by its name."""
         columns = {}
         doubtful: dict[str, Odd] = {}
         for place, (name, extensions) in enumerate(self._parts.items()):
             # Not the key's or that of the members, which are no members themselves.
-            fields = (column for field, column in told.items() if field not in (KEY, MEMBERS))
+            fields = (column for field, column in listed.items() if field not in (KEY, MEMBERS))
             owner = next((column for column in fields if set(extensions) & set(column.wds.split(";"))), None)
             mds = encoding_for(extensions) if owner is None else owner.mds
             if owner is None and name not in options.given and mds not in ("bytes", "str"):
                 odd = survey.long[place] if mds == "int" and survey.long[place].count else survey.absent[place]
                 if not odd.keeps_type(survey.total, skip=options.skip):
-                    self._tell(name, mds, odd, survey.total, "")
+                    self._note_stored_as_bytes(name, mds, odd, survey.total, "")
                     mds = "bytes"
-                elif mds in ("int", "ndarray", "json") and not told:
+                elif mds in ("int", "ndarray", "json") and not listed:
                     doubtful[name] = Odd()
             columns[name] = Column(mds, ";".join(extensions))
         looks = max(min(_LOOKED_AT, _LOOKED_INTO * len(self) // max(survey.bytes, 1)), 16)
@@ -260,11 +259,11 @@ class TarSet:
                         odd.fitting += fits(raw[extension], columns[name].mds)
         for name, odd in doubtful.items():
             if not odd.keeps_type(len(positions), skip=options.skip):
-                self._tell(name, columns[name].mds, odd, len(positions), " that were looked at")
+                self._note_stored_as_bytes(name, columns[name].mds, odd, len(positions), " that were looked at")
                 columns[name] = replace(columns[name], mds="bytes")
         return columns
 
-    def _tell(self, name: str, mds: str, odd: Odd, total: int, which: str) -> None:
+    def _note_stored_as_bytes(self, name: str, mds: str, odd: Odd, total: int, which: str) -> None:
         """Note that a column is stored as bytes."""
         remedy = f"To leave such samples out instead: --encoding {name}={mds} --on-error skip"
         if odd.fitting:  # and not as they are written
@@ -280,3 +279,13 @@ class TarSet:
 
 def _name_of(raw: dict[str, Any]) -> str:
     return f"{raw['__url__']}: sample {raw['__key__']!r}"
+
+
+def _find(src: Path, names: Sequence[str]) -> Found | None:
+    tars = list(filter(TARS.is_file, names))
+    return Found(f"WebDataset tars ({some(tars)})", lambda options: [TarSet([str(src)], options)]) if tars else None
+
+
+TARS = InputFormat(
+    "WebDataset tars, SRC/*.tar", _find, lambda name: name.endswith(".tar"), lambda *args: [TarSet(*args)]
+)

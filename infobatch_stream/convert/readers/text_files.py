@@ -1,15 +1,14 @@
-"""Tables of text, CSV files or JSON lines, whose types are told from their values: of all the files of a source."""
+"""Tables of text, CSV files or JSON lines, whose types are found from their values, in all the files of a source."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from infobatch_stream.convert.readers.csv_files import CsvFile, is_csv
-from infobatch_stream.convert.readers.csv_types import NULLS, Tally, typed
+from infobatch_stream.convert.readers.csv_files import NULLS, CsvFile, Tally, is_csv, typed
 from infobatch_stream.convert.readers.json_lines import JsonFile, JsonTally, is_json, json_typed
 from infobatch_stream.convert.readers.options import Options
-from infobatch_stream.formats.mds_encodings import Scalar, form_of
+from infobatch_stream.formats.mds_encodings import ValueKind, value_kind
 from infobatch_stream.formats.schema import KEY
 
 __all__ = ["TextFiles"]
@@ -74,14 +73,14 @@ class TextFiles:
         """The types of ``names``, of which none is known yet."""
         tallies: dict[str, Tally | JsonTally] = {}
         for name in names:
-            told = _told_type(name, options)
+            known = _known_type(name, options)
             if json:
                 called = options.called(name)
                 tallies[name] = JsonTally(called, "str" if name == KEY else (options.encodings or {}).get(called))
-            elif told is None:
+            elif known is None:
                 tallies[name] = Tally(options.called(name))
             else:
-                self._types[json, name] = told
+                self._types[json, name] = known
         for table, file in self._files.items():
             there = [name for name in tallies if name in file.names] if is_json(table) == json else []
             row = 0
@@ -98,7 +97,7 @@ class TextFiles:
                 self.as_json.add(name)
 
 
-def _told_type(source: str, options: Options) -> pa.DataType | None:
+def _known_type(source: str, options: Options) -> pa.DataType | None:
     """What a column of a CSV is read as where that is known: by the encoding that the user gives from the text."""
     if source == KEY:
         return pa.string()
@@ -111,6 +110,6 @@ def _told_type(source: str, options: Options) -> pa.DataType | None:
 def _empty(source: str, options: Options) -> Sequence[str]:
     """The texts that are null in a column that is read as text: it is one of numbers, or the user fills it."""
     name = options.called(source)
-    if form_of((options.encodings or {}).get(name, "str")) in (Scalar.INT, Scalar.FLOAT):
+    if value_kind((options.encodings or {}).get(name, "str")) in (ValueKind.INT, ValueKind.FLOAT):
         return NULLS
     return ("",) if name in (options.fill or {}) else ()

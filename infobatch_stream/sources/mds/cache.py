@@ -1,8 +1,8 @@
-"""The shards of a StreamingDataset on this machine: whether they are here, whole, and how the others come."""
+"""The local shards of a StreamingDataset: whether they are whole, and the download of the others."""
 
 import os
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from infobatch_stream.sources.mds.files import LocalFiles
 from infobatch_stream.sources.mds.folders import Copies
 from infobatch_stream.sources.mds.remote_index import Indexes, checksum_of, shards_of
 from infobatch_stream.sources.mds.states import States
+from infobatch_stream.sources.per_process import PerProcess
 from infobatch_stream.sources.remote.retry import advice, back_off, cause_of, is_lasting, is_silence
-from infobatch_stream.sources.remote.single_flight import claim_of, claimed
+from infobatch_stream.sources.remote.single_flight import lock_path, single_flight
 from infobatch_stream.sources.shard_file import changed
 
 if TYPE_CHECKING:
@@ -26,18 +27,20 @@ __all__ = ["MdsCache"]
 _ATTEMPTS = 3  # a shard may be evicted between its download and its use, when the cache limit is tight
 
 
-class MdsCache:
-    """Brings shards, with the dataset's own downloader, so that nobody waits for ever and nothing bad is read.
+class MdsCache(PerProcess):
+    """Downloads shards, with the dataset's own downloader, so that nobody waits for ever and nothing bad is read.
 
-    StreamingDataset waits for ever on a shard whose download failed or was killed in any process; takes a file for
-    good that failed its checksum before; and tries again what cannot succeed. Here each download is under a claim
-    (see `claimed`), is tried again only where that helps, and leaves nothing behind when it fails.
+    StreamingDataset waits for ever on a shard whose download failed or was killed in any process, accepts a file that
+    failed its checksum before, and retries what cannot succeed. Here one process downloads (see `single_flight`),
+    retries only what may pass, and leaves nothing behind when it fails.
 
     Files that are no copies (see `Copies`) are never removed. For that the dataset gets an `Eviction`, and its streams
     keep what they decompress. Where ``index.json`` has checksums and the user chose none, the streams get one to
     validate by. Otherwise the dataset stays as it is. Usable from several threads, and in each process that it is
     passed to.
     """
+
+    _own = ("_alone",)
 
     def __init__(self, dataset: "StreamingDataset") -> None:
         self._dataset = dataset
@@ -61,20 +64,11 @@ class MdsCache:
         self._trusted: dict[int, tuple[int, int]] = {}  # the stamp of each shard that was found sound
         self._stamps: dict[int, tuple[int, int]] = {}  # of shards that are no copies, when they were first seen
         self._attempts = Attempts(dataset)
-        self._alone = self._lock()
+        self._renew()
 
-    def _lock(self) -> Any:
-        """Under a limit a process downloads one shard at a time: streaming counts only what has come."""
-        return threading.Lock() if self._dataset.cache_limit else nullcontext()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without the lock."""
-        return {name: value for name, value in vars(self).items() if name != "_alone"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with a lock of this process."""
-        vars(self).update(state)
-        self._alone = self._lock()
+    def _renew(self) -> None:
+        # Under a limit a process downloads one shard at a time: streaming counts only what has come.
+        self._alone: AbstractContextManager[Any] = threading.Lock() if self._dataset.cache_limit else nullcontext()
 
     @property
     def is_remote(self) -> bool:
@@ -100,15 +94,15 @@ class MdsCache:
                 self._here(number)
 
     def is_local(self, shard: int) -> bool:
-        """Whether StreamingDataset takes ``shard`` to be here."""
+        """Whether StreamingDataset takes ``shard`` to be local."""
         return self._states.is_local(shard)
 
     def path(self, shard: int) -> str:
         """Where its first file lies, or will lie."""
         return str(self._files[shard][0][0])
 
-    def bring(self, shard: int) -> tuple[int, int]:
-        """Return when the files of ``shard`` are here, whole: size and modification time of the last.
+    def ensure_local(self, shard: int) -> tuple[int, int]:
+        """Return when the files of ``shard`` are local and whole: size and modification time of the last.
 
         Raises DataError, with the url, when they cannot be had.
         """
@@ -122,7 +116,7 @@ class MdsCache:
                 self._trusted[shard] = stamp
                 return stamp
             else:
-                self._fetch_claimed(shard)
+                self._fetch_locked(shard)
         if stamp := self._here(shard):
             return stamp
         raise DataError(
@@ -133,7 +127,7 @@ class MdsCache:
     def look_after(self, shard: int, error: Exception) -> DataError | None:
         """What to raise for ``error``, met in reading ``shard``, if StreamingDataset was downloading it again.
 
-        It does so by itself for a shard that was evicted since it was brought. None when ``error`` is not of that.
+        It does so by itself for a shard that was evicted since it was downloaded. None when ``error`` is not of that.
         """
         unsound = str(error).startswith("Checksum failure")
         try:
@@ -145,7 +139,10 @@ class MdsCache:
         if not (unsound or theirs or self._states.is_preparing(shard)):
             return None
         if self._copies.is_copy(shard):
-            with suppress(DataError, OSError), claimed(self._files[shard][0][0]):  # no process of ours downloads it
+            with (
+                suppress(DataError, OSError),
+                single_flight(self._files[shard][0][0]),
+            ):  # no process of ours downloads it
                 self._states.let_go(shard)
         else:
             self._states.let_go(shard)
@@ -153,7 +150,7 @@ class MdsCache:
 
     def _is_sound(self, shard: int, stamp: tuple[int, int]) -> bool:
         """Whether its files can be trusted: nobody is making them, nor was when killed. stamp: theirs."""
-        return self._trusted.get(shard) == stamp or not claim_of(self._files[shard][0][0]).exists()
+        return self._trusted.get(shard) == stamp or not lock_path(self._files[shard][0][0]).exists()
 
     def _here(self, shard: int) -> tuple[int, int] | None:
         """Size and modification time of the last file; None if one is not there (if it can be downloaded: whole).
@@ -175,7 +172,7 @@ class MdsCache:
                     return None
                 raise DataError(
                     f"{self._files.name(shard)} has {stat.st_size:,} bytes, its index.json says {size:,}: it is "
-                    "truncated or of another dataset. Bring it back from a copy, or convert the data anew."
+                    "truncated or of another dataset. Restore it from a copy, or convert the data anew."
                 )
             stamp = size, stat.st_mtime_ns
         if stamp and not self._copies.is_copy(shard) and stamp != self._stamps.setdefault(shard, stamp):
@@ -184,14 +181,14 @@ class MdsCache:
 
     # Downloading -------------------------------------------------------------------------------------------------
 
-    def _fetch_claimed(self, shard: int) -> None:
+    def _fetch_locked(self, shard: int) -> None:
         try:
-            with claimed(self._files[shard][0][0]) as broken:
+            with single_flight(self._files[shard][0][0]) as broken:
                 if broken:
                     self._states.let_go(shard)
                 self._states.wait(shard)
                 if self._states.is_local(shard) and not broken and self._here(shard):
-                    return  # another process brought it while we waited
+                    return  # another process downloaded it while we waited
                 with nullcontext() if broken else self._files.put_aside(shard):
                     self._states.discard(shard, broken)
                     self._fetch(shard)

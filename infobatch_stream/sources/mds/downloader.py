@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from infobatch_stream._process_wide import name_files_by_own_draws
 from infobatch_stream.sources.mds.remote_index import is_url
+from infobatch_stream.sources.per_process import PerProcess
 
 if TYPE_CHECKING:
     from streaming import Stream, StreamingDataset
@@ -14,26 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["Attempts"]
 
 
-class Attempts:
+class Attempts(PerProcess):
     """Single attempts to download shards of ``dataset``, each process with connections of its own."""
+
+    _own = "_process", "_downloaders", "_delivered"
 
     def __init__(self, dataset: "StreamingDataset") -> None:
         self._dataset = dataset
-        self._forget()
+        self._renew()
 
-    def _forget(self) -> None:
+    def _renew(self) -> None:
         self._process = os.getpid()
         self._downloaders: dict[int, Any] = {}
         self._delivered: set[int] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without the connections."""
-        return {"_dataset": self._dataset}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with no connection yet."""
-        vars(self).update(state)
-        self._forget()
 
     def single(self, stream: int) -> Any:
         """The dataset as it is, but that its ``stream`` tries to download once only: to try again is up to the caller.
@@ -41,7 +35,7 @@ class Attempts:
         Until its server has delivered something to this process, no shard is removed to make room: it might be gone.
         """
         if self._process != os.getpid():  # forked
-            self._forget()
+            self._renew()
         dataset = self._dataset
         single = object.__new__(_without_end(type(dataset)))
         vars(single).update({name: value for name, value in vars(dataset).items() if name != "_cache_filelock"})

@@ -1,4 +1,4 @@
-"""The files of a StreamingDataset's shards on this machine: finished ones, unfinished ones, and those put aside."""
+"""The files of a StreamingDataset's shards on this machine: complete, unfinished, and put aside."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from shutil import copy2
 from typing import TYPE_CHECKING
 
 from infobatch_stream.sources.mds.folders import Copies
-from infobatch_stream.sources.mds.remote_index import folder_of, stamp_of
+from infobatch_stream.sources.mds.remote_index import local_dir, stamp_of
 
 if TYPE_CHECKING:
     from streaming import StreamingDataset
@@ -30,11 +30,11 @@ class LocalFiles:
         self._copies = copies
         streams = [dataset.streams[number] for number in dataset.stream_per_shard.tolist()]
         self._files = [
-            [(folder_of(stream) / raw.basename, int(raw.bytes)) for raw, _ in shard.file_pairs]
+            [(local_dir(stream) / raw.basename, int(raw.bytes)) for raw, _ in shard.file_pairs]
             for stream, shard in zip(streams, dataset.shards, strict=True)
         ]
         self._packed = [
-            [(folder_of(stream) / packed.basename, int(packed.bytes)) for _, packed in shard.file_pairs if packed]
+            [(local_dir(stream) / packed.basename, int(packed.bytes)) for _, packed in shard.file_pairs if packed]
             for stream, shard in zip(streams, dataset.shards, strict=True)
         ]
 
@@ -58,7 +58,7 @@ class LocalFiles:
 
     @contextmanager
     def put_aside(self, shard: int) -> Iterator[None]:
-        """Within, what is here of ``shard`` may be replaced. If that fails it is as it was: it may be the only one."""
+        """Within, the local files of ``shard`` may be replaced. An error restores them: they may be the only ones."""
         pairs = [(file, _aside(file)) for file in self._all(shard) if file.exists()]
         for file, aside in pairs:
             aside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The folders of a StreamingDataset's streams, and which files in them are copies of what is at a remote."""
+"""The folders of a StreamingDataset's streams, and which of their files are copies of a remote's."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.sources.mds.remote_index import checksum_of, folder_of, is_same_index, is_url, shards_of, stamp_of
+from infobatch_stream.sources.mds.remote_index import checksum_of, is_same_index, is_url, local_dir, shards_of, stamp_of
 
 if TYPE_CHECKING:
     from streaming import Stream, StreamingDataset
@@ -35,7 +35,7 @@ def _working_folder(dataset: "StreamingDataset") -> Path:
     """That in which the dataset was made."""
     from streaming.base.shared.prefix import _unpack_locals
 
-    folders = [folder_of(stream) for stream in dataset.streams]
+    folders = [local_dir(stream) for stream in dataset.streams]
     then = [Path(folder) for folder in _unpack_locals(bytes(dataset._locals_shm.buf))[0]]  # absolute
     now = Path.cwd()
     if len(then) != len(folders) or all(folder.is_absolute() for folder in folders):  # a copy's deletion clears them
@@ -85,7 +85,7 @@ class Copies:
     """
 
     def __init__(self, dataset: "StreamingDataset") -> None:
-        places = [folder_of(stream).resolve() for stream in dataset.streams]
+        places = [local_dir(stream).resolve() for stream in dataset.streams]
         only = {place for place, stream in zip(places, dataset.streams, strict=True) if not _is_elsewhere(stream)}
         self.fetchable: list[bool] = [place not in only for place in places]
         self._streams = dataset.streams
@@ -119,7 +119,7 @@ class Copies:
 
 def _sources(stream: "Stream", shard: Any) -> Iterator[tuple[Path, Path, int]]:
     """For each file that is fetched for ``shard``, from a folder: its path, where it comes to, and its bytes."""
-    here = folder_of(stream).resolve()
+    here = local_dir(stream).resolve()
     for raw, packed in shard.file_pairs:
         file = packed or raw
         yield Path(stream.remote or "", stream.split, file.basename), here / file.basename, file.bytes
@@ -130,6 +130,6 @@ def _is_elsewhere(stream: "Stream") -> bool:
     if not stream.remote or is_url(stream.remote):
         return bool(stream.remote)
     try:
-        return not Path(stream.remote, stream.split).samefile(folder_of(stream))
+        return not Path(stream.remote, stream.split).samefile(local_dir(stream))
     except OSError:  # one of them is not there
         return True

@@ -6,7 +6,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from infobatch_stream.errors import ConfigError
-from infobatch_stream.sources.mds.remote_index import folder_of
+from infobatch_stream.sources.mds.remote_index import local_dir
 
 if TYPE_CHECKING:
     from streaming import Stream, StreamingDataset
@@ -114,9 +114,9 @@ def _may_come(dataset: "StreamingDataset", stream: "Stream", is_here: bool) -> b
 
 def _is_to_be_unpacked(stream: "Stream", shard: Any) -> bool:
     return bool(shard.compression) and not all(
-        folder_of(stream).joinpath(raw.basename).exists() for raw, _ in shard.file_pairs
+        local_dir(stream).joinpath(raw.basename).exists() for raw, _ in shard.file_pairs
     )
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"InfoBatchLoader: {text}", RuntimeWarning, stacklevel=7)  # whoever makes the loader
+    warnings.warn(f"InfoBatchLoader: {text}", RuntimeWarning, stacklevel=6)  # whoever makes the loader

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.mds_samples import BOUNDS, Frame, bounds_at
+from infobatch_stream.sources.per_process import PerProcess
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["MdsFiles", "MdsReading"]
 _Turned = tuple[int, int, ShardFile, Any, Frame]  # first sample and end of a shard, and what reads it
 
 
-class MdsFiles:
+class MdsFiles(PerProcess):
     """Which shards of ``dataset`` can be read from open files, and those that are open in this process.
 
     A shard whose reader is not streaming's own MDSReader in all that finds the bytes of a sample goes the old way;
@@ -29,6 +30,8 @@ class MdsFiles:
     direct: whether ``dataset[index]`` is nothing but its ``get_item``. only_streamings: whether it runs no code but
     streaming's.
     """
+
+    _own = ("open",)
 
     def __init__(self, dataset: "StreamingDataset") -> None:
         from streaming import StreamingDataset
@@ -47,7 +50,7 @@ class MdsFiles:
         )
         # An evicted shard takes room on the disk as long as it is open. So under a limit none is open between batches.
         self.keep = not dataset.cache_limit
-        self._open_none()
+        self._renew()
 
     def decode(self, reader: Any, frame: Frame, file: ShardFile, begin: int, end: int) -> Any:
         """The sample in the bytes begin..end-1 of ``file``, which ``reader`` reads; ``frame``: that of its samples."""
@@ -62,23 +65,11 @@ class MdsFiles:
         columns = zip(reader.column_names, reader.column_encodings, pairwise(ends), strict=True)
         return {name: self._decode_value(encoding, source[start:stop]) for name, encoding, (start, stop) in columns}
 
-    def _open_none(self) -> None:
+    def _renew(self) -> None:
         self.open = lru_cache(MOST_OPEN)(ShardFile)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """State without open files: each process has its own."""
-        return {name: value for name, value in vars(self).items() if name != "open"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with nothing open yet."""
-        vars(self).update(state)
-        self._open_none()
-
-
-@lru_cache(64)
-def _frame(sizes: tuple[int | None, ...]) -> Frame:
-    """One for all shards of equal columns."""
-    return Frame(sizes)
+_frame = lru_cache(64)(Frame)  # one for all shards of equal columns
 
 
 def _is(reader: Any, kind: Any) -> bool:
@@ -128,7 +119,7 @@ class MdsReading:
             return
         try:
             file = self._files.open(path, stamp)
-        except DataError:  # evicted, or replaced, just now: the dataset's own get_item brings it again
+        except DataError:  # evicted, or replaced, just now: the dataset's own get_item downloads it again
             return
         dataset = self._dataset
         dataset._shard_access_times[shard] = time_ns()  # or it would be the first to be evicted
@@ -144,8 +135,8 @@ class MdsReading:
         begin, end = self._bounds(sample_id, turned)
         return self._files.decode(turned[3], turned[4], turned[2], begin, end)
 
-    def announce(self, sample_id: int) -> bool:
-        """Have the system begin to fetch a sample of the shard that was turned to; False when it has it already."""
+    def readahead(self, sample_id: int) -> bool:
+        """Have the system read a sample of the current shard ahead; False when it is in memory already."""
         turned = self._turned
         if turned is None:
             return False
@@ -153,7 +144,7 @@ class MdsReading:
             begin, end = self._bounds(sample_id, turned)
         except DataError:  # raised again where it is read
             return False
-        return turned[2].announce(begin, end - begin)
+        return turned[2].readahead(begin, end - begin)
 
     @staticmethod
     def _bounds(sample_id: int, turned: _Turned) -> tuple[int, int]:
@@ -167,5 +158,5 @@ class MdsReading:
 def _damaged(file: ShardFile, what: str) -> DataError:
     return DataError(
         f"Shard {file.path} is damaged: it says that {what}. If a remote has it, delete the file to have it "
-        "downloaded again; else bring it back from a copy, or convert the data anew."
+        "downloaded again; else restore it from a copy, or convert the data anew."
     )

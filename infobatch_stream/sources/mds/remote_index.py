@@ -10,12 +10,12 @@ from infobatch_stream.errors import DataError
 if TYPE_CHECKING:
     from streaming import Stream, StreamingDataset
 
-__all__ = ["Indexes", "checksum_of", "folder_of", "is_same_index", "is_url", "shards_of", "stamp_of"]
+__all__ = ["Indexes", "checksum_of", "local_dir", "is_same_index", "is_url", "shards_of", "stamp_of"]
 
 _QUICK_HASHES = ("xxh3_64", "xxh3_128", "xxh64", "xxh128", "xxh32", "blake2b", "sha1", "md5")  # in this order
 
 
-def folder_of(stream: "Stream") -> Path:
+def local_dir(stream: "Stream") -> Path:
     """Where the shards of ``stream`` lie on this machine."""
     return Path(stream.local, stream.split)
 
@@ -90,7 +90,7 @@ class Indexes:
         if found and is_same and (self._have_checksums[number] or (not seen and not _is_later(stream))):
             self._seen[number] = found
             return
-        remedy = f"End this run, remove the folder {folder_of(stream)}, and begin with a new score store."
+        remedy = f"End this run, remove the folder {local_dir(stream)}, and begin with a new score store."
         if is_same:
             touch = join(["touch", "-r", str(_there(stream)), str(_here(stream))])
             remedy += (
@@ -103,7 +103,7 @@ class Indexes:
 
 
 def _here(stream: "Stream") -> Path:
-    return folder_of(stream) / "index.json"
+    return local_dir(stream) / "index.json"
 
 
 def _there(stream: "Stream") -> Path:

@@ -1,5 +1,6 @@
 """MDS shards, through the user's own StreamingDataset: downloads, decoding and ``__getitem__`` stay his."""
 
+import sys
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -7,17 +8,17 @@ import numpy as np
 
 from infobatch_stream.formats.mds_index import check_shard, mds_fingerprint
 from infobatch_stream.planning.shape import Pool
-from infobatch_stream.sources.base import name_sample
+from infobatch_stream.sources.base import SourceType, name_sample
 from infobatch_stream.sources.mds.cache import MdsCache
 from infobatch_stream.sources.mds.folders import fix_folders
 from infobatch_stream.sources.mds.options import check_options
 from infobatch_stream.sources.mds.reader import MdsFiles, MdsReading
-from infobatch_stream.sources.mds.remote_index import folder_of
+from infobatch_stream.sources.mds.remote_index import local_dir
 
 if TYPE_CHECKING:
     from streaming import StreamingDataset
 
-__all__ = ["MdsSource"]
+__all__ = ["MDS", "MdsSource"]
 
 _MIXING = ("shuffle_seed", "sampling_method", "sampling_granularity", "epoch_seed_change")  # of resample_streams
 
@@ -25,7 +26,7 @@ _MIXING = ("shuffle_seed", "sampling_method", "sampling_granularity", "epoch_see
 class MdsSource:
     """A StreamingDataset (or subclass) of any number of streams, read by index.
 
-    Before samples are read their shards are brought here (see `MdsCache`). batch_size, shuffle: of the loader, for
+    Shards are downloaded before their samples are read (see `MdsCache`). batch_size, shuffle: of the loader, for
     `check_options`.
     """
 
@@ -34,7 +35,7 @@ class MdsSource:
         fix_folders(dataset)
         for stream, shard in zip(dataset.stream_per_shard, dataset.shards, strict=True):
             files = ((file.basename, file.bytes, file.hashes) for file in chain(*shard.file_pairs) if file is not None)
-            check_shard(files, shard.samples, folder_of(dataset.streams[stream]) / "index.json")
+            check_shard(files, shard.samples, local_dir(dataset.streams[stream]) / "index.json")
         self._dataset = dataset
         self._open = MdsFiles(dataset)
         self.draws = not self._open.only_streamings
@@ -76,30 +77,30 @@ class MdsSource:
         """How many shards fit under the dataset's cache_limit at least; None without a limit."""
         return self._cache.capacity
 
-    def bring(self, shard: int) -> None:
-        """Have ``shard`` on this machine. Raises DataError, with the url, when it cannot be had."""
-        self._cache.bring(shard)
+    def ensure_local(self, shard: int) -> None:
+        """Return when ``shard`` is local. Raises DataError, with the url, when it cannot be downloaded."""
+        self._cache.ensure_local(shard)
 
     def read(self, index: int) -> Any:
         """``dataset[index]``, once its shard is here. Raises DataError when the shard cannot be had."""
         return self.read_many([index])[0]
 
     def read_many(self, indices: list[int]) -> list[Any]:
-        """The samples, in the order of ``indices``, read shard by shard, once what is not local was brought here."""
+        """The samples, in the order of ``indices``, read shard by shard, once what is not local was downloaded."""
         numbers = np.array(indices)
         shards = np.searchsorted(self._ends, numbers, side="right").tolist()
         for shard in sorted(set(shards)):
             if not self._cache.is_local(shard):
-                self._cache.bring(shard)
+                self._cache.ensure_local(shard)
         samples: list[Any] = [None] * len(indices)
         with MdsReading(self._dataset, self._open) as reading:
             groups = [
                 (shard, list(places))
                 for shard, places in groupby(np.argsort(numbers, kind="stable").tolist(), key=shards.__getitem__)
             ]
-            self._announce(reading, [(shard, [indices[place] for place in places]) for shard, places in groups])
+            self._readahead(reading, [(shard, [indices[place] for place in places]) for shard, places in groups])
             for shard, places in groups:
-                reading.turn_to(shard, self._cache.path(shard), self._cache.bring(shard))
+                reading.turn_to(shard, self._cache.path(shard), self._cache.ensure_local(shard))
                 try:
                     for place in places:
                         samples[place] = reading.get(indices[place])
@@ -111,12 +112,21 @@ class MdsSource:
                     raise failure from error
         return samples
 
-    def _announce(self, reading: MdsReading, wanted: list[tuple[int, list[int]]]) -> None:
-        """Have the system fetch samples (indices by shard) at once, unless it has the first of them in memory."""
+    def _readahead(self, reading: MdsReading, wanted: list[tuple[int, list[int]]]) -> None:
+        """Have the system read samples (indices by shard) ahead, unless the first of them is in memory."""
         missing = False
         for shard, indices in wanted:
-            reading.turn_to(shard, self._cache.path(shard), self._cache.bring(shard))
+            reading.turn_to(shard, self._cache.path(shard), self._cache.ensure_local(shard))
             for index in indices:
-                missing = reading.announce(index) or missing
+                missing = reading.readahead(index) or missing
                 if not missing:
                     return
+
+
+def _accepts(dataset: Any) -> bool:
+    """Whether it is a StreamingDataset: none is where streaming, whose import takes seconds, is not imported."""
+    streaming = sys.modules.get("streaming.base.dataset")
+    return streaming is not None and isinstance(dataset, streaming.StreamingDataset)
+
+
+MDS = SourceType(_accepts, MdsSource)

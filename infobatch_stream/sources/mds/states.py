@@ -1,4 +1,4 @@
-"""What all processes of a machine know of a StreamingDataset's shards: which are here, and which are on their way."""
+"""The states of a StreamingDataset's shards, shared by all processes of a machine: local, or being downloaded."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ class States:
         self._files = files
 
     def is_local(self, shard: int) -> bool:
-        """Whether StreamingDataset takes ``shard`` to be here."""
+        """Whether StreamingDataset takes ``shard`` to be local."""
         return self._dataset._shard_states[shard] == self._local  # type: ignore[no-any-return]
 
     def is_preparing(self, shard: int) -> bool:
@@ -42,7 +42,7 @@ class States:
         return bool((self._dataset._shard_states.numpy()[begin : begin + count] == self._local).all())
 
     def wait(self, shard: int) -> None:
-        """Return when no process is downloading ``shard`` in StreamingDataset's own way, without a claim."""
+        """Return when no process is downloading ``shard`` in StreamingDataset's own way, which takes no lock."""
         if not self.is_preparing(shard):
             return
         stream = self._dataset.streams[int(self._dataset.stream_per_shard[shard])]

@@ -1,4 +1,4 @@
-"""The values of samples of MDS shards, as the bytes that they are, without a StreamingDataset.
+"""The values of samples of MDS shards, as bytes, without a StreamingDataset.
 
 A StreamingDataset makes shared memory and locks, and decodes what it reads.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from infobatch_stream.errors import DataError, MissingExtraError
 from infobatch_stream.formats.mds_index import IndexedShard
 from infobatch_stream.formats.mds_samples import BOUNDS, Frame, bounds_at
+from infobatch_stream.sources.per_process import PerProcess
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
 
 __all__ = ["AGAIN", "LocalShard", "MdsValues"]
@@ -35,10 +36,10 @@ class LocalShard:
     size: int
 
     @classmethod
-    def find(cls, told: IndexedShard, folder: Path) -> Self:
+    def find(cls, shard: IndexedShard, folder: Path) -> Self:
         """The plain file in ``folder`` if it is there, else the compressed one. Raises DataError."""
         place = folder
-        for file, compression in ((told.raw, None), (told.zip, told.compression)):
+        for file, compression in ((shard.raw, None), (shard.zip, shard.compression)):
             if file is None or not (place := folder / file.name).is_file():
                 continue
             stat = place.stat()
@@ -47,30 +48,32 @@ class LocalShard:
                     f"Shard {place} has {stat.st_size:,} bytes, its index.json says {file.size!r}: it is truncated or "
                     "of another dataset. Fetch it again, or convert the data anew."
                 )
-            return cls(str(place), (stat.st_size, stat.st_mtime_ns), compression, told.raw.size)
+            return cls(str(place), (stat.st_size, stat.st_mtime_ns), compression, shard.raw.size)
         raise DataError(f"Shard {place} is missing; fetch it, or convert the data anew.")
 
 
 class LocalShards(Protocol):
-    """Where each shard lies; one that is elsewhere is brought here when it is asked for."""
+    """Where each shard lies; a remote one is downloaded when it is asked for."""
 
     def __getitem__(self, number: int, /) -> LocalShard:
         """That of a shard. Raises DataError."""
 
 
-class MdsValues:
+class MdsValues(PerProcess):
     """The values of the samples of shards of equal columns, by position. It can be pickled.
 
-    told: the shards. here: where each lies. encodings: of the columns, by name. ends: int per shard, the samples up to
-    its end.
+    shards: as index.json lists them. here: where each lies. encodings: of the columns, by name. ends: int per shard,
+    the samples up to its end.
     """
 
-    def __init__(self, told: Sequence[IndexedShard], here: LocalShards) -> None:
-        self.encodings = told[0].encodings
-        self.ends: list[int] = np.cumsum([shard.samples for shard in told]).tolist()
+    _own = "_file", "_unpacked"
+
+    def __init__(self, shards: Sequence[IndexedShard], here: LocalShards) -> None:
+        self.encodings = shards[0].encodings
+        self.ends: list[int] = np.cumsum([shard.samples for shard in shards]).tolist()
         self._here = here
-        self._frame = Frame(told[0].sizes)
-        self._open_caches()
+        self._frame = Frame(shards[0].sizes)
+        self._renew()
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -117,18 +120,9 @@ class MdsValues:
             return self._file(shard.path, shard.stamp).read(begin, length)
         return self._unpacked(shard)[begin : begin + length]
 
-    def _open_caches(self) -> None:
+    def _renew(self) -> None:
         self._file = lru_cache(MOST_OPEN)(ShardFile)
         self._unpacked = lru_cache(_UNPACKED)(_unpack)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without open files: each process has its own."""
-        return {name: value for name, value in vars(self).items() if name not in ("_file", "_unpacked")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with nothing open yet."""
-        vars(self).update(state)
-        self._open_caches()
 
 
 def _unpack(shard: LocalShard) -> bytes:

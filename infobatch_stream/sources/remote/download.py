@@ -1,4 +1,4 @@
-"""Files of elsewhere, brought here through fsspec: whole or not at all, and tried again where that helps."""
+"""Downloads through fsspec: whole or not at all, and retried where that helps."""
 
 import asyncio
 import errno
@@ -274,15 +274,15 @@ class _Progress:
         self._need = need
 
     def callback(self) -> Any:
-        """This, as fsspec's get_file tells it."""
+        """The progress callback for fsspec's get_file."""
         from fsspec.callbacks import Callback
 
-        told = Callback()
-        told.set_size = self._announce
-        told.relative_update = self._add
-        return told
+        callback = Callback()
+        callback.set_size = self._set_size
+        callback.relative_update = self._add
+        return callback
 
-    def _announce(self, size: int | None) -> None:
+    def _set_size(self, size: int | None) -> None:
         self.announced = size  # compared at the end: it may be that of the page that says "not found"
         if size is not None and self._size is None:
             self._need(size)

@@ -1,12 +1,12 @@
-"""Shards of elsewhere in a folder of this machine: shared by its processes, and kept within a limit.
+"""Copies of remote shards in a local folder, shared by the processes of this machine and kept within a limit.
 
-For a url there may lie in the folder (STEM: the beginning of its last part, and a digest of the whole of it):
+Files in the folder for each url (STEM: the beginning of its last part, and a digest of the whole of it):
 
-    STEM.shard             the shard, whole; its access time is when it was last wanted
+    STEM.shard             the shard, whole; its access time is its last use
     STEM.index.npz         its index (see `tar_index`)
-    FILE.claim             locked by the process that makes FILE
-    FILE.room              how many bytes that process has claimed for it, within the limit; a number as text
-    FILE.HEX.part          what it has of it so far
+    FILE.claim             locked by the process that makes FILE (see `single_flight`)
+    FILE.room              bytes that process has reserved for it, within the limit; a number as text
+    FILE.HEX.part          the unfinished file
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from infobatch_stream._files import lock, locked, unlock
@@ -23,7 +23,7 @@ from infobatch_stream._urls import AnyPath
 from infobatch_stream._validation import bytes_of
 from infobatch_stream.errors import ConfigError, DataError
 from infobatch_stream.sources.remote.download import download
-from infobatch_stream.sources.remote.single_flight import claim_of, claimed
+from infobatch_stream.sources.remote.single_flight import lock_path, single_flight
 
 __all__ = ["Make", "ShardCache"]
 
@@ -31,35 +31,33 @@ __all__ = ["Make", "ShardCache"]
 Make = Callable[[Path, Callable[[int], None]], None]
 
 _OURS = re.compile(r"(?s)(?P<file>.*\.[0-9a-f]{32}\.(shard|index\.npz))(?P<more>|\.claim|\.room|\.[0-9a-f]{8}\.part)")
-_FIRST = 2**26  # bytes that are claimed for a shard of unknown size to begin with
+_FIRST = 2**26  # bytes that are reserved at first for a shard of unknown size
 _TICK = 0.02  # seconds between two looks at whether there is room
 
 
 class ShardCache:
-    """The folder, and its limit: the shards in it, and what is claimed for those in the making, never exceed it.
+    """The folder and its limit, which complete shards and reservations for unfinished ones never exceed.
 
     folder: default infobatch-stream in $XDG_CACHE_HOME or ~/.cache. limit: bytes, as a number or as "200gb" (powers
-    of 1024); None for no limit. To make room, the shards that were wanted longest ago are removed. Indexes, which
-    take a thousandth or so, stay and do not count. Only files that this class named are ever removed.
+    of 1024); None for no limit. To make room, the least recently used shards are removed. Indexes, which take a
+    thousandth or so, stay and do not count. Only files that this class named are ever removed.
 
     Any number of threads and processes may share it; it holds no lock between calls.
     """
 
     def __init__(self, folder: AnyPath | None = None, limit: int | str | None = None) -> None:
-        self.folder = _default_folder() if folder is None else Path(folder).absolute()
+        if folder is None:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "infobatch-stream")
+        self.folder = Path(folder).absolute()
         self.limit = None if limit is None else bytes_of("cache_limit", limit)
-        self._tidied = -1  # the process that removed what dead ones left
+        self._tidied = -1  # the process that removed stale files
 
     def place(self, url: str, suffix: str = ".shard") -> Path:
         """Where the shard of ``url`` lies, or would; with ".index.npz" its index."""
         return self.folder / f"{_cached_name(url)}{suffix}"
 
-    def has(self, url: str) -> bool:
-        """Whether the shard is here."""
-        return self.place(url).exists()
-
     def find(self, url: str, size: int | None = None) -> str | None:
-        """The path of the shard, which counts as wanted now; None if it is not here, with ``size`` bytes if given."""
+        """The path of the shard, marked as used now; None if it is not here, or has not ``size`` bytes if given."""
         place = self.place(url)
         try:
             stat = place.stat()
@@ -71,12 +69,11 @@ class ShardCache:
             os.utime(place, ns=(time.time_ns(), stat.st_mtime_ns))
         return str(place)
 
-    def bring(self, url: str, expected_size: int | None = None) -> str:
-        """The path of the shard, which is downloaded if it is not here.
+    def ensure_local(self, url: str, expected_size: int | None = None) -> str:
+        """The path of the shard, downloaded if it is not local.
 
-        Of several that want it at once one downloads it and the others wait. It may be removed again any moment, if
-        there is a limit. Raises DataError (see `download`), also for a full disk, and ConfigError if the limit is too
-        small.
+        Of several callers one downloads it and the others wait. Under a limit it may be removed again at any moment.
+        Raises DataError (see `download`), also for a full disk, and ConfigError if the limit is too small.
         """
         if found := self.find(url, expected_size):
             return found
@@ -92,13 +89,13 @@ class ShardCache:
         return str(place)
 
     def fill(self, place: Path, url: str, make: Make, is_there: Callable[[], bool], size: int | None = 0) -> None:
-        """Have ``make`` write the file at ``place``, unless, when it is this process's turn, ``is_there``.
+        """Have ``make`` write the file at ``place``, unless ``is_there`` once the lock is held.
 
-        size: bytes that it takes within the limit while it is made, None if unknown. Raises as `bring`.
+        size: bytes that it takes within the limit while it is made, None if unknown. Raises as `ensure_local`.
         """
         try:
             self._tidy()
-            with claimed(place) as died:
+            with single_flight(place) as died:
                 if is_there():
                     return
                 if died:
@@ -120,20 +117,15 @@ class ShardCache:
                 try:
                     make(part, room.need)
                     with part.open("rb") as file:
-                        os.fsync(file.fileno())  # else a file could be whole in name only after a crash
+                        os.fsync(file.fileno())  # else a crash could leave a truncated file under the final name
                     part.replace(place)
-                except _NoRoom:  # again from the beginning, rather than wait with room that others may wait for
+                except _NoRoom:  # start again: two that wait while they hold room would wait for each other
                     continue
                 finally:
                     part.unlink(missing_ok=True)
                 return
         finally:
             room.leave()
-
-    def drop(self, url: str, suffix: str = ".shard") -> None:
-        """Remove the shard, or its index."""
-        with suppress(OSError):
-            self.place(url, suffix).unlink()
 
     def check(self, url: str, size: int) -> None:
         """Raise ConfigError if a shard of ``size`` bytes is larger than the limit."""
@@ -144,24 +136,24 @@ class ShardCache:
             )
 
     def reserve(self, place: Path, size: int) -> bool:
-        """Claim ``size`` bytes for the file at ``place``; whether there is room, once others were removed."""
-        with self._accounts():
+        """Reserve ``size`` bytes for the file at ``place``, removing others; whether there is room."""
+        with locked(self.folder / ".lock", os.O_RDWR | os.O_CREAT):  # of all threads and processes one is within
             ready: dict[str, os.stat_result] = {}
-            claims: dict[str, int] = {}
+            reservations: dict[str, int] = {}
             for path, file, more in self._ours():
                 if more == ".room" and file != place.name:
                     with suppress(FileNotFoundError):
                         if not _remove_if_dead(self.folder / file):
-                            claims[file] = int(path.read_text() or 0)
+                            reservations[file] = int(path.read_text() or 0)
                             continue
                 if more in ("", ".room") and file.endswith(".shard"):  # it may be finished since they were listed
                     with suppress(FileNotFoundError):
                         ready[file] = (self.folder / file).stat()
-            claimed_bytes = size + sum(claims[file] for file in claims.keys() - ready.keys())
+            reserved = size + sum(reservations[file] for file in reservations.keys() - ready.keys())
             assert self.limit is not None
-            if claimed_bytes > self.limit:
+            if reserved > self.limit:
                 return False
-            total = claimed_bytes + sum(stat.st_size for stat in ready.values())
+            total = reserved + sum(stat.st_size for stat in ready.values())
             for file in sorted(ready, key=lambda file: ready[file].st_atime_ns):
                 if total <= self.limit:
                     break
@@ -170,12 +162,6 @@ class ShardCache:
             place.with_name(f"{place.name}.room").write_text(str(size))
             return True
 
-    @contextmanager
-    def _accounts(self) -> Iterator[None]:
-        """Only one thread of all processes that share the folder is within."""
-        with locked(self.folder / ".lock", os.O_RDWR | os.O_CREAT):
-            yield
-
     def _ours(self) -> Iterator[tuple[Path, str, str]]:
         """Path of each of our files, the file that it belongs to, and what its name has besides."""
         for path in self.folder.iterdir():
@@ -183,7 +169,7 @@ class ShardCache:
                 yield path, match["file"], match["more"]
 
     def _tidy(self) -> None:
-        """Once in each process, remove what dead ones left of files that they were making."""
+        """Once in each process, remove the stale unfinished files of dead ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._tidied != os.getpid():
             self._tidied = os.getpid()
@@ -193,11 +179,11 @@ class ShardCache:
 
 
 class _NoRoom(Exception):  # noqa: N818 - no error: it begins again
-    """What is in the making needs more than could be claimed for it."""
+    """An unfinished file needs more than could be reserved for it."""
 
 
 class _Room:
-    """The bytes that are claimed for one file in the making."""
+    """The bytes that are reserved for one unfinished file."""
 
     def __init__(self, cache: ShardCache, place: Path, url: str, size: int) -> None:
         self._cache = cache
@@ -213,7 +199,7 @@ class _Room:
             time.sleep(_TICK)
 
     def need(self, size: int) -> None:
-        """Claim more, if ``size`` bytes are more than there are. Raises _NoRoom if others have it."""
+        """Reserve more, if ``size`` bytes are more than there are. Raises _NoRoom if others have it."""
         limit = self._cache.limit
         if limit is None or size <= self._wanted:
             return
@@ -224,22 +210,22 @@ class _Room:
             raise _NoRoom
 
     def leave(self) -> None:
-        """Claim nothing any more."""
+        """Give the reservation back."""
         self._place.with_name(f"{self._place.name}.room").unlink(missing_ok=True)
 
 
 def _remove_if_dead(place: Path) -> bool:
-    """Whether no process makes the file at ``place`` any more; what one left of it is removed."""
-    claim = claim_of(place)
+    """Whether no process makes the file at ``place``; its stale parts are then removed."""
+    path = lock_path(place)
     try:
-        descriptor = os.open(claim, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return True
     try:
         if not lock(descriptor):
             return False
         _remove_parts(place)
-        claim.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         unlock(descriptor)
     except OSError:
         return False
@@ -249,7 +235,7 @@ def _remove_if_dead(place: Path) -> bool:
 
 
 def _remove_parts(place: Path) -> None:
-    """Remove what a dead process left of the file at ``place``."""
+    """Remove the stale parts of the file at ``place``."""
     for path in place.parent.iterdir():
         if path.name.startswith(f"{place.name}.") and path.name.endswith((".part", ".room")):
             path.unlink(missing_ok=True)
@@ -260,8 +246,3 @@ def _cached_name(url: str) -> str:
     name = url.rstrip("/").rpartition("/")[2].encode(errors="surrogateescape").replace(b"\0", b"")
     digest = hashlib.sha256(os.fsencode(url)).hexdigest()[:32]
     return f"{os.fsdecode(name[:32])}.{digest}"
-
-
-def _default_folder() -> Path:
-    """infobatch-stream in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "infobatch-stream")

@@ -1,4 +1,4 @@
-"""One process of a node makes a file; the others wait for it, and learn if it fails, or dies."""
+"""One process of a machine makes a file; the others wait, and learn when it fails or dies."""
 
 import os
 from collections.abc import Iterator
@@ -8,25 +8,25 @@ from pathlib import Path
 from infobatch_stream._files import lock, unlock
 from infobatch_stream.errors import DataError
 
-__all__ = ["claim_of", "claimed"]
+__all__ = ["lock_path", "single_flight"]
 
-_BEGUN = b"\n"  # stands in a claim from its beginning; then the reason, if it failed
+_BEGUN = b"\n"  # written to the lock file at first; the reason follows if it failed
 
 
-def claim_of(file: Path) -> Path:
-    """Where the claim on ``file`` lies: it is there while the file is made, and stays when its maker is killed."""
+def lock_path(file: Path) -> Path:
+    """The lock file of ``file``: it exists while the file is made, and stays when its maker is killed."""
     return file.with_name(file.name + ".claim")
 
 
 @contextmanager
-def claimed(file: Path) -> Iterator[bool]:
-    """Only one thread of all processes is within, for each ``file``; whether the one before died there is given.
+def single_flight(file: Path) -> Iterator[bool]:
+    """A lock for making ``file``, held by one thread of all processes; gives whether its last holder died.
 
-    Waits while another is within. If that one then leaves by an error, DataError with its text is raised here too, so
-    that what takes long to fail does not fail once for each that waits. What a process left that died within is not
-    to be trusted. Raises OSError when the folder cannot be written.
+    Waits while another holds it. If that one fails, DataError with its text is raised here too, so that a download
+    that takes long to fail does not fail once for each waiter. Do not trust what a holder that died has left. Raises
+    OSError when the folder cannot be written.
     """
-    path = claim_of(file)
+    path = lock_path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _take(path)
     try:

@@ -1,8 +1,9 @@
-"""One tar that is elsewhere: its index is had at once, its bytes are brought to the cache when they are wanted."""
+"""One remote tar: its index is read at once, its bytes are downloaded to the cache when they are needed."""
 
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class CachedTar:
     """The tar at ``url``, which can be downloaded any time. Travels to other processes; threads may share it.
 
     Its index is that in the cache; else ``<url>.index.npz``, if the server has it and it is of a shard of this size;
-    else the shard is brought and indexed.
+    else the shard is downloaded and indexed.
     """
 
     is_remote = True
@@ -64,8 +65,8 @@ class CachedTar:
         self._facts = facts
         return index
 
-    def bring(self) -> str:
-        """The path at which it is now, whole. Raises DataError when it cannot be had."""
+    def ensure_local(self) -> str:
+        """The path at which it is now, whole. Raises DataError when it cannot be downloaded."""
         if self.size is not None and (found := self._cache.find(self._key, self.size)):
             return found
         if self._failure is not None and time.monotonic() < self._failure[0] + _REMEMBERED:
@@ -89,12 +90,12 @@ class CachedTar:
             raise
 
     def file(self) -> ShardFile:
-        """It, open for reading, and brought before if need be."""
+        """It, open for reading; downloaded first if need be."""
         for _ in range(_ATTEMPTS):
-            path = self.bring()
+            path = self.ensure_local()
             try:
                 return ShardFile(path, _stamp(path))
-            except (DataError, OSError):  # removed since, or brought anew
+            except (DataError, OSError):  # removed since, or downloaded anew
                 continue
         raise DataError(
             f"{self.url} was removed from the cache {_ATTEMPTS} times before it could be read: cache_limit is too "
@@ -103,7 +104,7 @@ class CachedTar:
 
     def is_here(self) -> bool:
         """Whether it can be read without a download."""
-        return self._cache.has(self._key)
+        return self._cache.place(self._key).exists()
 
     def _make(self, part: Path, need: Callable[[int], None], index: TarIndex | None) -> None:
         """Write it to ``part``, and compare it with the ``index``, if known. Raises SpoiledError if it differs."""
@@ -118,7 +119,8 @@ class CachedTar:
         try:
             self._make(part, need, index)
         except SpoiledError:
-            self._cache.drop(self._key, ".index.npz")  # so that the next to open it does not believe it either
+            with suppress(OSError):  # so that the next to open it does not believe it either
+                self._cache.place(self._key, ".index.npz").unlink()
             raise
 
     def _make_index(self, part: Path, _: Callable[[int], None]) -> None:

@@ -3,23 +3,19 @@
 import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from infobatch_stream._urls import AnyPath, base_name
+from infobatch_stream._urls import AnyPath
 from infobatch_stream.errors import ConfigError, DataError, MissingExtraError
-from infobatch_stream.formats.fingerprint import fingerprint
-from infobatch_stream.planning.shape import Pool
-from infobatch_stream.sources.base import name_sample
 from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.sources.webdataset.shards import TarShards
 
-__all__ = ["IndexedWebDataset", "WdsSource", "need_webdataset"]
+__all__ = ["IndexedWebDataset", "need_webdataset"]
 
 _FIXED = "every sample has a fixed index; filter when the shards are written, or wrap the dataset in a Subset"
 _LENGTH = "an epoch's length follows from the scores; InfoBatchLoader(epochs=) sets the number of epochs"
@@ -49,23 +45,30 @@ def need_webdataset() -> None:
 class IndexedWebDataset(Dataset[Any]):
     """Samples of uncompressed WebDataset tars by index 0..N-1, in the order (shard, row).
 
-    ``urls``: a path, or a url of any protocol that fsspec knows (s3://, gs://, hf://, https://), with brace expansion;
-    or a glob; or a folder (its *.tar, sorted); or an iterable of these. A web server has no globs and folders.
+    A sample is the dict that webdataset 1.0.2 yields: `__key__`, `__url__`, `__local_path__`, and the bytes of each
+    member by extension, in tar order. Stages (`decode`, `map`, ...) are webdataset's own; each returns a new dataset.
 
-    Opening reads the headers of each local shard once and keeps an index of it beside the shard or, where that cannot
-    be written, in ``cache_dir`` (default: infobatch-stream in $XDG_CACHE_HOME or ~/.cache). Of a remote shard it
-    fetches ``<url>.index.npz``; where there is none, the shard itself, to index it. The indexes stay in the cache.
+    Opening indexes each shard once. The index of a local shard is kept beside it or, where that cannot be written, in
+    ``cache_dir``. For a remote shard ``<url>.index.npz`` is downloaded; where there is none, the shard itself, to index
+    it. Indexes stay in the cache.
 
-    Remote shards are brought to ``cache_dir`` when a sample of them is read, once for all processes of a machine. They
-    take at most ``cache_limit`` bytes there (a number, or as "200gb"; None: no limit): those that were read longest ago
-    are removed.
+    Remote shards are downloaded to ``cache_dir`` when a sample of them is read, once for all processes of a machine.
+    Cached shards are not revalidated. If you rewrite a shard, give it a new name or clear the cache.
 
-    A sample is the dict that webdataset 1.0.2 yields: `__key__`, `__url__`, `__local_path__`, and bytes by
-    extension, in tar order; then what the stages make of it. Each stage (`decode`, `map`, ...) is webdataset's own
-    and returns a new dataset. The object holds no scores or epochs, survives fork and pickle (as far as the
-    functions in its stages do), and may be read from several threads.
+    The dataset holds no scores or epochs. It survives fork and pickle, as far as the functions in its stages do, and
+    may be read from several threads.
 
-    Raises DataError for shards that are missing, damaged, compressed, out of reach, or hold no sample.
+    Args:
+        urls: A path, a url of any protocol that fsspec knows (s3://, gs://, hf://, https://), a glob, or a folder (its
+            *.tar, sorted); or an iterable of these. Braces are expanded. A web server has no globs and folders.
+        cache_dir: Folder for remote shards and indexes. Default: infobatch-stream in $XDG_CACHE_HOME or ~/.cache.
+        cache_limit: Most bytes of remote shards in ``cache_dir``, as a number or as "200gb" (powers of 1024). The least
+            recently read shards are removed. None: no limit.
+
+    Raises:
+        ConfigError: For braces that do not match, no url at all, or a ``cache_limit`` that is smaller than a shard.
+        DataError: For shards that are missing, damaged, compressed, out of reach, or hold no sample.
+        MissingExtraError: If webdataset, or for a url fsspec, is not installed.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class IndexedWebDataset(Dataset[Any]):
 
     @property
     def is_remote(self) -> bool:
-        """Whether there is a shard for which `bring` may have something to do."""
+        """Whether there is a shard for which `ensure_local` may have something to do."""
         return self._shards.is_remote
 
     @property
@@ -97,12 +100,18 @@ class IndexedWebDataset(Dataset[Any]):
         """How many shards the cache keeps at least under its limit, whichever they are; None if all."""
         return self._shards.capacity
 
-    def bring(self, shard: int) -> None:
-        """Have shard number ``shard`` on this machine now; at once if it is. Any thread or process may call it.
+    def ensure_local(self, shard: int) -> None:
+        """Return when shard number ``shard`` is local. Any thread or process may call it.
 
-        It may be removed again, if there is a cache_limit. Raises DataError when it cannot be had.
+        Under a ``cache_limit`` it may be removed again.
+
+        Args:
+            shard: 0..S-1, in the order of `urls`.
+
+        Raises:
+            DataError: If it cannot be downloaded.
         """
-        self._shards.tars[shard].bring()
+        self._shards.tars[shard].ensure_local()
 
     def close(self) -> None:
         """Close the files of shards that a cache_limit may remove; they are opened again when they are read."""
@@ -123,10 +132,14 @@ class IndexedWebDataset(Dataset[Any]):
         return self._shards.ends[-1]
 
     def __getitem__(self, index: int) -> Any:
-        """Sample ``index`` (from the end if negative), after all stages.
+        """Sample ``index``, after all stages. What a stage raises passes unchanged.
 
-        Raises IndexError, and DataError, naming the shard, if it cannot be read or a stage drops the sample; what
-        a stage raises passes unchanged.
+        Args:
+            index: -N..N-1; negative ones count from the end.
+
+        Raises:
+            IndexError: If there is no such sample.
+            DataError: If the shard, which it names, cannot be read, or a stage drops the sample.
         """
         number = operator.index(index)
         size = len(self)
@@ -146,9 +159,13 @@ class IndexedWebDataset(Dataset[Any]):
             "passed over an exception. Every index needs a sample: return a stand-in, or let the exception pass."
         )
 
-    def announce(self, indices: Iterable[int]) -> None:
-        """Tell that the samples ``indices`` (0..N-1) are read next, so that those on the disk are fetched at once."""
-        self._shards.announce(indices)
+    def readahead(self, indices: Iterable[int]) -> None:
+        """Have the system read samples of local shards ahead.
+
+        Args:
+            indices: 0..N-1, in the order in which they will be read.
+        """
+        self._shards.readahead(indices)
 
     def decode(self, *args: Any, **kwargs: Any) -> Self:
         """As webdataset's `decode`: decode fields by extension.
@@ -217,74 +234,3 @@ class IndexedWebDataset(Dataset[Any]):
         result = copy.copy(self)
         result._stages = self._stages + getattr(recorder, name)(*args, **kwargs)
         return result
-
-
-class WdsSource:
-    """An `IndexedWebDataset` as a `Source`. Samples come from ``dataset[i]``, so a subclass may override that."""
-
-    def __init__(self, dataset: IndexedWebDataset) -> None:
-        self.dataset = dataset
-
-    @property
-    def num_samples(self) -> int:
-        """N."""
-        return int(self.shard_sizes.sum())
-
-    @property
-    def shard_sizes(self) -> NDArray[np.int64]:
-        """int64[S], samples per shard; 0 for a shard without samples."""
-        return self.dataset.shard_sizes
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the shards' file names, numbers of samples and probes; the folders do not matter."""
-        names = [ascii(base_name(url)) for url in self.dataset.urls]
-        return fingerprint("wds", zip(names, self.shard_sizes.tolist(), self.dataset.shard_probes, strict=True))
-
-    @property
-    def draws(self) -> bool:
-        """Whether there are stages, or methods of a subclass."""
-        return type(self.dataset) is not IndexedWebDataset or bool(self.dataset._stages)
-
-    @property
-    def mixing(self) -> dict[str, Any]:
-        """Empty: each sample once."""
-        return {}
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether `bring` may have something to do."""
-        return self.dataset.is_remote
-
-    @property
-    def capacity(self) -> int | None:
-        """How many shards this machine keeps at least, under a limit; None if all."""
-        return self.dataset.capacity
-
-    def bring(self, shard: int) -> None:
-        """Have shard number ``shard`` on this machine; errors are those of `IndexedWebDataset.bring`."""
-        self.dataset.bring(shard)
-
-    def pool(self, epoch: int) -> Pool | None:
-        """None: each sample once."""
-        return None
-
-    def read(self, index: int) -> Any:
-        """Sample ``index``; errors are those of `IndexedWebDataset.__getitem__`."""
-        return self.dataset[index]
-
-    def read_many(self, indices: list[int]) -> list[Any]:
-        """The samples, in the order of ``indices``, read in the order of the shards; one that cannot be read raises."""
-        samples: list[Any] = [None] * len(indices)
-        places = np.argsort(indices, kind="stable").tolist()
-        with suppress(DataError):  # raised again where it is read, if the user lets it
-            self.dataset.announce(indices[place] for place in places)
-        try:
-            for place in places:
-                samples[place] = self.dataset[indices[place]]
-        except Exception as error:
-            name_sample(error, [indices[place]], self.dataset)
-            raise
-        finally:
-            self.dataset.close()
-        return samples

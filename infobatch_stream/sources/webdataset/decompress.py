@@ -1,4 +1,4 @@
-"""A tar that can only be read from its beginning to its end, written down as a plain file."""
+"""Compressed tars, and the output of commands, written to a temporary file as plain tars."""
 
 import bz2
 import gzip
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from infobatch_stream.errors import DataError, MissingExtraError
 from infobatch_stream.formats.tar_grouping import compression_of
 
-__all__ = ["BadStreamError", "command_output", "spool"]
+__all__ = ["BadStreamError", "command_output", "decompress"]
 
 _BLOCK = 2**20
 
@@ -23,11 +23,11 @@ class BadStreamError(DataError):
     """Bytes that cannot be decompressed, or end too early."""
 
 
-def spool(file: BinaryIO, url: str, part: Path, need: Callable[[int], None]) -> None:
+def decompress(file: BinaryIO, url: str, part: Path, need: Callable[[int], None]) -> None:
     """Write what is left of ``file``, decompressed, to ``part``; call ``need`` with its size before it grows to that.
 
-    What it is compressed by (gzip, bzip2, xz, zstd, nothing) is told by its first bytes. Raises BadStreamError, which
-    names ``url``.
+    The compression (gzip, bzip2, xz, zstd, none) is recognised by the first bytes. Raises BadStreamError, which names
+    ``url``.
     """
     size = 0
     with part.open("wb") as out:
@@ -98,18 +98,15 @@ class _Again(io.RawIOBase):
 
 
 def _zstd(file: BinaryIO) -> Any:
-    ways: dict[str, Callable[[Any], Any]] = {
-        # Not zstandard, whose reader takes a file that is cut off for a whole one.
-        "compression.zstd": lambda module: module.ZstdFile(file),  # Python 3.14
-        "backports.zstd": lambda module: module.ZstdFile(file),
-        "pyarrow": lambda module: module.CompressedInputStream(module.PythonFile(file, "r"), "zstd"),
-    }
-    for name, way in ways.items():
+    # Not zstandard, whose reader takes a file that is cut off for a whole one.
+    for name in ("compression.zstd", "backports.zstd", "pyarrow"):  # the first comes with Python 3.14
         try:
             module = import_module(name)
         except ImportError:
             continue
-        return way(module)
+        if name == "pyarrow":
+            return module.CompressedInputStream(module.PythonFile(file, "r"), "zstd")
+        return module.ZstdFile(file)
     raise MissingExtraError(
         "A tar that is compressed by zstd needs pyarrow or backports.zstd: pip install backports.zstd. Or have the "
         "program zstd do it: 'pipe:zstd -dc shard.tar.zst'."

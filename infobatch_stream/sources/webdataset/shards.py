@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from infobatch_stream._urls import AnyPath, is_remote, local_path
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.tar_headers import HEADER, LENGTH_AT, LENGTH_DIGITS, length_in
 from infobatch_stream.formats.tar_index import TarIndex
+from infobatch_stream.sources.per_process import PerProcess
 from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile, changed
 from infobatch_stream.sources.webdataset.cached_tar import CachedTar
@@ -26,35 +27,6 @@ T = TypeVar("T")
 _INDEXES = 256  # kept per process
 _BLOCK = 2**14  # bytes: a sample that is no longer is read at once; of a longer one each member, which is not copied
 _THREADS = 16  # that wait for servers at once
-
-
-class Tar(Protocol):
-    """One shard. It holds nothing open; threads may share it."""
-
-    url: str
-
-    def __hash__(self) -> int:
-        """By identity: a tar is opened once in each process."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether `bring` may have something to do."""
-
-    @property
-    def size(self) -> int | None:
-        """Its bytes, if they are known."""
-
-    def index(self) -> TarIndex:
-        """Its index. Raises DataError if it cannot be had, or is another than the first time."""
-
-    def file(self) -> ShardFile:
-        """It, open for reading. Raises DataError if it cannot be had."""
-
-    def bring(self) -> object:
-        """Have it on this machine. Raises DataError if it cannot be had."""
-
-    def is_here(self) -> bool:
-        """Whether `file` is quick."""
 
 
 class LocalTar:
@@ -70,7 +42,7 @@ class LocalTar:
         self._stamp: tuple[int, int] | None = None  # since it was opened
 
     def index(self) -> TarIndex:
-        """Its index, kept beside it if possible."""
+        """Its index, kept beside it if possible. Raises DataError if it is another than the first time."""
         index = load_index(self._place, self._cache.folder)
         if self._stamp not in (None, index.stamp):
             raise changed(self._path)
@@ -86,12 +58,16 @@ class LocalTar:
         """Its bytes, once it was indexed."""
         return self._stamp[0] if self._stamp else None
 
-    def bring(self) -> None:
-        """Nothing: it is here."""
+    def ensure_local(self) -> None:
+        """Nothing: it is local."""
 
     def is_here(self) -> bool:
         """It is."""
         return True
+
+
+Tar = LocalTar | CachedTar
+"""One shard. It holds nothing open; threads may share it."""
 
 
 def open_tar(url: str, cache: ShardCache) -> Tar:
@@ -99,12 +75,14 @@ def open_tar(url: str, cache: ShardCache) -> Tar:
     return CachedTar(url, cache) if is_remote(url) else LocalTar(url, cache)
 
 
-class TarShards:
+class TarShards(PerProcess):
     """The raw samples of a list of shards. Holds a few numbers per shard; indexes and files open when needed.
 
     tars: what to read by, instead of the urls as they are. counts: how many samples each has, if the indexes are not
     to be asked now; then ``probes`` are 0.
     """
+
+    _own = "_index", "_file"
 
     def __init__(
         self,
@@ -116,12 +94,11 @@ class TarShards:
     ) -> None:
         cache = cache if isinstance(cache, ShardCache) else ShardCache(cache)
         self.urls = urls
-        self.paths = [local_path(url) for url in urls]
         self.tars = [open_tar(url, cache) for url in urls] if tars is None else list(tars)
         self.is_remote = any(tar.is_remote for tar in self.tars)
         # An evicted shard takes room on the disk as long as it is open. So under a limit none is open between batches.
         self._keep_open = cache.limit is None or not self.is_remote
-        self._told = counts is not None
+        self._checks_counts = counts is not None
         if counts is None:
             facts = _in_threads(_facts, self.tars) if self.is_remote else list(map(_facts, self.tars))
             counts, self.probes = ([fact[n] for fact in facts] for n in (0, 1))
@@ -133,7 +110,7 @@ class TarShards:
             raise DataError(f"There is no sample in {len(urls)} shard(s), the first {urls[0]}; check the path.")
         self._cache = cache
         self._compared: set[str] = set()
-        self._open_caches()
+        self._renew()
 
     @property
     def capacity(self) -> int | None:
@@ -143,35 +120,26 @@ class TarShards:
         assert self._cache.limit is not None
         return max(1, self._cache.limit // max(tar.size or self._cache.limit for tar in self.tars if tar.is_remote))
 
-    def _open_caches(self) -> None:
+    def _renew(self) -> None:
         # Not methods of this object: the cycle would keep its files open.
         self._index = lru_cache(_INDEXES)(methodcaller("index"))
         self._file = lru_cache(MOST_OPEN if self._keep_open else 1)(methodcaller("file"))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without indexes and open files: each process has its own."""
-        return {name: value for name, value in vars(self).items() if name not in ("_index", "_file")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """The state, with nothing open yet."""
-        vars(self).update(state)
-        self._open_caches()
 
     def close(self) -> None:
         """Close files that must not stay open."""
         if not self._keep_open:
             self._file.cache_clear()
 
-    def announce(self, numbers: Iterable[int]) -> None:
-        """Have the system fetch the samples ``numbers`` at once, unless it has the first of them in memory.
+    def readahead(self, numbers: Iterable[int]) -> None:
+        """Have the system read the samples ``numbers`` ahead, unless the first of them is in memory.
 
-        Those of shards that are not here, or cannot stay open, are left out.
+        Those of shards that are not local, or cannot stay open, are left out.
         """
         for place, number in enumerate(numbers):
             if not self._keep_open or not self.tars[bisect_right(self.ends, number)].is_here():
                 continue
             _, _, file, members = self._find(number)
-            if members and not file.announce(*_span(members)) and place == 0:
+            if members and not file.readahead(*_span(members)) and place == 0:
                 return
 
     def read(self, number: int) -> dict[str, Any]:
@@ -214,7 +182,7 @@ class TarShards:
         """Key and url of sample ``number``, the file that has it, and its members there."""
         shard = bisect_right(self.ends, number)
         index: TarIndex = self._index(self.tars[shard])
-        if self._told and len(index) != self.sizes[shard]:
+        if self._checks_counts and len(index) != self.sizes[shard]:
             raise DataError(
                 f"{self.urls[shard]} has {len(index):,} samples, but counts says {self.sizes[shard]:,}. Mend the "
                 "counts, and begin with a new score store."

@@ -1,4 +1,4 @@
-"""WebDataset tars that cannot be read by index where they are: written to the cache as plain tars, and read there."""
+"""WebDataset tars that are compressed, or the output of commands: kept as plain tars in the cache, and read there."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.urls import expand_shards
 from infobatch_stream.sources.webdataset.cached_tar import CachedTar
 from infobatch_stream.sources.webdataset.dataset import IndexedWebDataset, need_webdataset
-from infobatch_stream.sources.webdataset.decompress import BadStreamError, command_output, spool
+from infobatch_stream.sources.webdataset.decompress import BadStreamError, command_output, decompress
 from infobatch_stream.sources.webdataset.shards import TarShards, open_tar
 
 __all__ = ["StreamedWebDataset"]
@@ -26,15 +26,21 @@ Counts = int | Sequence[int] | Mapping[str, int] | AnyPath
 class StreamedWebDataset(IndexedWebDataset):
     """An `IndexedWebDataset` of compressed tars (.tgz, .tar.gz, .bz2, .xz, .zst) and of commands (``pipe:...``) too.
 
-    Such a shard is read once from its beginning to its end, and its plain tar is kept in the cache; samples are read
-    from there, by index. So nothing is decoded that an epoch does not keep, and all else is as ever.
+    Such a shard is decompressed once, and its plain tar is kept in the cache. Samples are read from there by index, so
+    an epoch decodes only the samples that it keeps.
 
-    counts: samples per shard, as one number for all, a list in the order of the shards, a dict by url (or the last part
-    of it), or the path of a JSON file of one of these. Without, each shard is read at the first opening; later ones
-    have its index. A cache_limit has to hold the plain tars; what was removed is read again.
+    Args:
+        urls: As for `IndexedWebDataset`; also compressed tars and commands.
+        counts: Samples per shard: one number for all, a list in the order of the shards, a dict by url (or its last
+            part), or the path of a JSON file of one of these. None: each shard is read when it is opened for the first
+            time; later openings have its index.
+        cache_dir: As for `IndexedWebDataset`.
+        cache_limit: As for `IndexedWebDataset`; it counts the plain tars. What was removed is decompressed again.
 
-    Raises what IndexedWebDataset does, and DataError, when it is read, for a shard that cannot be decompressed, whose
-    command fails, or that has another number of samples than ``counts`` says.
+    Raises:
+        ConfigError: As for `IndexedWebDataset`; also for ``counts`` that do not fit the shards.
+        DataError: As for `IndexedWebDataset`. When it is read, also for a shard that cannot be decompressed, whose
+            command fails, or that has another number of samples than ``counts`` says.
     """
 
     def __init__(
@@ -80,11 +86,11 @@ class _StreamedTar(CachedTar):
 
     def _make(self, part: Path, need: Callable[[int], None], index: TarIndex | None) -> None:
         try:
-            self._spool(part, need)
+            self._write_plain(part, need)
         except BadStreamError:
             if not is_remote(self.url):
                 raise
-            self._spool(part, need)  # downloaded again
+            self._write_plain(part, need)  # downloaded again
         size = part.stat().st_size
         what = "" if index is None else index.differs_from(part) if size == index.stamp[0] else f"it has {size:,} bytes"
         if what:
@@ -93,24 +99,24 @@ class _StreamedTar(CachedTar):
                 "score store if the samples are others."
             )
 
-    def _spool(self, part: Path, need: Callable[[int], None]) -> None:
+    def _write_plain(self, part: Path, need: Callable[[int], None]) -> None:
         if is_pipe(self.url):
             with command_output(self.url, self._folder) as file:
-                spool(file, self.url, part, need)
+                decompress(file, self.url, part, need)
         elif not is_remote(self.url):
             try:
                 file = self._path.open("rb")
             except OSError as error:
                 raise _unreadable(self._path, error) from error
             with file:
-                spool(file, self.url, part, need)
+                decompress(file, self.url, part, need)
         else:  # first as it is, since what comes from elsewhere may have to be asked for again
             packed = part.with_name(f"{part.name}.packed.part")
             try:
                 download(self.url, packed, need=need)
                 with packed.open("rb") as file:
                     taken = packed.stat().st_size
-                    spool(file, self.url, part, lambda size: need(taken + size))
+                    decompress(file, self.url, part, lambda size: need(taken + size))
             finally:
                 packed.unlink(missing_ok=True)
 

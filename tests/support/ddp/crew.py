@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from infobatch_stream.store import bootstrap as opening
+from infobatch_stream.store import bootstrap
 from support.ddp.faults import CASES
 from support.ddp.launch import end_with_parent, note_error, process_group
 
@@ -31,7 +31,7 @@ def be_rank(request, environ):
     for number, file in enumerate((nowhere, log, log)):
         os.dup2(file, number)
     faulthandler.register(signal.SIGUSR1)
-    opening._RUN = os.urandom(8).hex()  # as in a process that was started
+    bootstrap._RUN = os.urandom(8).hex()  # as in a process that was started
     options = dict(request["options"])
     leave = sys.exit if options.pop("to_the_end", False) else os._exit  # it takes half a second
     try:

@@ -16,9 +16,7 @@ import torch.distributed as dist
 
 from infobatch_stream import ScoreStore
 from infobatch_stream.distributed import Groups, Ranks
-from infobatch_stream.store import bootstrap as opening
-from infobatch_stream.store import layout
-from infobatch_stream.store import replicated as shared_store
+from infobatch_stream.store import bootstrap, layout, replicated
 from infobatch_stream.store.run_lock import RunLock
 from support.ddp import nodes
 from support.ddp.cases import error_of
@@ -46,8 +44,8 @@ class Calls:
 
     def __init__(self, names, number, act):
         self.begun, self.calls = True, 0
-        for owner, name in names:
-            setattr(owner, name, self._wrapped(getattr(owner, name), number, act))
+        for holder, name in names:
+            setattr(holder, name, self._wrapped(getattr(holder, name), number, act))
 
     def _wrapped(self, original, number, act):
         def call(*arguments, **options):
@@ -74,7 +72,7 @@ def broken(out, here, rank, name, moment, number=0, victim=None, gradients=False
     number: of the exchange. victim: the rank that is killed; None waits for the test. gradients: the ranks also
     exchange something at each step, as with DDP. The state of epoch 1 after its first step goes to OUT/state.pt.
     """
-    opening.BLOCK = shared_store.BLOCK = CHUNK
+    bootstrap.BLOCK = replicated.BLOCK = CHUNK
     act = lambda: here_and_now(out, rank, victim)  # noqa: E731
     calls = Calls(MOMENTS[moment], number, act)
     calls.begun = moment != "merge"
@@ -164,8 +162,8 @@ def merged(out, here, rank, groups):
 def on_machines(out, here, rank, folders, machines, file_systems):
     """Ranks that seem to be on these machines and file systems: an error, or nothing."""
     node = int(os.environ["GROUP_RANK"])
-    opening.kernel = lambda: machines[node]
-    opening.name_of_file_system = lambda path: file_systems[node]
+    bootstrap.kernel = lambda: machines[node]
+    bootstrap.name_of_file_system = lambda path: file_systems[node]
     return error_of(lambda: iter(make(Path(folders[node]), "scores")))
 
 

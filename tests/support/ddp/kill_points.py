@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infobatch_stream import _files, loader
-from infobatch_stream.store import bootstrap as opening
-from infobatch_stream.store import layout, mapped_array
-from infobatch_stream.store import replicated as shared_store
+from infobatch_stream import _files, run
+from infobatch_stream.store import bootstrap, layout, mapped_array, replicated
 from infobatch_stream.store import score_store as store
 from infobatch_stream.store.bootstrap import Bootstrap
 from infobatch_stream.store.header import read_header
@@ -25,20 +23,20 @@ from infobatch_stream.store.staging import StagedStore
 
 def small_blocks():
     """So that 44 samples are many blocks."""
-    mapped_array._BLOCK, opening.BLOCK, shared_store.BLOCK = 5, 7, 7
+    mapped_array._BLOCK, bootstrap.BLOCK, replicated.BLOCK = 5, 7, 7
 
 
-def before(owner, name, when=lambda *_, **__: True):
-    return _around(owner, name, when, first=True)
+def before(holder, name, when=lambda *_, **__: True):
+    return _around(holder, name, when, first=True)
 
 
-def after(owner, name, when=lambda *_, **__: True):
-    return _around(owner, name, when, first=False)
+def after(holder, name, when=lambda *_, **__: True):
+    return _around(holder, name, when, first=False)
 
 
-def _around(owner, name, when, first):
+def _around(holder, name, when, first):
     def install(strike):
-        true = getattr(owner, name)
+        true = getattr(holder, name)
 
         def wrapped(*args, **kwargs):
             if first and when(*args, **kwargs):
@@ -48,16 +46,16 @@ def _around(owner, name, when, first):
                 strike()
             return found
 
-        setattr(owner, name, wrapped)
+        setattr(holder, name, wrapped)
 
     return install
 
 
-def within(owner, name, inner):
-    """The moment ``inner``, of those that come during calls of ``owner.name``; it tells by the arguments when."""
+def within(holder, name, inner):
+    """The moment ``inner``, of those that come during calls of ``holder.name``; it tells by the arguments when."""
 
     def install(strike):
-        true, calls = getattr(owner, name), []
+        true, calls = getattr(holder, name), []
 
         def wrapped(*args, **kwargs):
             calls.append(args)
@@ -66,7 +64,7 @@ def within(owner, name, inner):
             finally:
                 calls.pop()
 
-        setattr(owner, name, wrapped)
+        setattr(holder, name, wrapped)
         inner(calls)(strike)
 
     return install
@@ -192,14 +190,14 @@ COMMIT = {
     "committed, not all ranks know": Point(before(ScoreStore, "refresh"), who="any"),
 }
 OPENING = {
-    "marker file shown": Point(after(opening, "make_held"), who="several ranks"),
+    "marker file shown": Point(after(bootstrap, "make_held"), who="several ranks"),
     "stores looked at": Point(after(Bootstrap, "_look")),
-    "in the draft": Point(after(layout, "_write_shard"), opens="checkpoint", most=2),
-    "draft whole": Point(before(StagedStore, "place"), opens="checkpoint"),
+    "in the staged store": Point(after(layout, "_write_shard"), opens="checkpoint", most=2),
+    "staged store whole": Point(before(StagedStore, "place"), opens="checkpoint"),
     "between the renames": Point(
         after(Path, "rename", lambda _, to: ".old-" in str(to)), opens="checkpoint", aside=True
     ),
-    "draft renamed": Point(after(Path, "rename", lambda here, _: ".new-" in str(here)), opens="checkpoint"),
+    "staged store renamed": Point(after(Path, "rename", lambda here, _: ".new-" in str(here)), opens="checkpoint"),
     "old store half removed": Point(_old_half_removed, opens="checkpoint", aside=True),
     "copy to a new node": Point(
         after(StagedStore, "fill"), who="second", opens="continue", lost=True, aside=True, most=7
@@ -207,11 +205,11 @@ OPENING = {
     "copy of a checkpoint to a node": Point(
         after(StagedStore, "fill"), who="second", opens="checkpoint", aside=True, most=14
     ),
-    "store claimed": Point(after(RunLock, "claim")),
+    "run lock taken": Point(after(RunLock, "acquire")),
     "token written": Point(_token, most=2),
 }
 STATE = {
-    "losses merged for a state": Point(before(loader, "pack"), who="any", most=2),
+    "losses merged for a state": Point(before(run, "pack"), who="any", most=2),
     "checkpoint written, not renamed": Point(before(Path, "rename", lambda _, to: to.suffix == ".pt"), who="saver"),
 }
 POINTS = {**COMMIT, **OPENING, **STATE}

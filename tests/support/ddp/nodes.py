@@ -16,16 +16,14 @@ import torch.distributed as dist
 from infobatch_stream import InfoBatchLoader, ScoreStore
 from infobatch_stream._platform import fill_in_node
 from infobatch_stream.distributed import Groups
-from infobatch_stream.store import bootstrap as opening
-from infobatch_stream.store import replicated as shared_store
-from infobatch_stream.store import score_store
+from infobatch_stream.store import bootstrap, replicated, score_store
 from support.ddp.cases import FORK, RUN, error_of, train
 from support.ddp.data import Noisy, loss_of, wds
 from support.ddp.launch import end_with_parent, process_group
 
 N = 44
 EPOCHS = 3
-OWNER = "pending/owner.json"
+RUN_LOCK = "pending/owner.json"
 
 
 def local(here):
@@ -42,7 +40,7 @@ def digest(path):
     """By file of a store, what is in it; without the process that has it, and its history, which may be of its own."""
     files = (file for file in sorted(path.rglob("*")) if file.is_file())
     found = {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return {name: digest for name, digest in found.items() if name != OWNER and not name.startswith("history/")}
+    return {name: digest for name, digest in found.items() if name != RUN_LOCK and not name.startswith("history/")}
 
 
 def digest_of(loader):
@@ -72,12 +70,12 @@ def small_blocks(size):
         sent.append(len(values))
         return merge(groups, values)
 
-    opening.BLOCK = shared_store.BLOCK = size
+    bootstrap.BLOCK = replicated.BLOCK = size
     Groups.merge = note
     try:
         yield sent
     finally:
-        opening.BLOCK = shared_store.BLOCK = 1 << 22
+        bootstrap.BLOCK = replicated.BLOCK = 1 << 22
         Groups.merge = merge
 
 

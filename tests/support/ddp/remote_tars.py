@@ -35,15 +35,15 @@ def be_quick(timeout=5.0):
     retry.PAUSE, download.TIMEOUT = 0.01, timeout
 
 
-def bring(link, urls, folder, limit=None, rounds=1):
-    """Bring the shards, several times in an order of its own; -> how many bytes each had."""
+def ensure_all(link, urls, folder, limit=None, rounds=1):
+    """Download the shards, several times in an order of its own; -> how many bytes each had."""
     be_quick()
     cache = ShardCache(folder, limit)
     sizes = {}
     link.send("begins")
     for number in range(rounds):
         for url in random.Random(number * os.getpid()).sample(urls, len(urls)):
-            sizes[url] = Path(cache.bring(url)).stat().st_size if limit is None else len(read(cache, url))
+            sizes[url] = Path(cache.ensure_local(url)).stat().st_size if limit is None else len(read(cache, url))
     return sizes
 
 
@@ -51,7 +51,7 @@ def read(cache, url):
     """The bytes of a shard that may be removed at any time."""
     for _ in range(50):
         try:
-            return Path(cache.bring(url)).read_bytes()
+            return Path(cache.ensure_local(url)).read_bytes()
         except FileNotFoundError:
             continue
     raise AssertionError(f"{url} was always gone")

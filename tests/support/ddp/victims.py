@@ -18,15 +18,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError
-from infobatch_stream import _files as litter
-from infobatch_stream.store import header, layout, mapped_array
-from infobatch_stream.store import staging as draft
+from infobatch_stream import InfoBatchLoader, ScoreStore, StoreError, _files
+from infobatch_stream.store import header, layout, mapped_array, staging
 from support.ddp.children import members
 from support.ddp.data import loss_of
+from support.killed import in_a_fork, killed_at
 
 N = 40
-_TRACED = {module.__file__ for module in (draft, header, layout, litter, mapped_array)}
+_TRACED = {module.__file__ for module in (_files, header, layout, mapped_array, staging)}
 FORKED = {"num_workers": 2, "multiprocessing_context": "fork"}
 
 
@@ -259,54 +258,21 @@ def die_making(link, path, replace, every):
 
     Left at the path: nothing, ["old"] or ["new"]. every: of how many lines one is tried.
     """
-    found = []
+    found = []  # Zarr's thread is not there after a fork, so each use of it gets a process that has not used it before
     for line in itertools.count(0, every):
         folder = path / str(line)
         folder.mkdir()
         make = partial(ScoreStore.create, folder / "scores.zarr", N)
         if replace:
-            _in_a_fork(partial(make, "old"))
-        status = _in_a_fork(partial(_killed_at, line, partial(make, "new", replace=replace)))
+            in_a_fork(partial(make, "old"))
+        status = in_a_fork(partial(killed_at, line, partial(make, "new", replace=replace), _TRACED))
         left = [ScoreStore.open(store, "r").fingerprint for store in folder.glob("scores.zarr")]
         hidden = [file.name for file in folder.glob(".*")]
-        mended = _in_a_fork(partial(make, "last", replace=bool(left)))
+        mended = in_a_fork(partial(make, "last", replace=bool(left)))
         stays = [file.name for file in (*folder.iterdir(), *folder.glob("scores.zarr/.*"))]
         found.append((left, hidden, mended, stays, ScoreStore.open(folder / "scores.zarr", "r").fingerprint))
         if status == 0:
             return found
-
-
-def _in_a_fork(act):
-    """Zarr's thread is not there after a fork, so what uses it gets a process that has not used it before."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            act()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1]
-
-
-def _killed_at(line, act):
-    left = line
-
-    def trace(frame, event, _):
-        nonlocal left
-        if frame.f_code.co_filename not in _TRACED:
-            return None
-        if event == "line":
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-        return trace
-
-    sys.settrace(trace)
-    try:
-        act()
-    finally:
-        sys.settrace(None)
 
 
 # ---- several processes, without an agent that looks after them
