@@ -12,7 +12,7 @@ from infobatch_stream.planning.deal import count_steps
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.position import RunPosition
 from infobatch_stream.planning.shape import Shape
-from infobatch_stream.policies.base import Policy, Schedule, annealing_epoch, prunes_always, try_policy
+from infobatch_stream.policies.base import Policy, Schedule, annealing_of, prunes_always, try_policy
 from infobatch_stream.policies.pruning import FullData
 
 __all__ = ["RunConfig"]
@@ -78,7 +78,7 @@ class RunConfig:
 
     def annealing(self, epochs: int) -> int:
         """From which epoch on a run of ``epochs`` trains on all samples, with weight 1; ``epochs`` for none."""
-        return epochs if prunes_always(self.policy) else annealing_epoch(self.delta, epochs)
+        return annealing_of(self.policy, self.delta, epochs)
 
     def plan(
         self,

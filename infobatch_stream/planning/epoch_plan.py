@@ -25,8 +25,7 @@ from infobatch_stream.planning.entries import Entries, KeptEntries, KeptPool, Ke
 from infobatch_stream.planning.lanes import Lane, PermutedLane, StraightLane, WindowLane, fill, repeat
 from infobatch_stream.planning.rng import permutation
 from infobatch_stream.planning.selection import Selection
-from infobatch_stream.policies.base import Policy, prunes_always, rule_of, threshold_of
-from infobatch_stream.policies.pruning import FullData
+from infobatch_stream.policies.base import Policy, rule_of, threshold_of
 from infobatch_stream.score_stats import Summary
 
 __all__ = ["EpochPlan"]
@@ -86,8 +85,7 @@ class EpochPlan:
                 "choose canonical_nodes (lanes) that divides batch_size * world size."
             )
         summary = Summary(scores, None if pool is None else pool[0])
-        prunes = (summary.count or prunes_always(policy)) and not isinstance(policy, FullData)
-        rule = rule_of(policy, summary) if prunes else None
+        rule = rule_of(policy, summary)
         selection = Selection(summary.scores, rule, seed, epoch)
         self.infinite = summary.infinite
         self.mean_score = summary.mean

@@ -18,7 +18,7 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.score_stats import Summary
 
 __all__ = [
-    "Moment", "Policy", "Rule", "Schedule", "StepRule", "annealing_epoch", "check_keep", "keep_probabilities",
+    "Moment", "Policy", "Rule", "Schedule", "StepRule", "annealing_epoch", "annealing_of", "check_keep", "keep_probabilities",
     "prunes_always", "rule_of", "threshold_of", "try_policy",
 ]  # fmt: skip
 
@@ -142,6 +142,11 @@ def prunes_always(policy: object) -> bool:
     return bool(getattr(policy, "prunes_always", False))
 
 
+def annealing_of(policy: object, delta: float, epochs: int) -> int:
+    """From which epoch on a run of ``epochs`` under ``policy`` keeps everything; ``epochs`` for none."""
+    return epochs if prunes_always(policy) else annealing_epoch(delta, epochs)
+
+
 def check_keep(name: str, keep: Sequence[float]) -> None:
     """Raise ConfigError, about the policy ``name``, for keep probabilities that are neither 0 nor in [2^-10, 1]."""
     for p in keep:
@@ -152,8 +157,13 @@ def check_keep(name: str, keep: Sequence[float]) -> None:
             )
 
 
-def rule_of(policy: Policy, summary: Summary) -> Rule:
-    """``policy.rule(summary)``. Raises ConfigError unless it is a function."""
+def rule_of(policy: Policy, summary: Summary) -> Rule | None:
+    """``policy.rule(summary)``; None, to keep everything, where no sample has a score to go by.
+
+    Raises ConfigError unless it is a function.
+    """
+    if not summary.count and not prunes_always(policy):
+        return None
     rule = policy.rule(summary)
     if not callable(rule):
         raise ConfigError(
@@ -190,5 +200,6 @@ def try_policy(policy: Policy) -> None:
     """Raise ConfigError for one whose rule is none; else that would show after an epoch, when there are scores."""
     scores = np.linspace(0, 4, 64, dtype=np.float32)
     rule = rule_of(policy, Summary(scores))
+    assert rule is not None
     threshold_of(rule)
     keep_probabilities(rule, scores)

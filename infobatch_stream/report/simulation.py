@@ -12,7 +12,7 @@ from rich.table import Table
 from infobatch_stream import BudgetPruning, FullData, QuantilePruning, ScoreStore, SoftPruning
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.planning.selection import Selection
-from infobatch_stream.policies.base import Moment, Policy, Schedule, annealing_epoch
+from infobatch_stream.policies.base import Moment, Policy, Schedule, annealing_of, rule_of
 from infobatch_stream.score_stats import Summary
 from infobatch_stream.store.recorded_losses import replay
 
@@ -69,11 +69,12 @@ def simulate(
     """
     policies = list(policies)
     shares: list[list[tuple[int, float]]] = [[] for _ in policies]
-    annealing, size = annealing_epoch(delta, epochs), 0
+    size = 0
     for epoch, known in enumerate(islice(scores, epochs)):
         size = known.size
         for policy, planned in zip(policies, shares, strict=True):
             skipped = epoch * size - sum(kept for kept, _ in planned)
+            annealing = annealing_of(policy, delta, epochs)
             chosen = policy if epoch < annealing else FullData()
             if not isinstance(chosen, Policy):
                 moment = Moment(epoch, epochs, annealing, size, epoch * size, skipped)
@@ -105,8 +106,7 @@ def _plan(policy: Policy, scores: NDArray[np.float32], seed: int, epoch: int) ->
     """
     summary = Summary(scores)
     scores = summary.scores
-    rule = policy.rule(summary) if summary.count and not isinstance(policy, FullData) else None
-    selection = Selection(scores, rule, seed, epoch)
+    selection = Selection(scores, rule_of(policy, summary), seed, epoch)
     kept, squares, weighted = 0, 0.0, 0.0
     for start in range(0, scores.size, _BLOCK):
         part = scores[start : start + _BLOCK]

@@ -28,7 +28,7 @@ EXPORTED = {
 }
 PARAMETERS = {
     "InfoBatchLoader": "(dataset, store, *, batch_size, epochs, policy=SoftPruning(ratio=0.5), delta=0.875, seed=0, "
-    "shuffle=True, shuffle_window=65536, canonical_nodes=None, drop_last=False, on_error='raise', existing='error', "
+    "shuffle=True, shuffle_window=65536, canonical_nodes=None, drop_last=False, constant_steps=False, on_error='raise', existing='error', "
     "predownload=64, history=False, process_group=None, collate_fn=None, collate_with_picks=None, **dataloader)",
     "InfoBatchLoader.peek": "(self)",
     "InfoBatchLoader.update": "(self, losses, picks, *, score=None)",
@@ -47,7 +47,7 @@ PARAMETERS = {
     "ScoreStore.discard_pending": "(self)",
     "SoftPruning": "(ratio=0.5)",
     "QuantilePruning": "(quantiles=(0.2, 0.85), keep=(0.25, 0.5, 1.0))",
-    "BudgetPruning": "(fraction, power=0.5, floor=0.15)",
+    "BudgetPruning": "(fraction, power=0.5, floor=0.15, spread='middle')",
     "FullData": "()",
     "policies.Moment": "(epoch, epochs, annealing, entries, offered, skipped)",
     "policies.Policy.rule": "(self, summary)",
@@ -74,7 +74,15 @@ NEEDS = {"accelerate": "accelerate", "lightning": "lightning.pytorch", "transfor
 ATTRIBUTES = {
     "InfoBatchLoader": (
         *("epoch", "epochs", "step", "progress", "kept_share", "stats", "store"),
-        *("spent", "num_samples", "process", "processes", "unpruned_steps"),  # for adapters
+        *(
+            "spent",
+            "num_samples",
+            "process",
+            "processes",
+            "unpruned_steps",
+            "constant_steps",
+            "total_steps",
+        ),  # for adapters
     ),
     "Picks": ("index", "weight"),
     "ScoreStore": ("path", "epoch", "num_samples", "scores", "pending"),
