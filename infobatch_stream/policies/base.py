@@ -18,8 +18,8 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.score_stats import Summary
 
 __all__ = [
-    "Moment", "Policy", "Rule", "Schedule", "StepRule", "annealing_epoch", "annealing_of", "check_keep", "keep_probabilities",
-    "prunes_always", "rule_of", "threshold_of", "try_policy",
+    "Moment", "Policy", "Rule", "Schedule", "StepRule", "annealing_epoch", "annealing_of", "check_keep",
+    "keep_probabilities", "prunes_always", "rule_of", "threshold_of", "try_policy",
 ]  # fmt: skip
 
 # Weights are 1 / probability. Under 2^-10 a single sample would outweigh a thousand others.

@@ -28,7 +28,8 @@ EXPORTED = {
 }
 PARAMETERS = {
     "InfoBatchLoader": "(dataset, store, *, batch_size, epochs, policy=SoftPruning(ratio=0.5), delta=0.875, seed=0, "
-    "shuffle=True, shuffle_window=65536, canonical_nodes=None, drop_last=False, constant_steps=False, on_error='raise', existing='error', "
+    "shuffle=True, shuffle_window=65536, canonical_nodes=None, drop_last=False, constant_steps=False, "
+    "on_error='raise', existing='error', "
     "predownload=64, history=False, process_group=None, collate_fn=None, collate_with_picks=None, **dataloader)",
     "InfoBatchLoader.peek": "(self)",
     "InfoBatchLoader.update": "(self, losses, picks, *, score=None)",
