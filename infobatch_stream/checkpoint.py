@@ -17,7 +17,7 @@ from infobatch_stream.store.score_store import ScoreStore
 __all__ = ["Saved", "pack", "unpack"]
 
 _FORMAT = 2
-_NEWER = {"constant_steps": False}  # what states of before it was an option were saved with
+_NEWER = {"constant_steps": False}  # what states of before it was an option were saved with; others: None
 _BLOCK = 1 << 18  # scores whose checksum is taken at once: they stay in the cache
 
 

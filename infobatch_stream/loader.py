@@ -4,11 +4,14 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from infobatch_stream._validation import check_choice, whole_number
 from infobatch_stream.losses import check_losses, check_picks, weighted_mean
+from infobatch_stream.per_sample import PerSample, mask_of, weights_of
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.config import RunConfig
 from infobatch_stream.planning.epoch_plan import EpochPlan
@@ -66,6 +69,9 @@ class InfoBatchLoader:
             on a few samples shows it.
         collate_with_picks: Instead of collate_fn, for what sorts or filters: takes (samples, picks), and returns the
             data with the picks of its rows, as ``(data, picks[order])``.
+        include: The samples to train on: bool[N], their indices, or a file of either (".npy", "table.parquet:column").
+            Shards without any are not downloaded. May be changed between epochs.
+        sample_weight: float[N] or such a file: multiplies the loss of each sample, beside ``picks.weight``.
         dataloader: Further options of the inner DataLoader, as num_workers.
 
     Raises ConfigError or StoreError for what cannot work. Making a loader communicates and writes nothing, except
@@ -99,6 +105,8 @@ class InfoBatchLoader:
         process_group: "dist.ProcessGroup | None" = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         collate_with_picks: Callable[[list[Any], Picks], tuple[Any, Picks]] | None = None,
+        include: PerSample | None = None,
+        sample_weight: PerSample | None = None,
         **dataloader: Any,
     ) -> None:
         self.batch_size = whole_number("batch_size", batch_size, 1)
@@ -121,6 +129,8 @@ class InfoBatchLoader:
             existing=existing,
             history=bool(history),
             process_group=process_group,
+            include=None if include is None else mask_of(include, source.num_samples),
+            sample_weight=None if sample_weight is None else weights_of(sample_weight, source.num_samples),
         )
 
     # Where the run stands ----------------------------------------------------------------------------------------
@@ -133,6 +143,15 @@ class InfoBatchLoader:
     @epochs.setter
     def epochs(self, epochs: int) -> None:
         self._run.epochs = epochs
+
+    @property
+    def include(self) -> NDArray[np.bool_] | None:
+        """bool[N]: the samples that are trained on from the next epoch that begins; None: all. May be set."""
+        return self._run.include
+
+    @include.setter
+    def include(self, include: PerSample | None) -> None:
+        self._run.include = None if include is None else mask_of(include, self.num_samples)
 
     @property
     def epoch(self) -> int:
@@ -237,9 +256,10 @@ class InfoBatchLoader:
         run.scores.check_scores()
         step = min(self.step, plan.steps - 1)
         entries = plan.step(step, rank, run.ranks.world_size)
-        return self._batches.one(
-            Request(entries, run.number, plan.epoch, None, (run.config.seed, plan.epoch, step, rank))
-        )
+        request = Request(entries, run.number, plan.epoch, None, (run.config.seed, plan.epoch, step, rank))
+        data, picks = self._batches.one(request)
+        run.give_weights(picks)
+        return data, picks
 
     def update(self, losses: Tensor, picks: Picks, *, score: Tensor | None = None) -> Tensor:
         """Record the losses of a batch, and return ``sum(weight * losses) / batch_size``, to go backward from.
@@ -265,7 +285,10 @@ class InfoBatchLoader:
         if picks._origin.step is not None:  # else they were only peeked at
             self._run.record(losses if score is None else score, picks)
         # With constant_steps a batch holds fewer samples than it stands for; else as many, or what collation left.
-        return weighted_mean(losses, picks.weight, self.batch_size if self.constant_steps else None)
+        weight = picks.weight
+        if picks.sample_weight is not None:
+            weight = weight * picks.sample_weight.to(weight.device)
+        return weighted_mean(losses, weight, self.batch_size if self.constant_steps else None)
 
     # Commits and states ------------------------------------------------------------------------------------------
 

@@ -36,14 +36,18 @@ class Picks:
     Attributes:
         index: int64[b] on the CPU, always: it is for looking up and recording, and never becomes a float.
         weight: float32[b], 1 / keep probability; 0 where the batch was filled up (such entries are not recorded).
+        sample_weight: float32[b] on the CPU, what the loader's ``sample_weight`` gives these samples; None without.
     """
 
-    __slots__ = ("_origin", "_record", "index", "weight")
+    __slots__ = ("_origin", "_record", "index", "sample_weight", "weight")
 
-    def __init__(self, index: Tensor, weight: Tensor, record: Tensor, origin: Origin) -> None:
+    def __init__(
+        self, index: Tensor, weight: Tensor, record: Tensor, origin: Origin, sample_weight: Tensor | None = None
+    ) -> None:
         """For the loader. record: bool[b], which entries record."""
         self.index = index
         self.weight = weight
+        self.sample_weight = sample_weight
         self._record = record
         self._origin = origin
 
@@ -51,12 +55,14 @@ class Picks:
         """Travel as arrays. From a worker, a tensor would take a shared memory file and a connection of its own."""
         origin = self._origin
         if self.weight.device.type != "cpu":  # copied within a process; workers have none such
-            return type(self), (self.index, self.weight, self._record, origin)
-        arrays = (self.index.numpy(), self.weight.numpy(), self._record.numpy())
+            return type(self), (self.index, self.weight, self._record, origin, self.sample_weight)
+        arrays = [
+            part.numpy() for part in (self.index, self.weight, self._record, self.sample_weight) if part is not None
+        ]
         return _of_arrays, (type(self), arrays, origin.run, origin.epoch, origin.step, origin.replaced)
 
     def _with_weight(self, weight: Tensor) -> Self:
-        return type(self)(self.index, weight, self._record, self._origin)
+        return type(self)(self.index, weight, self._record, self._origin, self.sample_weight)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Self:
         """Picks with the weight on ``device``; the index stays on the CPU."""
@@ -81,7 +87,8 @@ class Picks:
             raise TypeError(f"picks[{order!r}]: give the places of several rows, as picks[[2, 0, 1]] or picks[mask].")
         rows = torch.from_numpy(chosen.copy())
         weight = self.weight[rows.to(self.weight.device)]
-        return type(self)(self.index[rows], weight, self._record[rows], self._origin)
+        given = None if self.sample_weight is None else self.sample_weight[rows]
+        return type(self)(self.index[rows], weight, self._record[rows], self._origin, given)
 
     def __len__(self) -> int:
         """How many samples the batch holds, filled-up ones included."""
@@ -92,6 +99,6 @@ class Picks:
         return f"Picks({len(self)} samples, epoch={self._origin.epoch}, step={self._origin.step})"
 
 
-def _of_arrays(kind: type[Picks], arrays: tuple[NDArray[Any], ...], *origin: Any) -> Picks:
-    index, weight, record = map(torch.from_numpy, arrays)
-    return kind(index, weight, record, Origin(*origin))
+def _of_arrays(kind: type[Picks], arrays: list[NDArray[Any]], *origin: Any) -> Picks:
+    index, weight, record, *given = map(torch.from_numpy, arrays)
+    return kind(index, weight, record, Origin(*origin), *given)

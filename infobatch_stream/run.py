@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from infobatch_stream.checkpoint import Saved, pack, unpack
 from infobatch_stream.distributed import Ranks, collective
 from infobatch_stream.errors import ConfigError, OutOfStepError
+from infobatch_stream.per_sample import digest
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.config import RunConfig
 from infobatch_stream.planning.epoch_plan import EpochPlan
@@ -61,8 +63,12 @@ class Run:
         existing: Existing,
         history: bool,
         process_group: "dist.ProcessGroup | None",
+        include: NDArray[np.bool_] | None,
+        sample_weight: NDArray[np.float32] | None,
     ) -> None:
         self.source, self.config, self.epochs = source, config, epochs
+        self._include = self._next_include = include
+        self._sample_weight = sample_weight
         self.scores = RunStore(path, source, existing, history)
         self.unreadable = 0
         self.number = next(_NUMBERS)
@@ -70,7 +76,7 @@ class Run:
         self._known_ranks: Ranks | None = None
         self._warned: set[str] = set()
         self._stand_at(RunPosition())
-        config.check(self.position, source.num_samples, epochs=epochs)
+        config.check(self.position, source.num_samples if include is None else int(include.sum()), epochs=epochs)
         if Ranks.known():
             _ = self.batch.lanes
             # Early, where nobody else waits for this process; else all hear of it when they open the store.
@@ -86,6 +92,7 @@ class Run:
     def _stand_at(self, position: RunPosition) -> None:
         """Stand there; nothing is planned or iterated yet."""
         self.position = position
+        self._include = self._next_include
         self.iteration: object = None
         self._planned: tuple[int, EpochPlan] | None = None
         self._started = 0.0
@@ -121,6 +128,8 @@ class Run:
             "global_batch": self.batch.size,
             "mixing": repr(source.mixing),
             **self.config.facts(),
+            "include": digest(self._include),
+            "sample_weight": digest(self._sample_weight),
         }
 
     def plan(self) -> EpochPlan:
@@ -132,11 +141,26 @@ class Run:
 
     def _plan_at(self, position: RunPosition, scores: NDArray[np.float32], lanes: int) -> EpochPlan:
         epochs, size = position.begun or self.epochs, self.batch.size
-        return self.config.plan(scores, self.source, position, epochs=epochs, lanes=lanes, global_batch=size)
+        mask = self._include
+        return self.config.plan(
+            scores, self.source, position, epochs=epochs, lanes=lanes, global_batch=size, include=mask
+        )
+
+    @property
+    def include(self) -> NDArray[np.bool_] | None:
+        """bool[N]: the samples that the next epoch to begin has entries of; None: all."""
+        return self._next_include
+
+    @include.setter
+    def include(self, include: NDArray[np.bool_] | None) -> None:
+        self._next_include = include
+        if not self.position.spent:
+            self._stand_at(self.position)
+            self.position.begun = None
 
     def unpruned_steps(self, epoch: int = 0) -> int:
         """Steps of ``epoch`` if nothing were pruned."""
-        return self.config.steps_unpruned(self.source, epoch, self.batch.size)
+        return self.config.steps_unpruned(self.source, epoch, self.batch.size, self._next_include)
 
     @property
     def total_steps(self) -> int:
@@ -198,8 +222,14 @@ class Run:
             if replaced := batch[1]._origin.replaced:
                 self.unreadable += len(replaced)
                 self.warn_once("unreadable", f"a sample could not be read and was replaced: {replaced[0]}")
+            self.give_weights(batch[1])
             yield batch
         self.position.exhausted = True
+
+    def give_weights(self, picks: Picks) -> None:
+        """Put what the user gave for weights of the samples into ``picks``."""
+        if self._sample_weight is not None:
+            picks.sample_weight = torch.from_numpy(self._sample_weight[picks.index.numpy()])
 
     def record(self, losses: Tensor, picks: Picks) -> None:
         """Take the losses (float[b]) of a step, which is done with it."""
@@ -228,7 +258,7 @@ class Run:
         self._warn_of_losses()
         position = self.position
         facts = {"epoch": position.epoch, "step": position.step, "spent": position.spent, "epochs": self.epochs}
-        self.ranks.agree(call, **facts)
+        self.ranks.agree(call, **facts, include=digest(self._next_include))
 
     def _advance(self) -> None:
         """Commit this epoch and stand before the next. Collective; the ranks have met."""

@@ -38,9 +38,12 @@ class Summary:
         mean: Mean of those scores, not above the largest; NaN when there is none.
     """
 
-    def __init__(self, scores: NDArray[np.float32], pool: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, scores: NDArray[np.float32], pool: NDArray[np.int64] | None = None, entries: int | None = None
+    ) -> None:
         self.scores = scores
         self._pool = pool
+        self._entries = scores.size if entries is None else entries
         self.count = self.infinite = 0
         sums: list[float] = []
         wide = np.empty(min(_CHUNK, scores.size), dtype=np.float64)
@@ -71,7 +74,7 @@ class Summary:
         """
         if self._pool is None:
             counts = _count_uppers(self.scores)
-            return counts, self.scores.size - int(counts.sum())
+            return counts, self._entries - int(counts.sum())
         counts = np.zeros(_DIGITS, dtype=np.int64)
         for start in range(0, self._pool.size, _COUNTED):
             counts += _count_uppers(self.scores[self._pool[start : start + _COUNTED]])

@@ -11,7 +11,7 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.planning.deal import count_steps
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.position import RunPosition
-from infobatch_stream.planning.shape import Shape
+from infobatch_stream.planning.shape import Pool, Shape
 from infobatch_stream.policies.base import Policy, Schedule, annealing_of, prunes_always, try_policy
 from infobatch_stream.policies.pruning import FullData
 
@@ -89,11 +89,12 @@ class RunConfig:
         epochs: int,
         lanes: int,
         global_batch: int,
+        include: NDArray[np.bool_] | None = None,
     ) -> EpochPlan:
         """The plan of the epoch at ``position`` in a run of ``epochs``. scores: float32[N], committed."""
         epoch = position.epoch
         pool = source.pool(epoch)
-        entries = source.num_samples if pool is None else int(pool.index.size)
+        entries = _entries(source.num_samples, pool, include)
         policy: Policy = FullData()
         annealing = self.annealing(epochs)
         if epoch < annealing:
@@ -112,9 +113,18 @@ class RunConfig:
             window=self.shuffle_window,
             drop_last=self.drop_last,
             constant_steps=self.constant_steps,
+            include=include,
         )
 
-    def steps_unpruned(self, source: Shape, epoch: int, global_batch: int) -> int:
+    def steps_unpruned(
+        self, source: Shape, epoch: int, global_batch: int, include: NDArray[np.bool_] | None = None
+    ) -> int:
         """Steps of ``epoch`` if nothing were pruned; with constant steps of every one."""
-        pool = source.pool(epoch)
-        return count_steps(source.num_samples if pool is None else int(pool.index.size), global_batch, self.drop_last)
+        entries = _entries(source.num_samples, source.pool(epoch), include)
+        return count_steps(entries, global_batch, self.drop_last)
+
+
+def _entries(num_samples: int, pool: Pool | None, include: NDArray[np.bool_] | None) -> int:
+    if include is None:
+        return num_samples if pool is None else int(pool.index.size)
+    return int(np.count_nonzero(include if pool is None else include[pool.index]))

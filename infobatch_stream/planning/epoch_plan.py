@@ -48,12 +48,13 @@ class EpochPlan:
         window: Entries among which a lane is shuffled.
         drop_last: Make no more steps than are full (but one), if nothing were pruned.
         constant_steps: Make as many steps as if nothing were pruned, of fewer entries each.
+        include: bool[N], the samples that there are entries of; None: all.
 
     Raises ConfigError when lanes do not divide the global batch, or when nothing is kept.
 
     Attributes:
         epoch: As given.
-        entries: How many entries the epoch draws from (N without a pool).
+        entries: How many entries the epoch draws from (N without a pool and a mask).
         kept: How many of them are kept.
         steps: How many steps every rank makes.
         trained: Entries that these hold, filled-up ones not counted; ``kept`` without drop_last.
@@ -78,19 +79,25 @@ class EpochPlan:
         window: int = 65536,
         drop_last: bool = False,
         constant_steps: bool = False,
+        include: NDArray[np.bool_] | None = None,
     ) -> None:
         if lanes < 1 or global_batch % lanes:
             raise ConfigError(
                 f"the global batch of {global_batch} cannot be cut into {lanes} equal lanes; "
                 "choose canonical_nodes (lanes) that divides batch_size * world size."
             )
-        summary = Summary(scores, None if pool is None else pool[0])
+        index = None if pool is None else pool[0]
+        self.entries = int(scores.size) if index is None else int(index.size)
+        if include is not None:
+            scores = np.where(include, scores, np.float32(np.nan))  # what is left out says nothing of the others
+            index = None if index is None else index[include[index]]
+            self.entries = int(np.count_nonzero(include)) if index is None else int(index.size)
+        summary = Summary(scores, index, self.entries)
         rule = rule_of(policy, summary)
-        selection = Selection(summary.scores, rule, seed, epoch)
+        selection = Selection(summary.scores, rule, seed, epoch, include)
         self.infinite = summary.infinite
         self.mean_score = summary.mean
         self.threshold = math.nan if rule is None else threshold_of(rule)
-        self.entries = int(scores.size) if pool is None else int(pool[0].size)
         kept = _kept(selection, seed, epoch, shard_sizes, pool, shuffle) if self.entries else None
         if kept is None or not kept.size:
             raise ConfigError(f"{policy} keeps none of the {self.entries} entries of epoch {epoch}; keep more.")

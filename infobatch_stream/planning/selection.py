@@ -29,12 +29,21 @@ _GROUP: Final = 1 << 15
 class Selection:
     """The decision of one epoch about every sample.
 
-    scores: float32[N], committed scores, NaN = never seen (always kept, weight 1); not copied, and not to change
-    while the selection is used. rule: of a policy; None keeps everything.
+    scores: float32[N], committed scores, NaN = never seen (always kept, weight 1, unless the rule knows of it); not
+    copied, and not to change while the selection is used. rule: of a policy; None keeps everything. include: bool[N],
+    which samples may be kept; None: all.
     """
 
-    def __init__(self, scores: NDArray[np.float32], rule: Rule | None, seed: int, epoch: int) -> None:
+    def __init__(
+        self,
+        scores: NDArray[np.float32],
+        rule: Rule | None,
+        seed: int,
+        epoch: int,
+        include: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.num_samples = int(scores.size)
+        self._include = include
         self.keeps_all = rule is None or (isinstance(rule, StepRule) and set(rule.keep) == {1.0})
         self._scores = scores
         self._rule: Rule = StepRule((), (1.0,)) if rule is None else rule
@@ -45,6 +54,7 @@ class Selection:
             self.keeps_all = bool((self._rule.units == _ONE).all())
             self._last = (self._rule.units - 1).astype(np.uint16)
             self._inverse = (_ONE / self._rule.units).astype(np.float32)
+        self.keeps_all &= include is None
         self._upper, self._lower = (Draws(seed, epoch, half) for half in (Purpose.SELECT, Purpose.SELECT_FINELY))
         coarse = isinstance(self._rule, StepRule) and not any(round(p * _ONE) % 256 for p in self._rule.keep)
         self._bits = 8 if coarse else 16
@@ -56,7 +66,8 @@ class Selection:
         draws: NDArray[Any] = self._upper.of8(start, stop)
         if self._bits == 16:
             draws = _joined(draws, self._lower.of8(start, stop))
-        return self._decide(self._scores[start:stop], draws)
+        kept = self._decide(self._scores[start:stop], draws)
+        return kept if self._include is None else kept & self._include[start:stop]
 
     def choose(
         self, lows: NDArray[np.int64], highs: NDArray[np.int64]
@@ -80,12 +91,15 @@ class Selection:
         if self.keeps_all:
             index = np.arange(shift.size, dtype=np.int64) + shift
             return index, np.ones(index.size, dtype=np.float32)
-        ranges = zip(lows.tolist(), highs.tolist(), strict=True)
+        ranges = list(zip(lows.tolist(), highs.tolist(), strict=True))
         scores = np.concatenate([self._scores[low:high] for low, high in ranges])
         draws: NDArray[Any] = self._upper.of8_in(lows, highs)
         if self._bits == 16:
             draws = _joined(draws, self._lower.of8_in(lows, highs))
-        kept = np.flatnonzero(self._decide(scores, draws))
+        chosen = self._decide(scores, draws)
+        if self._include is not None:
+            chosen &= np.concatenate([self._include[low:high] for low, high in ranges])
+        kept = np.flatnonzero(chosen)
         return kept + shift[kept], self._weigh(scores[kept])
 
     def weight(self, index: NDArray[np.int64]) -> NDArray[np.float32]:

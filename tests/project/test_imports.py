@@ -20,7 +20,7 @@ FLOORS = [
     ["errors"],
     [
         *("_files", "_formatting", "_platform", "_pool", "_process_wide", "_urls", "_validation"),
-        *("picks", "score_stats"),
+        *("per_sample", "picks", "score_stats"),
     ],
     ["distributed"],
     ["policies"],

@@ -1,0 +1,104 @@
+"""One value for each sample, as users give it: an array, or a file with one."""
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from infobatch_stream.errors import ConfigError, MissingExtraError
+
+__all__ = ["PerSample", "digest", "mask_of", "weights_of"]
+
+PerSample = ArrayLike | str | os.PathLike[str]
+
+
+def mask_of(include: PerSample, num_samples: int) -> NDArray[np.bool_]:
+    """bool[N]: which samples ``include`` names.
+
+    include: bool[N]; or indices, int[k], each once; or a file of either: ``.npy``, or ``table.parquet:column``.
+
+    Raises ConfigError for what is neither, names no sample, or one twice, or one that there is not.
+    """
+    values = _values("include", include)
+    if values.dtype == np.bool_ and values.shape == (num_samples,):
+        mask = np.array(values)
+    elif values.dtype.kind in "iu" and values.ndim == 1:
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) < num_samples:
+            raise ConfigError(
+                f"include has indices from {values.min()} to {values.max()}; the dataset has the samples 0 to "
+                f"{num_samples - 1}."
+            )
+        mask = np.zeros(num_samples, dtype=np.bool_)
+        mask[values] = True
+        if (once := int(mask.sum())) < values.size:
+            raise ConfigError(
+                f"include names {once} samples by {values.size} indices, so some more than once. Give each once; to "
+                "train on a sample more often, give torch.utils.data.Subset(dataset, indices) for the dataset."
+            )
+    else:
+        raise ConfigError(
+            f"include is {values.dtype}{list(values.shape)}; give bool[{num_samples}], or the indices of samples, int[k]."
+        )
+    if not mask.any():
+        raise ConfigError("include names no sample, so there is nothing to train on.")
+    return mask
+
+
+def weights_of(sample_weight: PerSample, num_samples: int) -> NDArray[np.float32]:
+    """float32[N] of what a user gives for weights of samples: float[N], or a file as of `mask_of`.
+
+    Raises ConfigError unless it is one number for each sample, finite and not negative.
+    """
+    values = _values("sample_weight", sample_weight)
+    if values.dtype.kind not in "fiu" or values.shape != (num_samples,):
+        raise ConfigError(f"sample_weight is {values.dtype}{list(values.shape)}; give float[{num_samples}].")
+    weights = values.astype(np.float32)
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if wrong.size:
+        raise ConfigError(
+            f"sample_weight of sample {wrong[0]} is {values[wrong[0]]}, and {wrong.size} in all are like it; they must "
+            "be finite and not negative. To leave samples out, give include=."
+        )
+    return weights
+
+
+def digest(values: NDArray[Any] | None) -> str | None:
+    """A short text that is another for other values."""
+    if values is None:
+        return None
+    packed = np.packbits(values) if values.dtype == np.bool_ else np.ascontiguousarray(values)
+    return blake2b(packed.tobytes(), digest_size=8).hexdigest()
+
+
+def _values(name: str, given: PerSample) -> NDArray[Any]:
+    if not isinstance(given, str | os.PathLike):
+        return np.asarray(given)
+    path, _, column = os.fspath(given).partition(".parquet:")
+    file = Path(f"{path}.parquet" if column else path)
+    try:
+        if file.suffix == ".npy":
+            values: NDArray[Any] = np.load(file, allow_pickle=False)
+            return values
+        if file.suffix == ".parquet":
+            return _column(name, file, column)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}={str(given)!r} cannot be read: {error}") from error
+    raise ConfigError(f"{name}={str(given)!r}: give an array, a file .npy, or 'table.parquet:column'.")
+
+
+def _column(name: str, file: Path, column: str) -> NDArray[Any]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError.of("pyarrow", "tools") from error
+    names = pyarrow.parquet.read_schema(file).names
+    if column not in names:
+        raise ConfigError(f"{name}: {file} has the columns {', '.join(names)}; name one, as '{file}:{names[0]}'.")
+    found = pyarrow.parquet.read_table(file, columns=[column])[column].combine_chunks()
+    if found.null_count:
+        raise ConfigError(f"{name}: the column {column} of {file} has {found.null_count} empty rows; fill them first.")
+    values: NDArray[Any] = found.to_numpy(zero_copy_only=False)
+    return values
