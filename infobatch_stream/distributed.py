@@ -149,7 +149,7 @@ class Ranks:
 class Groups:
     """Groups of processes that each hold one copy of a long array, and how the copies are made equal.
 
-    The j-th processes of all groups make up column j, which works on the j-th share of the array::
+    The j-th processes of all groups make up column j, which works on the j-th share of the array:
 
                    share 0    share 1
         group 0    process 0  process 1       two nodes of two ranks: the columns are {0, 2} and {1, 3}, so all links

@@ -37,7 +37,7 @@ class InfoBatchLoader:
     """Batches of the samples that are worth training on, epoch by epoch, with their weights.
 
     An iterable with a length. ``iter(loader)`` begins the next epoch; a batch is ``(data, picks)``; `update` takes
-    the losses of a batch and returns the loss to go backward from::
+    the losses of a batch and returns the loss to go backward from:
 
         for epoch in range(loader.epoch, loader.epochs):
             for (x, y), picks in loader:

@@ -15,7 +15,7 @@ __all__ = ["AcceleratedLoader"]
 
 
 class AcceleratedLoader(DataLoaderStateMixin):  # type: ignore[misc]  # untyped
-    """The batches of ``loader`` on the accelerator's device, as a loader that Accelerate knows::
+    """The batches of ``loader`` on the accelerator's device, as a loader that Accelerate knows:
 
         batches = AcceleratedLoader(loader, accelerator)
         for epoch in range(loader.epoch, loader.epochs):

@@ -12,7 +12,7 @@ __all__ = ["InfoBatchCallback"]
 
 
 class InfoBatchCallback(Callback):
-    """Has a Trainer run the epochs of ``loader`` in full, go on from its checkpoints, and commit at the end::
+    """Has a Trainer run the epochs of ``loader`` in full, go on from its checkpoints, and commit at the end:
 
         trainer = Trainer(max_epochs=loader.epochs, callbacks=[InfoBatchCallback(loader)])
         trainer.fit(model, loader, val_loader)

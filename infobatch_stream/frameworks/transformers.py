@@ -21,7 +21,7 @@ _STATE = "infobatch.pt"  # of the loader, in the folder of a checkpoint
 
 
 class InfoBatchTrainer(Trainer):
-    """A Trainer that trains from ``loader``, and evaluates, saves and logs as it always does::
+    """A Trainer that trains from ``loader``, and evaluates, saves and logs as it always does:
 
         args = TrainingArguments("out", num_train_epochs=loader.epochs, per_device_train_batch_size=64)
         trainer = InfoBatchTrainer(model, args, loader=loader, eval_dataset=held_out)

@@ -125,7 +125,7 @@ def _refuse(url: str, streamed: bool) -> None:
     if is_pipe(url):
         why, remedy = "is the output of a command", "write it to a tar file"
     elif is_compressed(url):
-        why, remedy = "is compressed", "Decompress it (gunzip, zstd -d)"
+        why, remedy = "is compressed", "decompress it (gunzip, zstd -d)"
     else:
         return
     raise DataError(

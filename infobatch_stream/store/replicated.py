@@ -1,7 +1,7 @@
 """The store of a run: one file on every node, mapped by the node's ranks and committed by all together.
 
 Ranks that see the same folder are a group and have one store; tokens prove that their maps of it are the same
-memory. Groups learn of each other's losses in a merge, with which every commit begins::
+memory. Groups learn of each other's losses in a merge, with which every commit begins:
 
     ranks 0, 1 -- scores.zarr of node A --.   merge: what was recorded becomes equal in all, since
     ranks 2, 3 -- scores.zarr of node B --'   what one has seen it sends to the others; then each commits its own

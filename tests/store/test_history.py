@@ -266,9 +266,9 @@ def test_a_store_that_is_replaced_by_one_further_on_keeps_the_rows_that_it_commi
     monkeypatch.undo()
     ahead = ScoreStore.open(tmp_path / "whole.zarr", "r")
     header = read_header(tmp_path / "whole.zarr").replace(epoch=5)
-    draft = StagedStore(path, header, scores=ahead.scores, replace=True)
-    draft.keep_history()
-    draft.place()
+    staged = StagedStore(path, header, scores=ahead.scores, replace=True)
+    staged.keep_history()
+    staged.place()
     wanted = epochs(tmp_path / "whole.zarr")[: 2 if moment == "before" else 3]
     for one, other in zip(epochs(path), wanted, strict=True):
         assert (one.number, one.kept, one.mean) == (other.number, other.kept, other.mean)

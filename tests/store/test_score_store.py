@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from infobatch_stream import _files as litter
+from infobatch_stream import _files
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.store import layout, mapped_array
 from infobatch_stream.store import score_store as store_module
@@ -346,7 +346,7 @@ def test_a_store_moved_aside_by_a_replacement_that_was_killed_is_put_back(path):
     filled(path)
     aside = path.with_name(".scores.zarr.old-1234567a")
     path.rename(aside)
-    holder = litter.hold(aside)  # as the replacing process does while it lives
+    holder = _files.hold(aside)  # as the replacing process does while it lives
     with pytest.raises(StoreError, match="No such file"):
         ScoreStore.open(path)
     os.close(holder)
@@ -1043,7 +1043,7 @@ def test_the_views_cannot_be_written(path, mode):
 def test_what_is_called_nearly_like_a_leftover_is_not_removed(path):
     called = ("old-backup", "new-2026", "rank-list", "old-1234567a.bak", "old-20260131", "new-20260131120000")
     mine = [path.with_name(f".scores.zarr.{name}") for name in called]
-    left = path.with_name(f".scores.zarr.new-{litter.mark()}")
+    left = path.with_name(f".scores.zarr.new-{_files.mark()}")
     for folder in (*mine, left):
         folder.mkdir()
     filled(path)
