@@ -40,7 +40,8 @@ def mask_of(include: PerSample, num_samples: int) -> NDArray[np.bool_]:
             )
     else:
         raise ConfigError(
-            f"include is {values.dtype}{list(values.shape)}; give bool[{num_samples}], or the indices of samples, int[k]."
+            f"include is {values.dtype}{list(values.shape)}; give bool[{num_samples}], or the indices of samples, "
+            "int[k]."
         )
     if not mask.any():
         raise ConfigError("include names no sample, so there is nothing to train on.")
