@@ -89,10 +89,9 @@ class EpochPlan:
         index = None if pool is None else pool[0]
         self.entries = int(scores.size) if index is None else int(index.size)
         if include is not None:
-            scores = np.where(include, scores, np.float32(np.nan))  # what is left out says nothing of the others
             index = None if index is None else index[include[index]]
             self.entries = int(np.count_nonzero(include)) if index is None else int(index.size)
-        summary = Summary(scores, index, self.entries)
+        summary = Summary(scores, index, include)
         rule = rule_of(policy, summary)
         selection = Selection(summary.scores, rule, seed, epoch, include)
         self.infinite = summary.infinite
