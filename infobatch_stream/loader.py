@@ -118,7 +118,7 @@ class InfoBatchLoader(LoaderFacts):
         source = open_source(dataset, batch_size=self.batch_size, shuffle=shuffle)
         weights = None if sample_weight is None else weights_of(sample_weight, source.num_samples)
         collation = Collation(collate_fn, collate_with_picks)
-        self._batches = Batches(source, collation, on_error, weights and weights.values, dataloader)
+        self._batches = Batches(source, collation, on_error, weights, dataloader)
         self.dataloader: DataLoader[Any] = self._batches.dataloader
         self._run = Run(
             source,

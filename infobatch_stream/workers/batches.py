@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from infobatch_stream.errors import ConfigError
+from infobatch_stream.per_sample import SampleValues
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.sources.base import Source
@@ -34,7 +33,8 @@ _FAILURES = (RuntimeError, OSError, EOFError)  # as which the loss of a worker s
 class Batches:
     """Makes (data, picks) of the requests of a rank, in workers or in this process.
 
-    sample_weight: float32[N], given to the picks. options: of DataLoader. Raises ConfigError for those that are not the user's to choose.
+    sample_weight: float32[N], for the picks. options: of DataLoader. Raises ConfigError for those that are not the
+    user's to choose.
 
     Attributes:
         dataloader: the DataLoader.
@@ -45,7 +45,7 @@ class Batches:
         source: Source,
         collation: Collation,
         on_error: OnError,
-        sample_weight: NDArray[np.float32] | None,
+        sample_weight: SampleValues | None,
         options: dict[str, Any],
     ) -> None:
         for name in _OURS.keys() & options.keys():
@@ -88,7 +88,7 @@ class Batches:
         """The batch, its picks with the weights of the samples; here, since every worker would need a copy of them."""
         if self._sample_weight is not None:
             picks = batch[1]
-            picks.sample_weight = torch.from_numpy(self._sample_weight[picks.index.numpy()])
+            picks.sample_weight = torch.from_numpy(self._sample_weight.values[picks.index.numpy()])
         return batch
 
     def look_after_workers(self, error: BaseException, batches: object = None) -> None:
