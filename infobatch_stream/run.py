@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infobatch_stream.checkpoint import Saved, pack, unpack
+from infobatch_stream.curriculum import Curriculum
 from infobatch_stream.distributed import Ranks, collective
 from infobatch_stream.errors import ConfigError, OutOfStepError
 from infobatch_stream.per_sample import SampleValues
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.config import RunConfig
-from infobatch_stream.planning.curriculum import Curriculum
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.global_batch import GlobalBatch
 from infobatch_stream.planning.position import RunPosition
