@@ -137,7 +137,7 @@ def annealing_epoch(delta: float, epochs: int) -> int:
 def prunes_always(policy: object) -> bool:
     """Whether ``policy`` prunes every epoch alike: also the first, which has no scores, and those of annealing.
 
-    It says so by an attribute ``prunes_always``, and gives rules that have a keep probability for NaN too.
+    It says so by an attribute ``prunes_always``, and gives rules that are tables, which have one for NaN too.
     """
     return bool(getattr(policy, "prunes_always", False))
 

@@ -30,7 +30,8 @@ PARAMETERS = {
     "InfoBatchLoader": "(dataset, store, *, batch_size, epochs, policy=SoftPruning(ratio=0.5), delta=0.875, seed=0, "
     "shuffle=True, shuffle_window=65536, canonical_nodes=None, drop_last=False, constant_steps=False, "
     "on_error='raise', existing='error', "
-    "predownload=64, history=False, process_group=None, collate_fn=None, collate_with_picks=None, **dataloader)",
+    "predownload=64, history=False, process_group=None, collate_fn=None, collate_with_picks=None, "
+    "include=None, sample_weight=None, **dataloader)",
     "InfoBatchLoader.peek": "(self)",
     "InfoBatchLoader.update": "(self, losses, picks, *, score=None)",
     "InfoBatchLoader.commit": "(self)",
@@ -74,18 +75,11 @@ PARAMETERS = {
 NEEDS = {"accelerate": "accelerate", "lightning": "lightning.pytorch", "transformers": "transformers"}
 ATTRIBUTES = {
     "InfoBatchLoader": (
-        *("epoch", "epochs", "step", "progress", "kept_share", "stats", "store"),
-        *(
-            "spent",
-            "num_samples",
-            "process",
-            "processes",
-            "unpruned_steps",
-            "constant_steps",
-            "total_steps",
-        ),  # for adapters
+        *("epoch", "epochs", "step", "progress", "kept_share", "stats", "store", "include"),
+        *("constant_steps", "total_steps", "unpruned_steps"),
+        *("spent", "num_samples", "process", "processes"),  # for adapters
     ),
-    "Picks": ("index", "weight"),
+    "Picks": ("index", "weight", "sample_weight"),
     "ScoreStore": ("path", "epoch", "num_samples", "scores", "pending"),
     "convert.Conversion": ("parts", "classes", "skipped", "problems", "lost", "notes", "seconds"),
     "convert.ShardSummary": ("path", "samples", "shards", "bytes"),
