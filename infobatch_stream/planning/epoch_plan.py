@@ -96,7 +96,7 @@ class EpochPlan:
         selection = Selection(summary.scores, rule, seed, epoch, include)
         self.infinite = summary.infinite
         self.mean_score = summary.mean
-        self.threshold = math.nan if rule is None else threshold_of(rule)
+        self.threshold = threshold_of(rule) if rule and summary.count else math.nan
         kept = _kept(selection, seed, epoch, shard_sizes, pool, shuffle) if self.entries else None
         if kept is None or not kept.size:
             raise ConfigError(f"{policy} keeps none of the {self.entries} entries of epoch {epoch}; keep more.")
