@@ -24,5 +24,6 @@ def highest(summary: Summary, share: float, keep: float) -> StepRule:
     edge = np.float32(summary.quantiles([1 - wanted / summary.count])[0])
     below, equal = summary.rank(float(edge))
     tied = keep * min((wanted - (summary.count - below - equal)) / equal, 1)
-    edges = (float(edge), float(np.nextafter(edge, np.float32(np.inf))))
-    return StepRule(edges, (0, tied if tied >= 2**-10 else 0.0, keep), new, rescale=False)
+    with np.errstate(over="ignore"):  # from the largest float32
+        above = np.nextafter(edge, np.float32(np.inf))
+    return StepRule((float(edge), float(above)), (0, tied if tied >= 2**-10 else 0.0, keep), new, rescale=False)
