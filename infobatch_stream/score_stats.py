@@ -116,6 +116,11 @@ class Summary:
             values.append(_score_of(upper, lower))
         return values
 
+    def rank(self, score: float) -> tuple[int, int]:
+        """How many scores are below ``score``, and how many equal it."""
+        pairs = [(np.count_nonzero(chunk < score), np.count_nonzero(chunk == score)) for chunk in self._chunks(_CHUNK)]
+        return sum(below for below, _ in pairs), sum(equal for _, equal in pairs)
+
     def _chunks(self, size: int) -> Iterator[NDArray[np.float32]]:
         """The scores that count, those of at most ``size`` samples at once."""
         for start in range(0, self.scores.size, size):

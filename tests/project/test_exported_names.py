@@ -16,11 +16,13 @@ EXPORTED = {
     infobatch_stream: (
         *("InfoBatchLoader", "IndexedWebDataset", "StreamedWebDataset", "ScoreStore", "Picks"),
         *("SoftPruning", "QuantilePruning", "BudgetPruning", "FullData"),
+        *("SetaPruning", "OrderPruning", "KakurenboPruning"),
         *("InfoBatchError", "ConfigError", "DataError", "StoreError", "OutOfStepError", "LostRanksError"),
         "MissingExtraError",
     ),
     policies: (
         *("SoftPruning", "QuantilePruning", "BudgetPruning", "FullData"),
+        *("SetaPruning", "OrderPruning", "KakurenboPruning"),
         *("Policy", "Rule", "Schedule", "StepRule", "Moment"),
     ),
     convert: ("Conversion", "ShardSummary", "convert", "write_shards"),
@@ -51,13 +53,17 @@ PARAMETERS = {
     "QuantilePruning": "(quantiles=(0.2, 0.85), keep=(0.25, 0.5, 1.0))",
     "BudgetPruning": "(fraction, power=0.5, floor=0.15, spread='middle')",
     "FullData": "()",
+    "SetaPruning": "(ratio=0.1, groups=5, window=0.9, delta=0.875)",
+    "OrderPruning": "(subset=0.75, top=0.85)",
+    "KakurenboPruning": "(fraction=0.3, milestones=(0.3, 0.6, 0.8), factors=(1.0, 0.8, 0.6, 0.4))",
     "policies.Moment": "(epoch, epochs, annealing, entries, offered, skipped)",
     "policies.Policy.rule": "(self, summary)",
     "policies.Rule.__call__": "(self, scores)",
     "policies.Schedule.at": "(self, moment)",
     "policies.Schedule.check": "(self, moment)",
-    "policies.StepRule": "(edges, keep)",
+    "policies.StepRule": "(edges, keep, unseen=1.0, rescale=True)",
     "score_stats.Summary.quantiles": "(self, shares)",
+    "score_stats.Summary.rank": "(self, score)",
     "store.history.epochs": "(path)",
     "convert.convert": "(src, dst, format, *, columns=None, encodings=None, extensions=None, keys=True, fill=None, "
     "seed=0, shuffle=None, shard_bytes=67108864, shard_samples=None, compression=None, hashes=('xxh64',), resize=None, "
