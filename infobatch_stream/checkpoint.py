@@ -17,8 +17,8 @@ from infobatch_stream.store.score_store import ScoreStore
 __all__ = ["Saved", "pack", "unpack"]
 
 _FORMAT = 3
-_OLDER = 2  # read, and written where an older version gives the same picks
-_NEWER = {"constant_steps": False, "include": None, "sample_weight": None}  # options that format 2 does not know
+_FORMAT_BEFORE = 2  # read, and written where it says all
+_NOT_BEFORE = {"constant_steps": False, "include": None, "sample_weight": None}  # what it does not say, with defaults
 _BLOCK = 1 << 18  # scores whose checksum is taken at once: they stay in the cache
 
 
@@ -51,8 +51,8 @@ def pack(
     settings: what must be equal for the picks to repeat, as plain values by name. progress: of `RunPosition.to_state`.
     masks: of `Curriculum.to_state`.
     """
-    newer = masks is not None or any(settings[name] != old for name, old in _NEWER.items())
-    state: dict[str, Any] = {"format": _FORMAT if newer else _OLDER, "settings": settings, "progress": progress}
+    newer = masks is not None or any(settings[name] != old for name, old in _NOT_BEFORE.items())
+    state: dict[str, Any] = {"format": _FORMAT if newer else _FORMAT_BEFORE, "settings": settings, "progress": progress}
     if masks is not None:
         state["masks"] = torch.from_numpy(masks)
     if store is not None:
@@ -92,12 +92,12 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     another format, damaged, or lacks the scores.
     """
     found = state.get("format") if isinstance(state, dict) else None
-    if isinstance(found, int) and found > 0 and found not in (_OLDER, _FORMAT):
+    if isinstance(found, int) and found > 0 and found not in (_FORMAT_BEFORE, _FORMAT):
         raise ConfigError(
-            f"the state has format {found}; this version of infobatch-stream reads formats {_OLDER} and {_FORMAT}. "
-            "Install the version that saved it."
+            f"the state has format {found}; this version of infobatch-stream reads formats {_FORMAT_BEFORE} and "
+            f"{_FORMAT}. Install the version that saved it."
         )
-    if found not in (_OLDER, _FORMAT):
+    if found not in (_FORMAT_BEFORE, _FORMAT):
         raise ConfigError(
             f"not a loader state (a {type(state).__name__} of format {found!r}); give what state_dict() returned."
         )
@@ -105,18 +105,18 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     if not isinstance(saved, dict):
         raise ConfigError("the state is damaged: it has no settings; load another one.")
     for name, here in settings.items():
-        there = saved.get(name, _NEWER.get(name))
+        there = saved.get(name, _NOT_BEFORE.get(name))
         if here != there:
             raise ConfigError(
                 f"the state was saved with {name}={there!r}, this loader has {name}={here!r}. Picks repeat only with "
                 "equal settings (the world size may change if batch_size * world size stays): make the loader as it "
                 "was, or begin anew."
             )
+    masks = _masks(state.get("masks"))
     try:
         position, done, lanes = RunPosition.of_state(state["progress"])
         if settings["global_batch"] % lanes:
             raise ValueError(f"{lanes} lanes do not divide the global batch of {settings['global_batch']}")
-        masks = _masks(state.get("masks"))
         if not with_scores:
             return Saved(position, done, lanes, None, None, masks)
         scores, pending = (_losses(state[name]) for name in ("scores", "pending"))
@@ -146,10 +146,10 @@ def _losses(saved: Any) -> NDArray[np.float32]:
 
 
 def _masks(saved: Any) -> NDArray[np.uint8] | None:
-    """uint8[2, n]. Raises ValueError for what `pack` does not save."""
+    """uint8[2, n]. Raises ConfigError for what `pack` does not save."""
     if saved is None:
         return None
     if not isinstance(saved, torch.Tensor) or saved.dtype != torch.uint8 or saved.ndim != 2:
-        raise ValueError("masks that are none")
+        raise ConfigError("the state is damaged: its masks are no bits in two rows; load another one.")
     masks: NDArray[np.uint8] = saved.cpu().numpy()
     return masks

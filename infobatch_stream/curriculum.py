@@ -25,20 +25,31 @@ class Curriculum:
         self.first = self.now = self.next = first
 
     @property
-    def include(self) -> NDArray[np.bool_] | None:
-        """bool[N]: the samples of the epoch where the run stands."""
+    def samples(self) -> NDArray[np.bool_] | None:
+        """bool[N]: those of the epoch where the run stands; None: all."""
         return None if self.now is None else self.now.values
+
+    def included_of(self, shard_sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[S]: how many samples of each shard are those of the epoch where the run stands."""
+        if self.samples is None:
+            return shard_sizes
+        counts = np.zeros_like(shard_sizes)
+        filled = np.flatnonzero(shard_sizes)
+        counts[filled] = np.add.reduceat(self.samples, (np.cumsum(shard_sizes) - shard_sizes)[filled], dtype=np.int64)
+        return counts
 
     def change(self, mask: SampleValues | None, position: RunPosition) -> bool:
         """Have ``mask`` from the next epoch that begins on; whether that is the one at ``position``.
 
         Raises ConfigError for another mask than that of an epoch that goes on from a state.
         """
-        now = not position.spent and _digest(mask) != _digest(self.now)
+        mask = next((known for known in (self.now, self.first) if _digest(known) == _digest(mask)), mask)  # no copies
+        now = not position.spent and mask is not self.now
         if now and position.step:
             raise ConfigError(
                 f"include names other samples than those that epoch {position.epoch} was begun with, of which "
-                f"{position.step} step(s) are done. Set it when the next epoch comes."
+                f"{position.step} step(s) are done. Go on with it first: what is set after its next update holds from "
+                "the epoch behind it on."
             )
         self.next = mask
         if now:
@@ -47,7 +58,7 @@ class Curriculum:
 
     def facts(self) -> dict[str, Any]:
         """What tells its masks from others."""
-        return {"include": _digest(self.now), "next include": _digest(self.next)}
+        return {"include": _digest(self.now), "include_of_next_epoch": _digest(self.next)}
 
     def to_state(self) -> NDArray[np.uint8] | None:
         """The masks of now and next in bits, uint8[2, N / 8]; a row of zeros for all. None: both are the first."""
@@ -66,8 +77,9 @@ class Curriculum:
                 raise ConfigError(
                     f"the state is damaged: its masks are {list(bits.shape)} bytes of {num_samples} samples."
                 )
-            masks = np.unpackbits(bits, axis=1, count=num_samples).astype(np.bool_)
-            found.now, found.next = (SampleValues(mask) if mask.any() else None for mask in masks)
+            now, following = (np.unpackbits(row, count=num_samples).view(np.bool_) for row in bits)
+            found.change(SampleValues(now) if now.any() else None, RunPosition())
+            found.change(SampleValues(following) if following.any() else None, RunPosition(updated=True))
         return found
 
 

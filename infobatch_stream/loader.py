@@ -47,7 +47,7 @@ class InfoBatchLoader(LoaderFacts):
         dataset: A streaming.StreamingDataset, an IndexedWebDataset, or any map-style dataset.
         store: Path of the score store (made at the first iteration), or a ScoreStore. On several machines a path that
             is local on each; "{node}" in it becomes the number of the node (or the name of the host).
-        batch_size: Samples per batch of a rank; with constant_steps that of an epoch that prunes nothing.
+        batch_size: Samples per batch of a rank; with constant_steps the most that it holds.
         epochs: Of the whole run.
         policy: Which scores are kept, how often.
         delta: From epoch floor(delta * epochs) on all samples are kept.
@@ -116,7 +116,7 @@ class InfoBatchLoader(LoaderFacts):
         check_choice("existing", existing, ("error", "overwrite", "continue"))
         config = RunConfig(policy, delta, seed, shuffle, shuffle_window, drop_last, bool(constant_steps))
         source = open_source(dataset, batch_size=self.batch_size, shuffle=shuffle)
-        weights = None if sample_weight is None else weights_of(sample_weight, source.num_samples)
+        weights = weights_of(sample_weight, source.num_samples)
         collation = Collation(collate_fn, collate_with_picks)
         self._batches = Batches(source, collation, on_error, weights, dataloader)
         self.dataloader: DataLoader[Any] = self._batches.dataloader
@@ -130,7 +130,7 @@ class InfoBatchLoader(LoaderFacts):
             existing=existing,
             history=bool(history),
             process_group=process_group,
-            include=None if include is None else mask_of(include, source.num_samples),
+            include=mask_of(include, source.num_samples),
             sample_weight=weights,
         )
 
@@ -161,7 +161,8 @@ class InfoBatchLoader(LoaderFacts):
             return None
         if source.capacity is not None and run.config.shuffle:
             lanes = -(-run.batch.lanes // run.ranks.nodes)
-            advice = cache_advice(source.shard_sizes, source.capacity, plan, run.config.shuffle_window, lanes)
+            sizes = run.curriculum.included_of(source.shard_sizes)
+            advice = cache_advice(sizes, source.capacity, plan, run.config.shuffle_window, lanes)
             run.warn_once("cache", advice)
         return Lookahead(source.shard_sizes, self._predownload, source.capacity)
 

@@ -11,7 +11,10 @@ __all__ = ["LoaderFacts"]
 
 
 class LoaderFacts:
-    """The facts about a loader's run. Base of `InfoBatchLoader`; asking changes and communicates nothing."""
+    """The facts about a loader's run, of which `epochs` and `include` may be set. Base of `InfoBatchLoader`.
+
+    Nothing here communicates.
+    """
 
     _run: Run  # set by the loader
 
@@ -26,13 +29,13 @@ class LoaderFacts:
 
     @property
     def include(self) -> NDArray[np.bool_] | None:
-        """bool[N]: the samples that are trained on from the next epoch that begins; None: all. May be set."""
+        """bool[N]: the samples of the next epoch that begins, and those behind it; None: all. May be set."""
         mask = self._run.curriculum.next
         return None if mask is None else mask.values
 
     @include.setter
     def include(self, include: PerSample | None) -> None:
-        self._run.change_include(None if include is None else mask_of(include, self.num_samples))
+        self._run.change_include(mask_of(include, self.num_samples))
 
     @property
     def epoch(self) -> int:
@@ -71,12 +74,13 @@ class LoaderFacts:
 
     @property
     def unpruned_steps(self) -> int:
-        """Steps of an epoch that prunes nothing."""
-        return self._unpruned(0)
+        """Steps of the current epoch if it pruned nothing."""
+        return self.unpruned_steps_of(self.epoch)
 
-    def _unpruned(self, epoch: int) -> int:
+    def unpruned_steps_of(self, epoch: int) -> int:
+        """Steps of ``epoch`` if it pruned nothing; all the same, but where streams are mixed under a mask."""
         run = self._run
-        return run.config.steps_unpruned(run.source, epoch, run.batch.size, run.curriculum.include)
+        return run.config.steps_unpruned(run.source, epoch, run.batch.size, run.curriculum.samples)
 
     @property
     def constant_steps(self) -> bool:
@@ -85,13 +89,13 @@ class LoaderFacts:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run, as OneCycleLR takes them.
+        """Steps of the whole run, as OneCycleLR takes them; a mask that changes later changes them too.
 
         Raises:
             ConfigError: Where that is not known in advance, since pruned epochs have fewer steps.
         """
         run = self._run
-        return run.config.total_steps(run.source, run.epochs, run.batch.size, run.curriculum.include)
+        return run.config.total_steps(run.source, run.epochs, run.batch.size, self.include)
 
     def __len__(self) -> int:
         """Steps of the current epoch; before the first is begun, of one that prunes nothing.
@@ -99,7 +103,7 @@ class LoaderFacts:
         With constant_steps all epochs have equally many.
         """
         run = self._run
-        return self._unpruned(self.epoch) if run.scores.store is None else run.plan().steps
+        return self.unpruned_steps if run.scores.store is None else run.plan().steps
 
     @property
     def progress(self) -> float:
@@ -109,9 +113,10 @@ class LoaderFacts:
 
     @property
     def kept_share(self) -> float:
-        """Share of the current epoch's entries that are kept, over 0 to 1. For learning rates.
+        """Share of the current epoch's entries that are kept, over 0 to 1. For learning rates of the published mode.
 
-        A step stands for 1 / kept_share times as many samples as it holds, and its expected gradient is larger by that.
+        A step stands for 1 / kept_share times as many samples as it holds, and its expected gradient is larger by that;
+        with constant steps it is not.
         """
         plan = self._run.plan()
         return plan.kept / plan.entries

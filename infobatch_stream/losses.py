@@ -15,8 +15,8 @@ def check_picks(picks: Picks, run: int, epoch: int) -> None:
     origin = picks._origin
     if origin.run != run:
         raise OutOfStepError(
-            "these picks are another loader's, or of before load_state_dict(): update each batch by the loader that "
-            "gave it."
+            "these picks are another loader's, or of before load_state_dict() or a change of loader.include: update "
+            "each batch by the loader that gave it, before that."
         )
     if origin.step is not None and origin.epoch != epoch:
         raise OutOfStepError(

@@ -33,13 +33,15 @@ class SampleValues:
         return blake2b(np.ascontiguousarray(packed).data, digest_size=8).hexdigest()
 
 
-def mask_of(include: PerSample, num_samples: int) -> SampleValues:
-    """Which samples ``include`` names: bool[N].
+def mask_of(include: PerSample | None, num_samples: int) -> SampleValues | None:
+    """Which samples ``include`` names: bool[N]; None for all.
 
     include: bool[N]; or indices, int[k], each once; or a file of either: ``.npy``, or ``table.parquet:column``.
 
     Raises ConfigError for what is neither, names no sample, or one twice, or one that there is not.
     """
+    if include is None:
+        return None
     values = _values("include", include)
     if not values.size:
         values = values.astype(np.int64)  # an empty list has the type of a float
@@ -65,18 +67,21 @@ def mask_of(include: PerSample, num_samples: int) -> SampleValues:
         )
     if not mask.any():
         raise ConfigError("include names no sample, so there is nothing to train on.")
-    return SampleValues(mask)
+    return None if mask.all() else SampleValues(mask)
 
 
-def weights_of(sample_weight: PerSample, num_samples: int) -> SampleValues:
+def weights_of(sample_weight: PerSample | None, num_samples: int) -> SampleValues | None:
     """What a user gives for weights of samples, float[N] or a file as of `mask_of`: float32[N].
 
     Raises ConfigError unless it is one number for each sample, finite and not negative.
     """
+    if sample_weight is None:
+        return None
     values = _values("sample_weight", sample_weight)
     if values.dtype.kind not in "fiu" or values.shape != (num_samples,):
         raise ConfigError(f"sample_weight is {values.dtype}{list(values.shape)}; give float[{num_samples}].")
-    weights = values.astype(np.float32)
+    with np.errstate(over="ignore"):  # it is told below
+        weights = values.astype(np.float32)
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if wrong.size:
         raise ConfigError(
@@ -89,7 +94,7 @@ def weights_of(sample_weight: PerSample, num_samples: int) -> SampleValues:
 def _values(name: str, given: PerSample) -> NDArray[Any]:
     if not isinstance(given, str | os.PathLike):
         return np.asarray(given)
-    path, _, column = os.fspath(given).partition(".parquet:")
+    path, _, column = str(Path(given).expanduser()).partition(".parquet:")
     file = Path(f"{path}.parquet" if column else path)
     try:
         if file.suffix == ".npy":

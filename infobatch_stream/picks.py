@@ -1,5 +1,6 @@
 """What travels with a batch: which samples it holds and what they weigh."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -36,7 +37,7 @@ class Picks:
     Attributes:
         index: int64[b] on the CPU, always: it is for looking up and recording, and never becomes a float.
         weight: float32[b], 1 / keep probability; 0 where the batch was filled up (such entries are not recorded).
-        sample_weight: float32[b] on the CPU, what the loader's ``sample_weight`` gives these samples; None without.
+        sample_weight: float32[b], what the loader's ``sample_weight`` gives these samples; None without.
     """
 
     __slots__ = ("_origin", "_record", "index", "sample_weight", "weight")
@@ -61,16 +62,17 @@ class Picks:
         ]
         return _of_arrays, (type(self), arrays, origin.run, origin.epoch, origin.step, origin.replaced)
 
-    def _with_weight(self, weight: Tensor) -> Self:
-        return type(self)(self.index, weight, self._record, self._origin, self.sample_weight)
+    def _with_weights(self, move: Callable[[Tensor], Tensor]) -> Self:
+        given = None if self.sample_weight is None else move(self.sample_weight)
+        return type(self)(self.index, move(self.weight), self._record, self._origin, given)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Self:
-        """Picks with the weight on ``device``; the index stays on the CPU."""
-        return self._with_weight(self.weight.to(device, non_blocking=non_blocking))
+        """Picks with the weights on ``device``; the index stays on the CPU."""
+        return self._with_weights(lambda weight: weight.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Picks with the weight in pinned memory; a DataLoader with ``pin_memory=True`` calls this."""
-        return self._with_weight(self.weight.pin_memory())
+        """Picks with the weights in pinned memory; a DataLoader with ``pin_memory=True`` calls this."""
+        return self._with_weights(Tensor.pin_memory)
 
     def __getitem__(self, order: Tensor | NDArray[Any] | list[int] | list[bool] | slice) -> Self:
         """Picks of the rows ``order``: their places (whole numbers), a bool for each row, or a slice.
@@ -87,7 +89,7 @@ class Picks:
             raise TypeError(f"picks[{order!r}]: give the places of several rows, as picks[[2, 0, 1]] or picks[mask].")
         rows = torch.from_numpy(chosen.copy())
         weight = self.weight[rows.to(self.weight.device)]
-        given = None if self.sample_weight is None else self.sample_weight[rows]
+        given = None if self.sample_weight is None else self.sample_weight[rows.to(self.sample_weight.device)]
         return type(self)(self.index[rows], weight, self._record[rows], self._origin, given)
 
     def __len__(self) -> int:

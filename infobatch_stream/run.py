@@ -140,7 +140,7 @@ class Run:
         return self._planned[1]
 
     def _plan_at(self, position: RunPosition, scores: NDArray[np.float32], lanes: int, masks: Curriculum) -> EpochPlan:
-        epochs, size, include = position.begun or self.epochs, self.batch.size, masks.include
+        epochs, size, include = position.begun or self.epochs, self.batch.size, masks.samples
         return self.config.plan(scores, self.source, position, epochs, lanes=lanes, global_batch=size, include=include)
 
     def change_include(self, mask: SampleValues | None) -> None:
@@ -148,6 +148,7 @@ class Run:
         if self.curriculum.change(mask, self.position):
             self._stand_at(self.position)
             self.position.begun = None
+            self.number = next(_NUMBERS)  # picks of before are of other samples
 
     # An epoch ----------------------------------------------------------------------------------------------------
 
@@ -173,8 +174,8 @@ class Run:
             self.warn_once("infinite", f"{plan.infinite} scores of {self.scores.path} are infinite {_FLIPPED}")
         advice = self.config.check(position, plan.entries, epochs=position.begun)
         self.warn_once("policy" if epoch else "nothing to prune", advice)
-        if self.config.constant_steps:
-            self.warn_once("small batches", self.batch.advice(plan.smallest))
+        if self.config.constant_steps and plan.kept < plan.entries:
+            self.warn_once(f"small batches {plan.smallest.bit_length()}", self.batch.advice(plan.smallest))
         self.iteration = object()
         self._started = self._started or time.monotonic()
         return plan

@@ -132,7 +132,10 @@ class RunConfig:
                 "how many steps the run has is not known in advance: pruned epochs have fewer. Give InfoBatchLoader("
                 "constant_steps=True), or let learning rates follow loader.progress."
             )
-        return sum(self.steps_unpruned(source, epoch, global_batch, include) for epoch in range(epochs))
+        differ = include is not None and source.pool(0) is not None  # epochs that mix streams draw others of them
+        counted = range(epochs) if differ else range(1)
+        steps = sum(self.steps_unpruned(source, epoch, global_batch, include) for epoch in counted)
+        return steps if differ else steps * epochs
 
 
 def _entries(num_samples: int, pool: Pool | None, include: NDArray[np.bool_] | None) -> int:

@@ -1,8 +1,8 @@
 """How many of an epoch's kept entries a step holds, and which of them go to a lane and to a rank.
 
 As published, every step holds the global batch and the last one is filled up, so a pruned epoch has fewer steps. With
-constant steps an epoch has as many as if nothing were pruned, and each holds an even share: so many entries, or one
-less behind a certain step. Whatever is cut into equal parts is cut at ``size * part // parts``. Cuts into lanes and
+constant steps an epoch has as many as if nothing were pruned, and each holds an even share: the first ones an entry
+more than the others. Whatever is cut into equal parts is cut at ``size * part // parts``. Cuts into lanes and
 cuts into ranks then fall together where they can, and sizes differ by at most one.
 """
 
@@ -40,8 +40,8 @@ class Deal:
     Attributes:
         steps: How many there are.
         lanes: From how many lanes each is dealt.
-        size: Entries of a step over all ranks,
-        longer: but in so many of the first steps one more.
+        size: Entries of a step over all ranks.
+        longer: How many of the first steps have one entry more than that.
         lane_sizes: Entries of each lane.
     """
 

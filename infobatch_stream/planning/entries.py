@@ -27,16 +27,19 @@ class Entries:
     """A run of entries of a plan.
 
     index: int64[k], sample indices. weight: float32[k], 1 / keep probability, 0 for filled-up entries.
-    record: bool[k], whether the entry's loss becomes the sample's score.
+    record: bool[k], whether the entry's loss becomes the sample's score. sample_weight: float32[k], as users give it;
+    plans have none.
     """
 
     index: NDArray[np.int64]
     weight: NDArray[np.float32]
     record: NDArray[np.bool_]
+    sample_weight: NDArray[np.float32] | None = None
 
     def take(self, places: slice | NDArray[np.int64]) -> "Entries":
         """The entries at ``places``."""
-        return Entries(self.index[places], self.weight[places], self.record[places])
+        given = None if self.sample_weight is None else self.sample_weight[places]
+        return Entries(self.index[places], self.weight[places], self.record[places], given)
 
     @staticmethod
     def join(parts: Sequence["Entries"], order: NDArray[np.int64] | None = None) -> "Entries":

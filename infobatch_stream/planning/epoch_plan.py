@@ -46,7 +46,7 @@ class EpochPlan:
         pool: (index int64[P], units int64[U]) of a mixed epoch, instead of each sample once.
         shuffle: False keeps the order of the indices.
         window: Entries among which a lane is shuffled.
-        drop_last: Make no more steps than are full (but one), if nothing were pruned.
+        drop_last: Leave out the last step where it is incomplete, unless it is the only one.
         constant_steps: Make as many steps as if nothing were pruned, of fewer entries each.
         include: bool[N], the samples that there are entries of; None: all.
 
@@ -99,15 +99,18 @@ class EpochPlan:
         self.threshold = threshold_of(rule) if rule and summary.count else math.nan
         kept = _kept(selection, seed, epoch, shard_sizes, pool, shuffle) if self.entries else None
         if kept is None or not kept.size:
-            raise ConfigError(f"{policy} keeps none of the {self.entries} entries of epoch {epoch}; keep more.")
+            remedy = "keep more" if self.entries else "include some of the samples that its streams draw"
+            raise ConfigError(f"{policy} keeps none of the {self.entries} entries of epoch {epoch}; {remedy}.")
         self.kept = kept.size
         if constant_steps:
             steps = count_steps(self.entries, global_batch, drop_last)
-            self._deal = Deal.even(min(self.kept, steps * global_batch), lanes, steps)
+            # What drop_last leaves out of all entries, it leaves out of those that are kept, in proportion.
+            share = max(1, self.kept * min(self.entries, steps * global_batch) // self.entries)
+            self._deal = Deal.even(share, lanes, steps)
         else:
             self._deal = Deal.full(self.kept, lanes, global_batch, drop_last)
         self.steps, self.smallest = self._deal.steps, self._deal.size
-        self.trained = min(self.kept, self.steps * global_batch)
+        self.trained = share if constant_steps else min(self.kept, self.steps * global_batch)
         self.epoch = epoch
         self._global_batch = global_batch
         self._lanes: list[Lane] = []

@@ -52,6 +52,6 @@ class GlobalBatch:
             return ""
         return (
             f"a step of this epoch holds {smallest} samples on {self.world_size} rank(s), while batch_size is "
-            f"{self.batch_size}: fewer than {_FEW} for each rank. Normalisation over a batch and small devices' speed "
-            "suffer. Raise batch_size, or prune less."
+            f"{self.batch_size}. With fewer than {_FEW} for each rank, statistics over a batch are noisy, and devices "
+            "idle. Raise batch_size, or prune less."
         )

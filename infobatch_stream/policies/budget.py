@@ -24,6 +24,7 @@ _INFINITE: Final = 0x7F80  # the upper half of infinity; those above it are of w
 _SIGN: Final = 0x8000
 _ASCENDING: Final = np.concatenate([np.arange(_SIGN + _INFINITE - 1, _SIGN - 1, -1), np.arange(_INFINITE)])
 _UNIT: Final = np.ones(1, np.float32)
+_ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +166,10 @@ class BudgetPruning:
     def check(self, moment: Moment) -> str:
         """At epoch 0 raise ConfigError for a fraction above the largest; later say when it cannot be met any more."""
         most = self._most(moment.epochs, moment.annealing)
-        if self.prunes_always and self.fraction > most:
+        if self.prunes_always and self.fraction > most + _ROUNDING:
             raise ConfigError(
                 f"{self} asks for more than can be skipped: each epoch keeps at least {self.floor:g}, so the largest "
-                f"fraction is {most:g}. Ask for less, or lower the floor."
+                f"fraction is {math.floor(most * 10000) / 10000:g}. Ask for less, or lower the floor."
             )
         if moment.epoch == 0 and self.fraction > most:
             raise ConfigError(

@@ -1,6 +1,7 @@
 """Batches of a plan, through a DataLoader: its options, its iterators, and workers of it that are gone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -51,16 +52,16 @@ class Batches:
         for name in _OURS.keys() & options.keys():
             raise ConfigError(f"{name}= is not an option of InfoBatchLoader: {_OURS[name]}.")
         options.setdefault("generator", torch.Generator())  # else iter() would draw from the user's global one
-        self._requests = Requests()
+        self._requests = Requests(sample_weight)
         self._fetcher = Fetcher(source, collation, on_error)
-        self._sample_weight = sample_weight
         self.dataloader: DataLoader[Any] = DataLoader(
             self._fetcher, batch_sampler=cast(Any, self._requests), collate_fn=_as_is, **options
         )
 
     def one(self, request: Request) -> tuple[Any, Picks]:
         """The batch of ``request``, made in this process."""
-        return self._weighted(self._fetcher.__getitems__(request))
+        request = replace(request, entries=self._requests.weighted(request.entries))
+        return self._fetcher.__getitems__(request)
 
     def begin(self, plan: EpochPlan, first: int, **whose: Any) -> Iterator[tuple[Any, Picks]]:
         """The steps first.. of ``plan``, whose workers start now; ``whose``: as `Requests.begin` has it."""
@@ -82,14 +83,7 @@ class Batches:
             except _FAILURES as error:
                 self.look_after_workers(error, batches)
                 raise
-            yield self._weighted(batch)
-
-    def _weighted(self, batch: tuple[Any, Picks]) -> tuple[Any, Picks]:
-        """The batch, its picks with the weights of the samples; here, since every worker would need a copy of them."""
-        if self._sample_weight is not None:
-            picks = batch[1]
-            picks.sample_weight = torch.from_numpy(self._sample_weight.values[picks.index.numpy()])
-        return batch
+            yield batch
 
     def look_after_workers(self, error: BaseException, batches: object = None) -> None:
         """If a worker is gone, say in ``error`` what to do, and have new ones at the next iteration."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from infobatch_stream._process_wide import keep_batch_memory
 from infobatch_stream.errors import DataError
+from infobatch_stream.per_sample import SampleValues
 from infobatch_stream.picks import Origin, Picks
 from infobatch_stream.planning.entries import Entries
 from infobatch_stream.planning.epoch_plan import EpochPlan
@@ -50,10 +51,13 @@ class Requests:
     """The requests of one rank for the rest of an epoch: what the inner DataLoader takes for a batch sampler.
 
     It knows the plan but not the loader, so that dropping the loader ends its workers at once.
+
+    sample_weight: float32[N], of which a request has those of its entries: no worker needs a copy.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sample_weight: SampleValues | None) -> None:
         self._plan: EpochPlan | None = None
+        self._sample_weight = sample_weight
 
     def begin(
         self,
@@ -95,7 +99,14 @@ class Requests:
         readahead: tuple[int, ...] = (),
     ) -> Request:
         seeds = (self._seed, plan.epoch, step, self._rank)
+        entries = self.weighted(entries)
         return Request(entries, self._run, plan.epoch, step, seeds, step == self._first, shards, readahead)
+
+    def weighted(self, entries: Entries) -> Entries:
+        """``entries`` with the weights of their samples, if there are any."""
+        if self._sample_weight is None:
+            return entries
+        return replace(entries, sample_weight=self._sample_weight.values[entries.index])
 
     def __len__(self) -> int:
         """How many there are."""
@@ -136,6 +147,7 @@ class Fetcher(Dataset[Any]):
                 torch.from_numpy(entries.weight.copy()),
                 torch.from_numpy(entries.record.copy()),
                 Origin(request.run, request.epoch, request.step, replaced),
+                None if entries.sample_weight is None else torch.from_numpy(entries.sample_weight),
             )
             return self._collate(request, samples, picks)
 

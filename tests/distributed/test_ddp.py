@@ -167,7 +167,7 @@ def test_ranks_with_different_loaders_all_raise_and_make_no_store(rules, case, f
 
 def test_ranks_that_change_to_different_samples_all_raise_and_may_go_on(rules):
     errors, epochs = zip(*rules["next_include"], strict=True)
-    check_errors(errors, "OutOfStepError", "next include=", "rank 1 has")
+    check_errors(errors, "OutOfStepError", "include_of_next_epoch=", "rank 1 has")
     assert epochs == (2, 2)
 
 
