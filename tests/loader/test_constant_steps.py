@@ -1,5 +1,7 @@
 """The loader with constant steps: as many in every epoch, known in advance, exact on resume."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -142,8 +144,19 @@ def test_it_is_said_when_batches_become_small(make):
     steps = iter(loader)
     for _, picks in steps:
         loader.update(loss_of(picks.index), picks)
-    with pytest.warns(RuntimeWarning, match=r"holds \d samples on 1 rank\(s\), while batch_size is 16: fewer than 8"):
+    with pytest.warns(RuntimeWarning, match=r"holds \d samples on 1 rank\(s\), while batch_size is 16. With fewer"):
         iter(loader)
+
+
+def test_it_is_not_said_where_nothing_is_pruned_and_again_when_they_have_halved(make):
+    loader = make(batch_size=8, policy=BudgetPruning(0.5, floor=0.1), epochs=10)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        steps_of(loader)
+    sizes = [int(str(one.message).split("holds ")[1].split()[0]) for one in said]
+    assert sizes
+    assert max(sizes) < 7
+    assert len({size.bit_length() for size in sizes}) == len(sizes)
 
 
 def test_a_state_of_the_other_mode_is_refused_and_one_of_before_there_were_two_is_read(make):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.ddp.data import Noisy, loss_of, wds, write_mds, write_wds
 
-from infobatch_stream import BudgetPruning, ConfigError, FullData, InfoBatchLoader, SoftPruning
+from infobatch_stream import BudgetPruning, ConfigError, FullData, InfoBatchLoader, OutOfStepError, SoftPruning
 from infobatch_stream.per_sample import mask_of, weights_of
 from infobatch_stream.policies import StepRule
 
@@ -93,6 +93,22 @@ def test_mixed_streams_have_their_repeats_of_those_samples(make, tmp_path):
     loader = make(dataset=StreamingDataset(streams=streams, batch_size=BATCH), include=[1, 2, 30], policy=FullData())
     for _ in range(2):
         assert samples_of(epoch_of(loader)) == [1, 1, 2, 2, 30]
+
+
+@pytest.mark.usefixtures("no_stale_shared_memory")
+def test_where_streams_are_mixed_in_parts_each_epoch_draws_others_of_those_samples(tmp_path):
+    from streaming import Stream, StreamingDataset
+
+    for first, name in ((0, "a"), (24, "b")):
+        write_mds(tmp_path / name, first=first, samples=24)
+    streams = [Stream(local=str(tmp_path / "a"), proportion=0.7), Stream(local=str(tmp_path / "b"), proportion=0.3)]
+    dataset = StreamingDataset(streams=streams, batch_size=BATCH, epoch_size=30)
+    options = {"batch_size": BATCH, "epochs": 6, "include": range(12), "constant_steps": True}
+    loader = InfoBatchLoader(dataset, tmp_path / "scores.zarr", **options)
+    steps = [loader.unpruned_steps_of(epoch) for epoch in range(6)]
+    assert len(set(steps)) > 1
+    assert loader.total_steps == sum(steps)
+    assert [len(epoch_of(loader)) for _ in range(6)] == steps
 
 
 class KeepNone:
@@ -193,6 +209,29 @@ def test_an_epoch_that_goes_on_keeps_its_samples(make):
     assert samples_of([(picks.index.tolist(), picks.weight.tolist()), *rest]) == EVERY_THIRD.tolist()
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_picks_of_before_a_change_of_samples_are_refused(make, again):
+    loader = make(include=EVERY_THIRD, policy=FullData())
+    _, old = next(iter(loader))
+    loader.include = [1, 2, 4]
+    if again:
+        iter(loader)
+    with pytest.raises(OutOfStepError, match=r"or a change of loader\.include"):
+        loader.update(loss_of(old.index), old)
+    resumed = make("resumed", include=EVERY_THIRD, policy=FullData())
+    resumed.load_state_dict(loader.state_dict())
+    assert samples_of(epoch_of(resumed)) == samples_of(epoch_of(loader)) == [1, 2, 4]
+
+
+def test_all_samples_are_no_mask(make):
+    loader = make(include=np.ones(N, bool))
+    assert loader.include is None
+    epoch_of(loader)
+    resumed = make("resumed")
+    resumed.load_state_dict(loader.state_dict())
+    assert resumed.epoch == 1
+
+
 def test_damaged_masks_are_refused(make):
     loader = make()
     loader.include = [3]
@@ -206,15 +245,14 @@ def test_damaged_masks_are_refused(make):
 # ---- what may be given
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=70).filter(any), st.randoms())
+@given(st.lists(st.booleans(), min_size=2, max_size=70).filter(lambda mask: 0 < sum(mask) < len(mask)), st.randoms())
 def test_a_mask_and_its_indices_say_the_same(mask, random):
     indices = [i for i, kept in enumerate(mask) if kept]
     random.shuffle(indices)
     whole, listed = mask_of(mask, len(mask)), mask_of(indices, len(mask))
     assert whole.values.tolist() == listed.values.tolist() == mask
     assert whole.digest == listed.digest
-    other = [*mask[:-1], not mask[-1]]
-    assert not any(other) or mask_of(other, len(mask)).digest != whole.digest
+    assert mask_of([not kept for kept in mask], len(mask)).digest != whole.digest
 
 
 def test_files_say_the_same_as_arrays(make, tmp_path):
@@ -308,6 +346,16 @@ def test_they_multiply_the_losses_and_leave_picks_and_scores_as_they_are(make, w
             plain.update(losses, same)
     weighted.commit(), plain.commit()
     assert weighted.store.scores.tolist() == plain.store.scores.tolist()
+
+
+def test_what_sorts_a_batch_has_them(make):
+    def heaviest_first(samples, picks):
+        order = picks.sample_weight.argsort(descending=True)
+        return [samples[place][0] for place in order], picks[order]
+
+    loader = make(sample_weight=np.arange(N), collate_with_picks=heaviest_first)
+    for data, picks in loader:
+        assert data == picks.index.tolist() == picks.sample_weight.tolist() == sorted(data, reverse=True)
 
 
 def test_they_go_where_the_picks_go(make):

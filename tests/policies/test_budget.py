@@ -371,6 +371,9 @@ def test_spread_evenly_a_run_may_be_of_one_epoch(tmp_path):
 
 def test_spread_evenly_all_but_the_floor_can_be_skipped(tmp_path):
     assert BudgetPruning(0.1, floor=0.2, spread="even").largest(7) == pytest.approx(0.8)
+    for percent in range(1, 100):  # what is not a sum of powers of 2
+        policy = BudgetPruning(1 - percent / 100, floor=percent / 100, spread="even")
+        assert policy.check(Moment(0, 7, 7, 100, 0, 0)) == ""
     policy = BudgetPruning(0.85, floor=0.2, spread="even")
     with pytest.raises(ConfigError, match=r"the largest fraction is 0\.8\. Ask for less, or lower the floor"):
         InfoBatchLoader([1, 2, 3], tmp_path / "scores.zarr", batch_size=1, epochs=9, policy=policy)
