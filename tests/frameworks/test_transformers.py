@@ -89,11 +89,15 @@ def losses_of(net, data):
     return F.cross_entropy(net(pixel_values=data["pixel_values"]).logits, data["labels"], reduction="none")
 
 
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=LR, momentum=0.9)
+
+
 def linear(parameters, loader, accumulate):
-    """SGD, and the schedule that BY_STEPS names."""
+    """The schedule that BY_STEPS names."""
     from transformers import get_linear_schedule_with_warmup
 
-    optimizer = torch.optim.SGD(parameters, lr=LR, momentum=0.9)
+    optimizer = sgd(parameters)
     return optimizer, get_linear_schedule_with_warmup(optimizer, BY_STEPS["warmup_steps"], loader.total_steps)
 
 
@@ -133,9 +137,7 @@ def fit(
 
     length = BY_STEPS if by_steps else {"num_train_epochs": loader.epochs, "eval_strategy": "epoch"}
     choices = {"per_device_train_batch_size": BATCH, "max_grad_norm": 0, "use_cpu": True, **length, **options}
-    optimizers = optimizer_of(model.parameters(), loader)
-    if by_steps:
-        optimizers = optimizers[0], None
+    optimizers = (sgd(model.parameters()), None) if by_steps else optimizer_of(model.parameters(), loader)
     if named_schedule:
         choices |= {"lr_scheduler_type": named_schedule, "warmup_ratio": 0.1, "learning_rate": LR}
         optimizers = None, None
