@@ -52,6 +52,7 @@ RESUMED = {
     "by steps, after a validation": ("validation-023", False),
     "by steps, after the last batch": ("batch-030", True),
     "by steps, after an epoch": ("epoch-030", True),
+    "by steps, after all": ("epoch-060", True),
 }
 REFUSED = {
     "max_epochs": ({"max_epochs": 9}, "max_epochs=loader.epochs"),
