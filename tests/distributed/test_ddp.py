@@ -207,10 +207,8 @@ def test_a_model_under_ddp_is_that_of_one_process_with_the_same_global_batch(rul
 
 
 @pytest.mark.parametrize("number", range(len(ACCUMULATE)))
-def test_with_constant_steps_averaged_gradients_are_those_of_one_process_although_ranks_hold_other_numbers(
-    rules, tmp_path, number
-):
-    """Also where they are accumulated without being averaged at each step."""
+def test_with_constant_steps_averaged_gradients_are_those_of_one_process(rules, tmp_path, number):
+    """Although ranks hold different numbers of samples; also where gradients are accumulated under no_sync."""
     here, there = (rank[number] for rank in rules["trained_with_constant_steps"])
     loader = plain(tmp_path, "alone", batch_size=8, constant_steps=True)
     _, gradients, sizes, pruned = train_model(loader, ACCUMULATE[number])
