@@ -245,3 +245,53 @@ class InfoBatchLoader(LoaderFacts):
         dataset, global batch or order.
         """
         self._run.load_state_dict(state)
+<<<<<<< HEAD
+=======
+
+    # What can be told of the run ---------------------------------------------------------------------------------
+    @property
+    def progress(self) -> float:
+        """How much of the whole run is done, 0 to 1, evenly however many steps an epoch has. For schedules.
+
+        With constant_steps it is the number of steps that were made, over `total_steps`.
+        """
+        steps = self._run.plan().steps if self.step else 1
+        return min(1.0, (self.epoch * steps + self.step) / (self.epochs * steps))
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the current epoch's entries that are kept, over 0 to 1. For learning rates.
+
+        A step stands for 1 / kept_share times as many samples as it holds, and its expected gradient is larger by that.
+        """
+        plan = self._run.plan()
+        return plan.kept / plan.entries
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Facts about the current epoch: flat, for a logger.
+
+        epoch, step, steps; kept, pruned: entries of the epoch. threshold: the score from which most is kept: the mean
+        under SoftPruning, the last quantile under QuantilePruning, the lowest score that is kept for certain under
+        BudgetPruning; NaN without one, as in the first epoch and in annealing. mean_score: of the scores that this
+        epoch was planned with, those of the epochs before; infobatch-stream inspect shows in the row of an epoch the
+        mean when it was over, which is the mean_score of the next one. saved: share of all entries so far that was not
+        trained on, this epoch's included (since the run was continued, if that was without a checkpoint). not_finite,
+        unreadable: losses and samples of this process so far.
+        """
+        plan, before = self._run.plan(), self._run.position
+        going = self.epoch < self.epochs
+        kept, trained, entries = (plan.kept, plan.trained, plan.entries) if going else (0, 0, 0)
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "steps": plan.steps,
+            "kept": kept,
+            "pruned": entries - kept,
+            "threshold": plan.threshold,
+            "mean_score": plan.mean_score,
+            "saved": 1 - (before.trained + trained) / (before.entries + entries) if before.entries + entries else 0.0,
+            "not_finite": self._run.scores.recorder.not_finite,
+            "unreadable": self._run.unreadable,
+        }
+>>>>>>> frames

@@ -26,6 +26,9 @@ class AcceleratedLoader(DataLoaderStateMixin):  # type: ignore[misc]  # untyped
     is missing then is done here: batches are moved to the device, ``accumulate`` steps at the last batch of an epoch,
     however many it has, and ``save_state`` and ``load_state`` take the state of the loader along.
 
+    A schedule by steps (constant_steps) that is prepared needs ``DataLoaderConfiguration(split_batches=True)``:
+    Accelerate steps it once per process otherwise.
+
     Raises ConfigError when the accelerator knows of other processes than the loader.
     """
 

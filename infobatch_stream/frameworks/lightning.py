@@ -1,5 +1,6 @@
 """Lightning's Trainer over an InfoBatchLoader."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,8 +22,10 @@ class InfoBatchCallback(Callback):
     saved at the end of an epoch (Lightning would not), and asks for the length of every epoch anew. Without a
     checkpoint the Trainer counts from the epoch of the loader, which is not 0 with existing="continue".
 
+    With constant_steps ``Trainer(max_steps=loader.total_steps)`` does as well as ``max_epochs``.
+
     Raises ConfigError for options of the Trainer that do not go with epochs of changing length (which constant_steps
-    makes equal), for the Tuner, and when no epoch is left.
+    makes equal), for the Tuner, and when no epoch is left, or fewer steps than ``max_steps`` asks for.
     """
 
     def __init__(self, loader: InfoBatchLoader) -> None:
@@ -65,19 +68,21 @@ class InfoBatchCallback(Callback):
                 "InfoBatchLoader holds one. Resume from such a checkpoint."
             )
         loader.load_state_dict(states[0])
-        _stand_at(loop, loader.epoch, loader.step)
-        if loader.epoch == loader.epochs:
+        going_on = loader.epoch < loader.epochs
+        _stand_at(loop, loader.epoch, loader.step, restarts=trainer.max_steps != -1 and going_on)
+        if not going_on:
             self._nothing_left = True
             trainer.limit_train_batches = 0  # else Lightning takes an iterator before it sees that all is done
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise ConfigError when it is another loader that is trained from."""
+        """Raise ConfigError when it is another loader that is trained from, or one that has too few steps left."""
         if trainer.train_dataloader is not self._loader:
             raise ConfigError(
                 "the Trainer trains from another loader than that of the InfoBatchCallback: "
                 f"{type(trainer.train_dataloader).__name__}. Give the same InfoBatchLoader, alone, to both, and return "
                 "it from train_dataloader() each time."
             )
+        _check_steps(trainer, self._loader)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the Trainer as it was given."""
@@ -111,15 +116,16 @@ def _count_from(trainer: Trainer, epoch: int) -> None:
 
 def _check(trainer: Trainer, loader: InfoBatchLoader) -> None:
     """Raise ConfigError for what takes epochs to be of one length, unless they are, or leaves samples out."""
-    if trainer.max_epochs != loader.epochs:
-        raise ConfigError(
-            f"Trainer(max_epochs={trainer.max_epochs}) and InfoBatchLoader(epochs={loader.epochs}) differ: the loader "
-            "plans the whole run. Give both the same number; max_epochs=loader.epochs."
-        )
     if trainer.max_steps != -1 and not loader.constant_steps:
         raise ConfigError(
             f"Trainer(max_steps={trainer.max_steps}): how many steps a run has is not known in advance, since pruned "
             "epochs are shorter. Leave max_steps out, and give max_epochs; or give the loader constant_steps=True."
+        )
+    by_steps = trainer.max_steps != -1 and trainer.max_epochs == -1  # as Trainer(max_steps=) alone has it
+    if trainer.max_epochs != loader.epochs and not by_steps:
+        raise ConfigError(
+            f"Trainer(max_epochs={trainer.max_epochs}) and InfoBatchLoader(epochs={loader.epochs}) differ: the loader "
+            "plans the whole run. Give both the same number; max_epochs=loader.epochs."
         )
     if trainer.limit_train_batches != 1.0:
         raise ConfigError(
@@ -135,20 +141,47 @@ def _check(trainer: Trainer, loader: InfoBatchLoader) -> None:
         )
 
 
-def _stand_at(loop: dict[str, Any], epoch: int, step: int) -> None:
+def _check_steps(trainer: Trainer, loader: InfoBatchLoader) -> None:
+    """Raise ConfigError when ``max_steps`` asks for more than the loader has: it would end in the loader's error."""
+    module: Any = trainer.lightning_module
+    if trainer.max_steps == -1 or trainer.max_epochs != -1 or not module.automatic_optimization:
+        return  # else it is for the user what a step is
+    parts = trainer.accumulate_grad_batches
+    left = (loader.epochs - loader.epoch) * math.ceil(loader.unpruned_steps / parts) - loader.step // parts
+    if trainer.max_steps - trainer.global_step > left:
+        raise ConfigError(
+            f"Trainer(max_steps={trainer.max_steps}) stands at step {trainer.global_step}, and the loader has {left} "
+            "steps of the optimizer left. Give at most as many as its epochs have, as "
+            "max_steps=loader.total_steps, or give max_epochs=loader.epochs instead."
+        )
+
+
+def _stand_at(loop: dict[str, Any], epoch: int, step: int, *, restarts: bool) -> None:
     """Have the saved counters say that ``epoch`` epochs are over, and of the next one ``step`` batches.
 
     They may differ by one. A checkpoint that was saved after the last batch of an epoch is, for Lightning, still in it:
     it compares the batches with the length of the epoch, but the loader already has that of the next. And an epoch
     that was broken off (by trainer.should_stop) is over for Lightning.
+
+    restarts: Lightning takes itself to be within an epoch whatever the counters say, as with max_steps. Then they are
+    those that it saves after the last batch, the one end of an epoch from which it goes on rightly.
     """
     over = loop["epoch_progress"]["current"]["processed"]
-    if over < epoch and step == 0:
-        for part in loop["epoch_progress"].values():
-            part.update(ready=epoch, started=epoch, processed=epoch, completed=epoch)
-        batches = loop["epoch_loop.batch_progress"]["total"]
-        batches["completed"] = batches["processed"]
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1  # Lightning counts a batch after saving
+    batches, stepped = loop["epoch_loop.batch_progress"], loop["epoch_loop.state_dict"]
+    if restarts and step == 0 and epoch:
+        _say(loop, begun=epoch, over=epoch - 1)
+        for part in (batches["total"], batches["current"]):
+            part["completed"] = part["processed"] - 1
+        stepped["_batches_that_stepped"] -= over == epoch
+    elif over < epoch and step == 0:
+        _say(loop, begun=epoch, over=epoch)
+        batches["total"]["completed"] = batches["total"]["processed"]
+        stepped["_batches_that_stepped"] += 1  # Lightning counts a batch after saving
     elif over > epoch and step:
-        for part in loop["epoch_progress"].values():
-            part.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
+        _say(loop, begun=epoch + 1, over=epoch)
+
+
+def _say(loop: dict[str, Any], *, begun: int, over: int) -> None:
+    """Have the saved counters of epochs say so."""
+    for part in loop["epoch_progress"].values():
+        part.update(ready=begun, started=begun, processed=over, completed=over)

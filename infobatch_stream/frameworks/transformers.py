@@ -27,7 +27,8 @@ class InfoBatchTrainer(Trainer):
         trainer = InfoBatchTrainer(model, args, loader=loader, eval_dataset=held_out)
         trainer.train()  # resume_from_checkpoint=True to go on
 
-    Its gradient is that of ``mean(weight * loss)`` over the global batch. Learning rates follow `loader.progress`.
+    Its gradient is that of ``mean(weight * loss)`` over the global batch. Learning rates follow `loader.progress`; with
+    constant_steps they follow the steps, and ``max_steps`` may be given.
 
     Args:
         loader: its batches are dicts of what the model takes and "labels", so give it a ``collate_fn`` that makes them.
@@ -64,17 +65,28 @@ class InfoBatchTrainer(Trainer):
                 "train_dataset and compute_loss_func are not for InfoBatchTrainer: the loader has the dataset, and "
                 "sample_loss= gives the loss of each sample."
             )
-        for name, found, wanted in (
-            ("num_train_epochs", args.num_train_epochs, loader.epochs),
-            ("per_device_train_batch_size", args.per_device_train_batch_size, loader.batch_size),
-        ):
-            if found != wanted:
-                raise ConfigError(f"TrainingArguments({name}={found}), the loader has {wanted}: give both the same.")
-        if args.max_steps > 0 and not loader.constant_steps:
+        by_steps = args.max_steps > 0  # then the Trainer itself does not look at num_train_epochs
+        if by_steps and not loader.constant_steps:
             raise ConfigError(
                 f"TrainingArguments(max_steps={args.max_steps}): how many steps a run has is not known in advance, "
                 "since pruned epochs are shorter. Leave max_steps out, and give num_train_epochs; or give the loader "
                 "constant_steps=True."
+            )
+        if by_steps and args.max_steps > (most := self._updates * loader.epochs):
+            raise ConfigError(
+                f"TrainingArguments(max_steps={args.max_steps}): the {loader.epochs} epochs of the loader have {most} "
+                "steps of the optimizer. Give at most as many, or the loader more epochs."
+            )
+        for name, found, wanted in (
+            ("num_train_epochs", args.num_train_epochs, args.num_train_epochs if by_steps else loader.epochs),
+            ("per_device_train_batch_size", args.per_device_train_batch_size, loader.batch_size),
+        ):
+            if found != wanted:
+                raise ConfigError(f"TrainingArguments({name}={found}), the loader has {wanted}: give both the same.")
+        if args.include_tokens_per_second:
+            raise ConfigError(
+                "include_tokens_per_second counts tokens in all batches before it trains, which would use up an epoch "
+                "of the loader. Give include_num_input_tokens_seen=True instead: it counts while it trains."
             )
         if args.auto_find_batch_size:
             raise ConfigError("auto_find_batch_size cannot change the batch size of the loader: leave it out.")
@@ -142,16 +154,19 @@ class InfoBatchTrainer(Trainer):
 
         With constant_steps it is the size.
         """
-        loader = self._loader
-        samples = loader.num_samples
-        steps = loader.unpruned_steps
-        updates = math.ceil(steps / args.gradient_accumulation_steps)
+        loader, updates = self._loader, self._updates
         # By this the Trainer divides the steps of the resumed part to learn in which epoch it is.
         per_epoch = self._steps_before / (loader.epoch + 0.5) if self._steps_before else updates
         # Without a checkpoint it counts from 0, and so gets as many epochs as the loader has left.
         epochs = loader.epochs if self._steps_before else loader.epochs - loader.epoch
         most = min(args.max_steps, updates * epochs) if args.max_steps > 0 else updates * epochs
-        return epochs, per_epoch, samples, samples * epochs, True, len(dataloader), most
+        samples = min(loader.num_samples * epochs, most * total_train_batch_size)
+        return epochs, per_epoch, loader.num_samples, samples, True, len(dataloader), most
+
+    @property
+    def _updates(self) -> int:
+        """Steps of the optimizer in an epoch that prunes nothing."""
+        return math.ceil(self._loader.unpruned_steps / self.args.gradient_accumulation_steps)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The scheduler that ``args`` name; unless steps are constant, along the loader's progress instead of them."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.ddp.alone import CALLS, call_alone
-from support.ddp.cases import MDS_MODES, RULES, RUN, WDS_MODES, N, mds, plain, train, train_model
+from support.ddp.cases import ACCUMULATE, MDS_MODES, RULES, RUN, WDS_MODES, N, mds, plain, train, train_model
 from support.ddp.checks import check_run
 from support.ddp.children import Child
 from support.ddp.data import loss_of, wds, write_mds, write_wds
@@ -205,19 +205,24 @@ def test_epochs_raised_on_one_rank_raise_on_all(rules):
 
 
 def test_a_model_under_ddp_is_that_of_one_process_with_the_same_global_batch(rules, tmp_path):
-    (here, pruned), (there, _) = rules["trained_model"]
-    alone, wanted = train_model(plain(tmp_path, "alone", batch_size=8))
+    (here, *_, pruned), (there, *_) = rules["trained_model"]
+    alone, *_, wanted = train_model(plain(tmp_path, "alone", batch_size=8))
     assert pruned == wanted > 0
     for one, other, whole in zip(here, there, alone, strict=True):
         assert torch.equal(one, other)
         assert torch.allclose(one, whole, rtol=1e-5)
 
 
-def test_with_constant_steps_it_is_too_although_ranks_hold_other_numbers_of_samples(rules, tmp_path):
-    (here, pruned), (there, _) = rules["trained_with_constant_steps"]
-    alone, wanted = train_model(plain(tmp_path, "alone", batch_size=8, constant_steps=True))
-    assert pruned == wanted > 0
-    for one, other, whole in zip(here, there, alone, strict=True):
+@pytest.mark.parametrize("number", range(len(ACCUMULATE)))
+def test_with_constant_steps_averaged_gradients_are_those_of_one_process(rules, tmp_path, number):
+    """Although ranks hold different numbers of samples; also where gradients are accumulated under no_sync."""
+    here, there = (rank[number] for rank in rules["trained_with_constant_steps"])
+    loader = plain(tmp_path, "alone", batch_size=8, constant_steps=True)
+    _, gradients, sizes, pruned = train_model(loader, ACCUMULATE[number])
+    assert here[3] == pruned > 0
+    assert [sum(pair) for pair in zip(here[2], there[2], strict=True)] == sizes
+    assert here[2] != there[2]
+    for one, other, whole in zip(here[1], there[1], gradients, strict=True):
         assert torch.equal(one, other)
         assert torch.allclose(one, whole, rtol=1e-12)  # in double precision: nothing but the order of sums differs
 

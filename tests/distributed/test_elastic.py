@@ -10,7 +10,7 @@ pytestmark = pytest.mark.ddp
 OTHERS = 8  # step of which the state is tried in the default suite, except on two ranks of one node: it takes time
 # What the error says, where that is more than that the state is incomplete or damaged.
 REASONS = {
-    "global batch": "global_batch=16, this loader has global_batch=8",
+    "global batch": "global_batch=24, this loader has global_batch=8",
     "seed": "seed=3, this loader has seed=4",
     "policy": "policy='SoftPruning(ratio=0.5)', this loader has policy='FullData()'",
     "delta": "delta=0.75, this loader has delta=0.5",
@@ -24,7 +24,7 @@ REASONS = {
     "older format": "the state has format 1; this version of infobatch-stream reads format 2",
     "no format": "not a loader state",
     "step beyond the epoch": "step 99 of epoch 1",
-    "lanes that do not divide": "3 lanes do not divide the global batch of 16",
+    "lanes that do not divide": "5 lanes do not divide the global batch of 24",
     "no scores": "state_dict() of rank 0",
     "too few scores": f"{elastic.N - 1} scores, {elastic.N} are needed",
 }
@@ -36,7 +36,7 @@ def check_goes_on(tmp_path, case, every, seconds):
     assert facts["wrong"] == []
     states = facts["states"]
     assert states > 4 * elastic.EPOCHS
-    assert facts["tried"] == {"1x2": states, **dict.fromkeys(["2x1", "1x1", "2x4"], -(-states // every))}
+    assert facts["tried"] == {"1x2": states, **dict.fromkeys(["2x1", "1x1", "1x3", "2x4"], -(-states // every))}
     first, second, *_, last = facts["pruned"]
     assert first == last < second  # the last epoch anneals
 

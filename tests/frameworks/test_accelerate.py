@@ -32,20 +32,29 @@ MOMENTS = {"within": (1, 5), "end": (1, None), "all": (3, None)}  # (epoch, step
 # ---- in each of the processes
 
 
-def fit(out, name, checkpoint=None, save_at=None, accumulate=1, mixed_precision="no", adapter=True, cpu=True):
+def fit(
+    out, name, checkpoint=None, save_at=None, accumulate=1, mixed_precision="no", adapter=True, cpu=True, **options
+):
     """What a run reports, with a store of its own."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DataLoaderConfiguration
     from accelerate.state import AcceleratorState, GradientState
 
     from infobatch_stream.frameworks.accelerate import AcceleratedLoader
 
     AcceleratorState._reset_state(True)  # it is one for the process, and another run may have other options
     GradientState._reset_state()
-    accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=accumulate, mixed_precision=mixed_precision)
-    loader, seen = loader_at(out / f"{name}.zarr")
+    accelerator = Accelerator(
+        cpu=cpu,
+        gradient_accumulation_steps=accumulate,
+        mixed_precision=mixed_precision,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),  # a schedule steps once for all processes
+    )
+    loader, seen = loader_at(out / f"{name}.zarr", **options)
     batches = AcceleratedLoader(loader, accelerator) if adapter else loader
+    if not adapter:
+        accelerator.register_for_checkpointing(loader)
     net = network()
-    model, optimizer, schedule = accelerator.prepare(net, *optimizer_of(net.parameters(), loader))
+    model, optimizer, schedule = accelerator.prepare(net, *optimizer_of(net.parameters(), loader, accumulate))
     if checkpoint:
         accelerator.load_state(checkpoint)
     rates, ends = [], []
@@ -64,7 +73,8 @@ def fit(out, name, checkpoint=None, save_at=None, accumulate=1, mixed_precision=
                     if (loader.epoch, loader.step) == (epoch, step or len(loader)):
                         accelerator.save_state(out / moment)
             ends.append(accelerator.sync_gradients)
-    return report(loader, seen, net, rates=rates, ends=ends)
+    steps = schedule.scheduler.last_epoch, len(rates)
+    return report(loader, seen, net, rates=rates, ends=ends, steps=steps)
 
 
 def main(out):
@@ -79,6 +89,13 @@ def main(out):
             "bf16": fit(out, "bf16", mixed_precision="bf16"),
             "saving between": ended_with(fit, out, "between", accumulate=2, save_at={"between": (0, 3)}),
         }
+        constant = {"constant_steps": True}
+        for kind, accumulate, adapter in (("", 1, False), (" accumulating", 2, True)):
+            name = f"constant{kind}"
+            found[f"plain {name}"] = plain_run(out / f"plain {name}.zarr", accumulate=accumulate, **constant)
+            options = {"accumulate": accumulate, "adapter": adapter, **constant}
+            found[name] = fit(out, name, save_at={f"{name} within": (1, 4)}, **options)
+            found[f"rest {name}"] = fit(out, f"rest {name}", out / f"{name} within", **options)
         for moment in MOMENTS:
             found[moment] = fit(out, f"from-{moment}", out / moment)
         found["alone"] = ended_with(fit, out, "alone2", cpu=False)  # and without GPUs
@@ -102,6 +119,17 @@ def test_every_planned_step_is_made_and_every_kept_sample_occurs_once(runs, case
 @pytest.mark.parametrize("kind", ["", " accumulating"])
 def test_picks_scores_weights_and_learning_rates_are_those_of_a_plain_loop(runs, kind):
     check_like_plain(runs[0][kind.strip() or "whole"], runs[0][f"plain{kind}"])
+
+
+@pytest.mark.parametrize("kind", ["", " accumulating"])
+def test_with_constant_steps_a_schedule_of_total_steps_and_the_loader_itself_do(runs, kind):
+    """Without the adapter, that is; where gradients are accumulated it tells of the last batch of an epoch."""
+    whole = runs[0][f"constant{kind}"]
+    check_whole(whole, constant_steps=True)
+    check_like_plain(whole, runs[0][f"plain constant{kind}"])
+    for rank in whole:
+        assert rank["steps"] == (32, 32) if kind else (60, 60)  # made by the schedule, made by the optimizer
+    check_rest(whole, runs[0][f"rest constant{kind}"], 15 + 4)
 
 
 def test_gradients_left_at_the_end_of_an_epoch_are_stepped_by_the_adapter(runs):

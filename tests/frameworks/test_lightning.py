@@ -46,9 +46,22 @@ MOMENTS = {
     "after an epoch": lambda ends: f"epoch-{ends[1]:03d}",
     "after all": lambda ends: f"epoch-{ends[3]:03d}",
 }
+# With constant steps, of which an epoch has 15: checkpoint, and whether the callback is needed.
+RESUMED = {
+    "by steps, within an epoch": ("batch-020", False),
+    "by steps, after a validation": ("validation-023", False),
+    "by steps, after the last batch": ("batch-030", True),
+    "by steps, after an epoch": ("epoch-030", True),
+    "by steps, after all": ("epoch-060", True),
+}
 REFUSED = {
     "max_epochs": ({"max_epochs": 9}, "max_epochs=loader.epochs"),
     "max_steps": ({"max_steps": 30}, "Leave max_steps out"),
+    "max_steps alone": ({"max_steps": 30, "max_epochs": None}, "Leave max_steps out"),
+    "too many steps": (
+        {"max_steps": 61, "max_epochs": None, "loader_options": {"constant_steps": True}},
+        "has 60 steps of the optimizer left",
+    ),
     "limit_train_batches": ({"limit_train_batches": 0.5}, "limit_train_batches is 0.5"),
     "overfit_batches": ({"overfit_batches": 3}, "overfit_batches"),
     "val_check_interval": ({"val_check_interval": 5}, "a share of the epoch"),
@@ -65,7 +78,7 @@ def module_of(loader, stop_at):
         def __init__(self):
             super().__init__()
             self.net = network()
-            self.validated, self.rates = [], []
+            self.validated, self.rates, self.steps = [], [], None
 
         def training_step(self, batch, batch_idx):
             data, picks = batch
@@ -84,7 +97,9 @@ def module_of(loader, stop_at):
             self.validated.append((loader.epoch, loader.step))
 
         def configure_optimizers(self):
-            optimizer, schedule = optimizer_of(self.net.parameters(), loader)
+            if loader.constant_steps:
+                self.steps = self.trainer.estimated_stepping_batches
+            optimizer, schedule = optimizer_of(self.net.parameters(), loader, self.trainer.accumulate_grad_batches)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     return Digits()
@@ -123,16 +138,17 @@ def saving(folder):
         yield kind(folder, filename=name, auto_insert_metric_name=False, save_top_k=-1, **choice)
 
 
-def trainer_of(loader, saves=None, also=(), **options):
+def trainer_of(loader, saves=None, also=(), adapter=True, by_steps=False, **options):
     from lightning.pytorch import Trainer
 
     from infobatch_stream.frameworks.lightning import InfoBatchCallback
 
-    options = {"max_epochs": loader.epochs, "num_sanity_val_steps": 0, **options}
+    length = {"max_steps": loader.total_steps} if by_steps else {"max_epochs": loader.epochs}
+    options = {**length, "num_sanity_val_steps": 0, **options}
     return Trainer(
         accelerator="cpu",
         devices=int(os.environ.get("WORLD_SIZE", "1")),
-        callbacks=[InfoBatchCallback(loader), *(saving(saves) if saves else ()), *also],
+        callbacks=[*([InfoBatchCallback(loader)] if adapter else []), *(saving(saves) if saves else ()), *also],
         enable_checkpointing=bool(saves),
         logger=False,
         enable_progress_bar=False,
@@ -142,14 +158,26 @@ def trainer_of(loader, saves=None, also=(), **options):
 
 
 def fit(
-    out, name, checkpoint=None, saves=None, stop_at=None, loader_options=None, train_loader=None, also=(), **options
+    out,
+    name,
+    checkpoint=None,
+    saves=None,
+    stop_at=None,
+    loader_options=None,
+    train_loader=None,
+    also=(),
+    adapter=True,
+    **options,
 ):
     """What a run reports, with a store of its own."""
     loader, seen = loader_at(out / f"{name}.zarr", **(loader_options or {}))
     model = module_of(loader, stop_at)
-    trainer = trainer_of(loader, saves, also, **options)
+    trainer = trainer_of(loader, saves, also, adapter, **options)
     trainer.fit(model, train_loader or loader, validation(), ckpt_path=checkpoint)
-    return report(loader, seen, model, validated=model.validated, rates=model.rates, steps=trainer.global_step)
+    if not adapter:
+        loader.commit()  # nobody else does
+    facts = {"validated": model.validated, "rates": model.rates, "estimated": model.steps}
+    return report(loader, seen, model, steps=trainer.global_step, **facts)
 
 
 def state_in(file):
@@ -183,6 +211,11 @@ def main(out):
         for moment in ("validation", "epoch"):
             saved = out / "stopped" / f"{moment}-020.ckpt"
             found[f"after the stop, {moment}"] = fit(out, f"rest-{moment}", saved)
+        found["plain, constant steps"] = plain_run(out / "plain3.zarr", constant_steps=True)
+        by_steps = {"loader_options": {"constant_steps": True}, "by_steps": True, "val_check_interval": 4}
+        found["by steps"] = fit(out, "steps", saves=out / "steps", adapter=False, **by_steps)
+        for name, (file, adapter) in RESUMED.items():
+            found[name] = fit(out, f"rest {name}", out / "steps" / f"{file}.ckpt", adapter=adapter, **by_steps)
         for case, (options, _) in REFUSED.items():
             found[case] = ended_with(fit, out, case, **options)
         found["another loader"] = ended_with(fit, out, "another", train_loader=validation())
@@ -261,6 +294,24 @@ def test_an_epoch_that_was_broken_off_is_gone_on_with(runs, moment):
 def test_steps_are_counted_on_after_resuming(runs):
     for moment in MOMENTS:
         assert [rank["steps"] for rank in runs[0][moment]] == [rank["steps"] for rank in runs[0]["whole"]]
+
+
+def test_with_constant_steps_nothing_but_lightning_is_needed_for_a_whole_run(runs):
+    check_whole(runs[0]["by steps"], constant_steps=True)
+    check_like_plain(runs[0]["by steps"], runs[0]["plain, constant steps"])
+    for rank in runs[0]["by steps"]:
+        assert rank["estimated"] == rank["steps"] == len(rank["seen"]) == 60
+        assert rank["validated"] == [(epoch, step) for epoch in range(EPOCHS) for step in (4, 8, 12)]
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_with_constant_steps_a_run_that_counts_steps_goes_on_exactly(runs, case):
+    whole, rest = runs[0]["by steps"], runs[0][case]
+    done = int(RESUMED[case][0].split("-")[1])
+    check_rest(whole, rest, done)
+    for rank in rest:
+        assert rank["steps"] == 60
+        assert rank["validated"] == [place for place in whole[0]["validated"] if place[0] * 15 + place[1] > done]
 
 
 def test_a_checkpoint_holds_one_state_with_scores(runs):

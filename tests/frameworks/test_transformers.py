@@ -39,7 +39,22 @@ REFUSED = {
     "num_train_epochs": ({"num_train_epochs": 9}, "num_train_epochs=9"),
     "per_device_train_batch_size": ({"per_device_train_batch_size": 8}, "per_device_train_batch_size=8"),
     "max_steps": ({"max_steps": 30}, "Leave max_steps out"),
+    "too many steps": ({"max_steps": 61, "loader_options": {"constant_steps": True}}, "have 60 steps of the optimizer"),
+    "include_tokens_per_second": ({"include_tokens_per_second": True}, "include_num_input_tokens_seen=True"),
     "auto_find_batch_size": ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+}
+
+
+# With constant steps, of which an epoch has 15: nothing here is of InfoBatch.
+BY_STEPS = {
+    "max_steps": EPOCHS * 15,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 6,
+    "eval_strategy": "steps",
+    "eval_steps": 7,
+    "save_strategy": "steps",
+    "save_steps": 20,
+    "include_num_input_tokens_seen": True,
 }
 
 
@@ -74,13 +89,39 @@ def losses_of(net, data):
     return F.cross_entropy(net(pixel_values=data["pixel_values"]).logits, data["labels"], reduction="none")
 
 
-def fit(out, name, checkpoint=None, named_schedule=None, stop_at=None, loader_options=None, batches=None, **options):
-    """What a run reports, with a store of its own. named_schedule: one of the Trainer's own."""
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=LR, momentum=0.9)
+
+
+def linear(parameters, loader, accumulate):
+    """The schedule that BY_STEPS names."""
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = sgd(parameters)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, BY_STEPS["warmup_steps"], loader.total_steps)
+
+
+def fit(
+    out,
+    name,
+    checkpoint=None,
+    named_schedule=None,
+    stop_at=None,
+    loader_options=None,
+    batches=None,
+    by_steps=False,
+    **options,
+):
+    """What a run reports, with a store of its own. named_schedule: one of the Trainer's own.
+
+    by_steps: with constant steps and BY_STEPS.
+    """
     from transformers import TrainerCallback, TrainingArguments
 
     from infobatch_stream.frameworks.transformers import InfoBatchTrainer
 
-    loader, seen = loader_at(out / f"{name}.zarr", batches or Pictures(), **(loader_options or {}))
+    loader_options = {"constant_steps": by_steps, **(loader_options or {})}
+    loader, seen = loader_at(out / f"{name}.zarr", batches or Pictures(), **loader_options)
     model = model_of()
     validated, rates = [], []
 
@@ -94,19 +135,15 @@ def fit(out, name, checkpoint=None, named_schedule=None, stop_at=None, loader_op
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop |= state.global_step == stop_at
 
-    choices = {
-        "num_train_epochs": loader.epochs,
-        "per_device_train_batch_size": BATCH,
-        "max_grad_norm": 0,
-        "use_cpu": True,
-        **options,
-    }
+    length = BY_STEPS if by_steps else {"num_train_epochs": loader.epochs, "eval_strategy": "epoch"}
+    choices = {"per_device_train_batch_size": BATCH, "max_grad_norm": 0, "use_cpu": True, **length, **options}
+    optimizers = (sgd(model.parameters()), None) if by_steps else optimizer_of(model.parameters(), loader)
     if named_schedule:
         choices |= {"lr_scheduler_type": named_schedule, "warmup_ratio": 0.1, "learning_rate": LR}
+        optimizers = None, None
     args = TrainingArguments(
         str(out / f"of-{name}"),
         per_device_eval_batch_size=512,
-        eval_strategy="epoch",
         logging_steps=5,
         report_to=[],
         disable_tqdm=True,
@@ -118,11 +155,12 @@ def fit(out, name, checkpoint=None, named_schedule=None, stop_at=None, loader_op
         loader=loader,
         eval_dataset=Pictures(),
         callbacks=[Watch()],
-        optimizers=(None, None) if named_schedule else optimizer_of(model.parameters(), loader),
+        optimizers=optimizers,
     )
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     logs = trainer.state.log_history
-    return report(loader, seen, model, validated=validated, rates=rates, logs=logs, steps=trainer.state.global_step)
+    facts = {"steps": trainer.state.global_step, "last rate": trainer.lr_scheduler.get_last_lr()}
+    return report(loader, seen, model, validated=validated, rates=rates, logs=logs, **facts)
 
 
 def main(out):
@@ -145,6 +183,10 @@ def main(out):
             found[f"after epoch {epoch}"] = fit(out, f"after-{epoch}", checkpoint, save_strategy="no")
         fit(out, "stopped2", stop_at=10, **{**two, "save_strategy": "epoch"})
         found["accumulating after the stop"] = fit(out, "rest2", out / "of-stopped2" / "checkpoint-10", **two)
+        options = {**plain, "optimizer_of": linear, "constant_steps": True}
+        found["plain by steps"] = plain_run(out / "plain3.zarr", model=model_of(), **options)
+        found["by steps"] = fit(out, "steps", by_steps=True)
+        found["rest by steps"] = fit(out, "rest3", out / "of-steps" / "checkpoint-20", by_steps=True)
         for case, (options, _) in REFUSED.items():
             found[case] = ended_with(fit, out, case, **options)
         found["no state"] = ended_with(fit, out, "none", out)
@@ -218,6 +260,31 @@ def test_a_resumed_run_accumulates_as_the_one_that_was_not_stopped(runs):
     whole, rest = runs[0]["accumulating"], runs[0]["accumulating after the stop"]
     check_rest(whole, rest, 15 + 2 * 2)  # 8 steps of the optimizer in the first epoch, then 2
     assert [rank["steps"] for rank in rest] == [rank["steps"] for rank in whole]
+
+
+def test_with_constant_steps_the_trainer_counts_steps_as_without_a_loader_of_its_own(runs):
+    check_whole(runs[0]["by steps"], constant_steps=True)
+    check_like_plain(runs[0]["by steps"], runs[0]["plain by steps"], lambda rates: [rate for _, rate in rates])
+    for rank in runs[0]["by steps"]:
+        assert rank["steps"] == len(rank["seen"]) == 60
+        assert rank["last rate"] == [0]
+        assert [epoch * 15 + step for epoch, step, _ in rank["validated"]] == [*range(7, 60, 7)]
+        assert [log["step"] for log in rank["logs"] if "loss" in log] == [*range(5, 61, 5)]
+
+
+def test_with_constant_steps_a_run_that_counts_steps_goes_on_exactly(runs):
+    whole, rest = runs[0]["by steps"], runs[0]["rest by steps"]
+    check_rest(whole, rest, 20)
+    for mine, its in zip(whole, rest, strict=True):
+        assert its["validated"] == mine["validated"][2:]
+        assert (its["steps"], its["last rate"]) == (60, [0])
+
+
+def test_what_the_trainer_counts_of_its_inputs_is_what_batches_of_changing_size_hold(runs):
+    ranks = runs[0]["by steps"]
+    samples = sum(len(step[2]) for rank in ranks for step in rank["seen"])
+    assert ranks[0]["logs"][-1]["num_input_tokens_seen"] == 64 * samples  # of a picture that many pixels
+    assert samples < EPOCHS * 1797
 
 
 def test_a_checkpoint_holds_one_state_with_scores(runs):

@@ -39,8 +39,9 @@ def train(batches, loader):
     return index
 
 
-def test_the_line_says_where_the_run_stands_and_changes_no_batch(tmp_path):
-    shown, plain = loader_at(tmp_path / "shown.zarr"), loader_at(tmp_path / "plain.zarr")
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_line_says_where_the_run_stands_and_changes_no_batch(tmp_path, constant):
+    shown, plain = (loader_at(tmp_path / f"{name}.zarr", constant_steps=constant) for name in ("shown", "plain"))
     for epoch in range(3):
         out = io.StringIO()
         assert train(progress(shown, file=out, mininterval=0), shown) == train(plain, plain)

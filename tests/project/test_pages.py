@@ -28,7 +28,7 @@ names = {"counting": counting}
 """
 STEPS = """
 assert len(graphs) == 1, len(graphs)
-assert names["trainer"].state.global_step == 0  # that of sample_loss, which was not begun
+assert names["trainer"].state.global_step == 72  # that with constant steps
 assert names["loader"].epoch == names["adapted"].epoch == 3
 print("accuracy", (names["model"](names["train"][:][0]).argmax(1) == names["train"][:][1]).float().mean().item())
 print("data_loss", float(names["data_loss"]))
@@ -36,14 +36,14 @@ print("data_loss", float(names["data_loss"]))
 
 
 def test_every_example_of_the_page_runs(tmp_path):
-    assert len(BLOCKS) == 14
+    assert len(BLOCKS) == 17
     script = PREAMBLE
     for number, block in enumerate(BLOCKS):
         code = block.replace("torch.compile(model)", "torch.compile(model, backend=counting)")
         script += f"exec(compile({code!r}, 'block {number} of frameworks.md', 'exec'), names)\n"
     run = [sys.executable, "-c", script + STEPS]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     found = dict(line.split() for line in done.stdout.splitlines() if line.startswith(("accuracy", "data_loss")))
     assert float(found["accuracy"]) > 0.9
@@ -109,7 +109,9 @@ def test_in_mixup_each_label_counts_in_full_if_it_has_its_own_weight_and_not_wit
     assert pairs / draws == pytest.approx(np.full((2, 2), 30.0), rel=0.02)
 
 
-def test_the_weighted_mean_estimates_the_loss_of_all_data_and_the_plain_mean_is_too_large(tmp_path):
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_weighted_mean_estimates_the_loss_of_all_data_and_the_plain_mean_is_too_large(tmp_path, constant):
+    """With constant steps, so does the mean of what update returns; each step counts as a full batch."""
     model, (x, y) = network(), digits().tensors
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(100):
@@ -118,7 +120,7 @@ def test_the_weighted_mean_estimates_the_loss_of_all_data_and_the_plain_mean_is_
         optimizer.step()
     with torch.no_grad():  # the model stays as it is
         true = F.cross_entropy(model(x), y).item()
-        loader = InfoBatchLoader(digits(), tmp_path / "scores.zarr", batch_size=64, epochs=10)
+        loader = InfoBatchLoader(digits(), tmp_path / "scores.zarr", batch_size=64, epochs=10, constant_steps=constant)
         weighted, plain, returned = [], [], []
         for _ in range(6):
             sums = torch.zeros(4)
@@ -132,4 +134,7 @@ def test_the_weighted_mean_estimates_the_loss_of_all_data_and_the_plain_mean_is_
             plain.append((sums[2] / sums[3]).item())
     assert weighted[1:] == pytest.approx([true] * 5, rel=0.04)
     assert min(plain[1:]) > 1.2 * true
-    assert np.mean(returned[29:]) > 1.2 * true
+    if constant:
+        assert np.mean(returned[29:]) == pytest.approx(true * 1797 / (29 * 64), rel=0.02)
+    else:
+        assert np.mean(returned[29:]) > 1.2 * true

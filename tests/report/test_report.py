@@ -14,6 +14,7 @@ from PIL import Image
 from streaming import MDSWriter, StreamingDataset
 from support.commands import run
 from support.ddp.data import write_mds, write_wds
+from support.histories import loader, train
 from support.reported import HOSTILE, write_tars
 
 from benchmarks.report_page import make_store
@@ -341,9 +342,13 @@ def huge_and_tiny(path):
         store.commit(epoch, history=History(path, Epoch(epoch, 50, 50, 50, 1e300, 1e9), recorded=True))
 
 
+def with_constant_steps(path):
+    train(loader(path, constant_steps=True))
+
+
 STORES = [
     plain, at_epoch_0, never_committed_with_pending, with_missing_epochs, with_samples_never_seen, none_seen,
-    one_sample, one_epoch, many_epochs, equal_scores, not_above_0, huge_and_tiny,
+    one_sample, one_epoch, many_epochs, equal_scores, not_above_0, huge_and_tiny, with_constant_steps,
 ]  # fmt: skip
 
 

@@ -226,6 +226,7 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(path, tmp_path):
 # simulate --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize(
     "policy",
     [
@@ -234,8 +235,8 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(path, tmp_path):
     ],
     ids=repr,
 )
-def test_with_the_scores_policy_and_seed_of_a_run_it_keeps_what_the_run_kept(tmp_path, policy):
-    run_ = loader(tmp_path / "s.zarr", 10, policy=policy, seed=5)
+def test_with_the_scores_policy_and_seed_of_a_run_it_keeps_what_the_run_kept(tmp_path, policy, constant):
+    run_ = loader(tmp_path / "s.zarr", 10, policy=policy, seed=5, constant_steps=constant)
     train(run_)
     (found,) = simulate([policy], scores_of(ScoreStore.open(tmp_path / "s.zarr", "r")), epochs=10, seed=5)
     rows = epochs(tmp_path / "s.zarr")

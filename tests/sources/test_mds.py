@@ -170,10 +170,11 @@ def mixed(tmp_path, kind, **options):
     return Augmented(streams=streams, **options)
 
 
-@pytest.mark.parametrize("kind", ["proportion", "repeat", "choose", "once", "repeat 1"])
+@pytest.mark.parametrize("kind", ["proportion", "repeat", "choose", "once", "repeat 1", "repeat, constant steps"])
 def test_a_mixed_epoch_draws_from_what_streaming_would(make, tmp_path, kind):
+    kind, _, constant = kind.partition(", ")
     dataset = mixed(tmp_path, kind)
-    loader = make(dataset, epochs=4, policy=SoftPruning(0.5))
+    loader = make(dataset, epochs=4, policy=SoftPruning(0.5), constant_steps=bool(constant))
     for epoch in range(4):
         pool = Counter(dataset.resample_streams(epoch)[1].tolist())
         scores = ScoreStore.open(tmp_path / "scores.zarr").scores.copy() if epoch else np.full(72, np.nan, np.float32)
@@ -199,6 +200,8 @@ def test_a_mixed_epoch_draws_from_what_streaming_would(make, tmp_path, kind):
         else:
             assert found == pool
             assert before == len(loader) == -(-pool.total() // 8)
+        if constant:
+            assert len(loader) == loader.unpruned_steps
         loader.commit()
         after = ScoreStore.open(tmp_path / "scores.zarr").scores
         wanted = scores.copy()
@@ -209,14 +212,15 @@ def test_a_mixed_epoch_draws_from_what_streaming_would(make, tmp_path, kind):
 # ---- resume
 
 
-@pytest.mark.parametrize("kind", ["plain", "proportion", "repeat"])
+@pytest.mark.parametrize("kind", ["plain", "proportion", "repeat", "repeat, constant steps"])
 def test_a_resumed_run_goes_on_with_the_same_picks_and_augmentation(make, tmp_path, kind):
-    states = []
-    steps = train(make(mixed(tmp_path, kind)), states)
+    kind, _, constant = kind.partition(", ")
+    states, options = [], {"constant_steps": bool(constant)}
+    steps = train(make(mixed(tmp_path, kind), **options), states)
     assert len(states) == len(steps) > 20
     again = mixed(tmp_path, kind)
     for first in range(0, len(steps), 4):
-        loader = make(again, "resumed.zarr", existing="overwrite")
+        loader = make(again, "resumed.zarr", existing="overwrite", **options)
         loader.load_state_dict(states[first])
         assert train(loader) == steps[first:], f"from step {first}"
 

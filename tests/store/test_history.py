@@ -21,9 +21,10 @@ from infobatch_stream.store.recorded_losses import scores_at
 from infobatch_stream.store.staging import StagedStore
 
 
-def test_each_epoch_has_a_row_that_says_what_its_plan_was_and_what_it_left(tmp_path):
+@pytest.mark.parametrize("constant", [False, True])
+def test_each_epoch_has_a_row_that_says_what_its_plan_was_and_what_it_left(tmp_path, constant):
     path = tmp_path / "s.zarr"
-    run, stats = loader(path), []
+    run, stats = loader(path, constant_steps=constant), []
     for epoch in range(run.epochs):
         for (x, _), picks in run:
             run.update(losses(x, epoch), picks)
@@ -31,7 +32,7 @@ def test_each_epoch_has_a_row_that_says_what_its_plan_was_and_what_it_left(tmp_p
         run.commit()
         (*_, row) = epochs(path)
         scores = run.store.scores
-        assert (row.number, row.entries, row.kept) == (epoch, COUNT, stats[-1]["kept"])
+        assert (row.number, row.entries, row.kept, row.trained) == (epoch, COUNT, *[stats[-1]["kept"]] * 2)
         assert row.threshold == pytest.approx(stats[-1]["threshold"], nan_ok=True)
         assert row.mean == pytest.approx(scores.mean(), rel=1e-6)
         wanted = [np.sort(scores)[min(int(share * COUNT), COUNT - 1)] for share in SHARES]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from infobatch_stream import InfoBatchLoader
@@ -57,9 +57,13 @@ def shape(progress):
     return 0.1 + 0.9 * math.cos(math.pi / 2 * progress)
 
 
-def optimizer_of(parameters, loader):
+def optimizer_of(parameters, loader, accumulate=1):
+    """And its schedule: along the progress of the loader; with constant steps one of torch's own, by steps."""
     optimizer = torch.optim.SGD(parameters, lr=LR, momentum=0.9)
-    return optimizer, LambdaLR(optimizer, lambda _: shape(loader.progress))
+    if not loader.constant_steps:
+        return optimizer, LambdaLR(optimizer, lambda _: shape(loader.progress))
+    steps = loader.total_steps if accumulate == 1 else loader.epochs * math.ceil(loader.unpruned_steps / accumulate)
+    return optimizer, OneCycleLR(optimizer, max_lr=LR, total_steps=steps)
 
 
 def report(loader, seen, model, **more):
@@ -74,7 +78,9 @@ def losses_of(net, data):
     return F.cross_entropy(net(x), y, reduction="none")
 
 
-def plain_run(store, accumulate=1, by_number=False, model=None, losses_of=losses_of, **options):
+def plain_run(
+    store, accumulate=1, by_number=False, model=None, losses_of=losses_of, optimizer_of=optimizer_of, **options
+):
     """The loop of the README under DDP; without DDP in a single process.
 
     accumulate: steps whose gradients are averaged; the last ones of an epoch are divided by their number if
@@ -84,7 +90,7 @@ def plain_run(store, accumulate=1, by_number=False, model=None, losses_of=losses
     model = model or network()
     distributed = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     net = nn.parallel.DistributedDataParallel(model) if distributed else model
-    optimizer, schedule = optimizer_of(model.parameters(), loader)
+    optimizer, schedule = optimizer_of(model.parameters(), loader, accumulate)
     rates = []
     for _ in range(loader.epochs):
         batches = iter(loader)
@@ -107,8 +113,8 @@ def plain_run(store, accumulate=1, by_number=False, model=None, losses_of=losses
 # ---- what must hold; ``ranks`` is what the ranks of a run reported
 
 
-def check_whole(ranks):
-    """Every planned step was made, every kept sample occurs once, and epochs are of changing length."""
+def check_whole(ranks, *, constant_steps=False):
+    """Every planned step was made, and every kept sample occurs once; epochs are of changing length, or batches are."""
     lengths = []
     for epoch in range(EPOCHS):
         steps = [[step for step in rank["seen"] if step[0] == epoch] for rank in ranks]
@@ -116,10 +122,16 @@ def check_whole(ranks):
         assert [step[1] for step in steps[0]] == list(range(len(steps[0])))
         index = torch.cat([step[2][step[3] > 0] for mine in steps for step in mine])
         assert index.unique().numel() == index.numel()
-        assert len(steps[0]) == math.ceil(index.numel() / (BATCH * len(ranks)))
+        entries = 1797 if constant_steps else index.numel()
+        assert len(steps[0]) == math.ceil(entries / (BATCH * len(ranks)))
         assert (index.numel() == 1797) == (epoch in {0, EPOCHS - 1})
         lengths.append(len(steps[0]))
-    assert lengths[1] < lengths[0] == lengths[-1]
+        if constant_steps:
+            sizes = {len(step[2]) for mine in steps for step in mine}
+            assert max(sizes) - min(sizes) == 1
+            assert index.numel() == sum(len(step[2]) for mine in steps for step in mine)
+    assert lengths[1] == lengths[0] if constant_steps else lengths[1] < lengths[0]
+    assert lengths[0] == lengths[-1]
     assert ranks[0]["epoch"] == EPOCHS
 
 

@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -267,23 +268,31 @@ def outside_its_group(out, rank):
 # ---- a model
 
 
-def train_model(loader):
-    """The parameters of a small model after its training, under DDP where there are several processes."""
+def train_model(loader, accumulate=1):
+    """A small model's training, under DDP where there are several processes.
+
+    -> its parameters, the gradient of each step of the optimizer, the sizes of batches, how many entries were pruned.
+    """
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 1, dtype=torch.float64)
     wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruned = 0
+    pruned, gradients, sizes = 0, [], []
     for _ in range(loader.epoch, loader.epochs):
         for _, picks in loader:
-            x = torch.stack([torch.sin(picks.index * k) for k in (1.0, 2.0, 3.0)], 1).double()
-            losses = (wrapped(x)[:, 0] - loss_of(picks.index)).square()
-            optimizer.zero_grad()
-            loader.update(losses, picks).backward()
-            optimizer.step()
+            last = (loader.step + 1) % accumulate == 0 or loader.step + 1 == len(loader)
+            with nullcontext() if last or wrapped is model else wrapped.no_sync():
+                x = torch.stack([torch.sin(picks.index * k) for k in (1.0, 2.0, 3.0)], 1).double()
+                losses = (wrapped(x)[:, 0] - loss_of(picks.index)).square()
+                (loader.update(losses, picks) / accumulate).backward()
+            sizes.append(len(picks))
+            if last:
+                gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+                optimizer.step()
+                optimizer.zero_grad()
         pruned += loader.stats["pruned"]
     loader.commit()
-    return [parameter.detach() for parameter in model.parameters()], pruned
+    return [parameter.detach() for parameter in model.parameters()], gradients, sizes, pruned
 
 
 def trained_model(out, rank):
@@ -291,7 +300,10 @@ def trained_model(out, rank):
 
 
 def trained_with_constant_steps(out, rank):
-    return train_model(plain(out, "constant", constant_steps=True))
+    return [train_model(plain(out, f"constant {k}", constant_steps=True), k) for k in ACCUMULATE]
+
+
+ACCUMULATE = (1, 4)  # 4: of the 6 steps of an epoch two are left at its end
 
 
 # ---- peers

@@ -20,9 +20,9 @@ from infobatch_stream import FullData, InfoBatchLoader, ScoreStore
 from support.ddp.data import Noisy, loss_of, wds, write_wds
 from support.ddp.forked import Launch
 
-N, GLOBAL_BATCH, EPOCHS = 100, 16, 4
+N, GLOBAL_BATCH, EPOCHS = 144, 24, 4
 SAVED_ON = (2, 2)  # nodes, ranks of each
-GOES_ON = [(1, 2), (2, 1), (1, 1), (2, 4)]
+GOES_ON = [(1, 2), (2, 1), (1, 1), (1, 3), (2, 4)]
 TO_THE_END = 5  # of how many states one is followed to the end of the run, the others to that of the next epoch
 CASES = {
     "map": ("map", {}),
@@ -196,7 +196,7 @@ STATES = {
     "step beyond the epoch": (("progress", "step"), 99),
     "epoch beyond the run": (("progress", "epoch"), EPOCHS + 1),
     "epoch beyond all runs": (("progress", "epoch"), 1 << 60),
-    "lanes that do not divide": (("progress", "lanes"), 3),
+    "lanes that do not divide": (("progress", "lanes"), 5),
     "too many lanes": (("progress", "lanes"), 1 << 40),
     "begun or not": (("progress", "begun"), None),
     "begun in a shorter run": (("progress", "begun"), 0),
