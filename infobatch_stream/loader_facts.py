@@ -107,9 +107,12 @@ class LoaderFacts:
 
     @property
     def progress(self) -> float:
-        """How much of the whole run is done, 0 to 1, evenly however many steps an epoch has. For schedules."""
-        within = self.step / self._run.plan().steps if self.step else 0.0
-        return min(1.0, (self.epoch + within) / self.epochs)
+        """How much of the whole run is done, 0 to 1, evenly however many steps an epoch has. For schedules.
+
+        With constant_steps it is the number of steps that were made, over `total_steps`.
+        """
+        steps = self._run.plan().steps if self.step else 1
+        return min(1.0, (self.epoch * steps + self.step) / (self.epochs * steps))
 
     @property
     def kept_share(self) -> float:

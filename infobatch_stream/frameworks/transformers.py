@@ -72,7 +72,7 @@ class InfoBatchTrainer(Trainer):
                 "since pruned epochs are shorter. Leave max_steps out, and give num_train_epochs; or give the loader "
                 "constant_steps=True."
             )
-        if by_steps and args.max_steps > (most := self._updates * loader.epochs):
+        if by_steps and args.max_steps > (most := self._updates(0)):
             raise ConfigError(
                 f"TrainingArguments(max_steps={args.max_steps}): the {loader.epochs} epochs of the loader have {most} "
                 "steps of the optimizer. Give at most as many, or the loader more epochs."
@@ -154,19 +154,20 @@ class InfoBatchTrainer(Trainer):
 
         With constant_steps it is the size.
         """
-        loader, updates = self._loader, self._updates
-        # By this the Trainer divides the steps of the resumed part to learn in which epoch it is.
-        per_epoch = self._steps_before / (loader.epoch + 0.5) if self._steps_before else updates
-        # Without a checkpoint it counts from 0, and so gets as many epochs as the loader has left.
+        loader = self._loader
         epochs = loader.epochs if self._steps_before else loader.epochs - loader.epoch
-        most = min(args.max_steps, updates * epochs) if args.max_steps > 0 else updates * epochs
+        updates = self._updates(loader.epochs - epochs)
+        # By this the Trainer divides the steps of the resumed part to learn in which epoch it is.
+        per_epoch = self._steps_before / (loader.epoch + 0.5) if self._steps_before else -(-updates // epochs)
+        # Without a checkpoint it counts from 0, and so gets as many epochs as the loader has left.
+        most = min(args.max_steps, updates) if args.max_steps > 0 else updates
         samples = min(loader.num_samples * epochs, most * total_train_batch_size)
         return epochs, per_epoch, loader.num_samples, samples, True, len(dataloader), most
 
-    @property
-    def _updates(self) -> int:
-        """Steps of the optimizer in an epoch that prunes nothing."""
-        return math.ceil(self._loader.unpruned_steps / self.args.gradient_accumulation_steps)
+    def _updates(self, first: int) -> int:
+        """Steps of the optimizer in the epochs first.. if they pruned nothing."""
+        loader, each = self._loader, self.args.gradient_accumulation_steps
+        return sum(math.ceil(loader.unpruned_steps_of(epoch) / each) for epoch in range(first, loader.epochs))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The scheduler that ``args`` name; unless steps are constant, along the loader's progress instead of them."""
@@ -240,11 +241,18 @@ class _Batches:
 
     def __init__(self, loader: InfoBatchLoader) -> None:
         self._loader = loader
+        self._include = loader.include
 
     def __len__(self) -> int:
         return len(self._loader) - self._loader.step
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._loader.include is not self._include:
+            raise ConfigError(
+                "loader.include was changed in the midst of train(), and the Trainer counts steps by the samples that "
+                "it began with. Change it between two trainings, each with as many epochs as its stage, or write the "
+                "loop yourself."
+            )
         for data, picks in self._loader:
             if not isinstance(data, Mapping) or "labels" not in data:
                 found = f"keys {sorted(map(str, data))}" if isinstance(data, Mapping) else type(data).__name__

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -354,12 +355,12 @@ def test_a_run_that_is_continued_without_a_checkpoint_trains_for_the_epochs_that
         fit(tmp_path, "again", first)
 
 
-def plain_trainer(loader, folder, **options):
+def plain_trainer(loader, folder, epochs=EPOCHS, **options):
     from transformers import TrainingArguments
 
     from infobatch_stream.frameworks.transformers import InfoBatchTrainer
 
-    sizes = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH}
+    sizes = {"num_train_epochs": epochs, "per_device_train_batch_size": BATCH}
     args = TrainingArguments(str(folder), **sizes, use_cpu=True, report_to=[], save_strategy="no")
     return InfoBatchTrainer(model_of(), args, loader=loader, **options)
 
@@ -381,6 +382,27 @@ def test_a_second_training_after_one_that_was_stopped_begins_the_next_epoch(tmp_
     assert steps[0] == 20
     assert sum(steps[1:]) == trainer.state.global_step
     assert loader.epoch == EPOCHS
+
+
+@one_process
+def test_samples_may_change_between_trainings_and_not_within_one(tmp_path):
+    from transformers import TrainerCallback
+
+    class Grow(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            loader.include = None
+
+    few = range(3 * BATCH)
+    loader, _ = loader_at(tmp_path / "scores.zarr", Pictures(), constant_steps=True, include=few)
+    with pytest.raises(ConfigError, match=r"loader\.include was changed.*between two trainings"):
+        plain_trainer(loader, tmp_path, callbacks=[Grow()]).train()
+    loader, seen = loader_at(tmp_path / "stages.zarr", Pictures(), constant_steps=True, include=few)
+    plain_trainer(loader, tmp_path).train()
+    assert Counter(epoch for epoch, *_ in seen) == dict.fromkeys(range(EPOCHS), 3)
+    loader.include, loader.epochs = None, EPOCHS + 2
+    second = plain_trainer(loader, tmp_path, epochs=EPOCHS + 2)
+    second.train()
+    assert sum(epoch >= EPOCHS for epoch, *_ in seen) == second.state.global_step == 2 * loader.unpruned_steps > 6
 
 
 @one_process
