@@ -104,7 +104,7 @@ def _median(counts: NDArray[np.int64]) -> int:
 class BudgetPruning:
     """Skip ``fraction`` of the samples of the whole run, keeping with probability ``clip(c * score**power, floor, 1)``.
 
-    What is kept weighs by the inverse of its probability. With spread="middle", as published, the first epoch (which
+    What is kept weighs by the inverse of its probability. With spread="middle", the first epoch (which
     has no scores) and annealing skip nothing; c is solved for the share that is still to be skipped, divided evenly
     among the epochs between them. So the run meets its budget although every draw is by chance and samples without a
     score are always kept, as far as the epochs that are left allow; the loader warns when they do not. With
