@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import google_crc32c
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.planning.position import RunPosition
+from infobatch_stream.store.header import Seeded
 from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = ["Saved", "pack", "unpack"]
@@ -31,6 +32,7 @@ class Saved:
         lanes: Of every plan.
         scores: float32[N], or None where they were not asked for.
         pending: float32[N], losses of the epoch that was going on, or None.
+        seeded: Where scores were from before the first epoch, or None.
     """
 
     position: RunPosition
@@ -38,6 +40,7 @@ class Saved:
     lanes: int
     scores: NDArray[np.float32] | None
     pending: NDArray[np.float32] | None
+    seeded: Seeded | None = None
 
 
 def pack(settings: dict[str, Any], progress: dict[str, Any], store: ScoreStore | None) -> dict[str, Any]:
@@ -48,6 +51,8 @@ def pack(settings: dict[str, Any], progress: dict[str, Any], store: ScoreStore |
     state: dict[str, Any] = {"format": _FORMAT, "settings": settings, "progress": progress}
     if store is not None:
         state["scores"], state["pending"] = (_finite(torch.tensor(losses)) for losses in (store.scores, store.pending))
+        if store.seeded:
+            state["seeded"] = asdict(store.seeded)
     state["checksum"] = _checksum(state)
     return state
 
@@ -68,7 +73,7 @@ def _finite(losses: torch.Tensor) -> torch.Tensor:
 
 def _checksum(state: dict[str, Any]) -> int:
     """CRC-32C of all that a state holds, but for the checksum itself."""
-    plain = {name: state[name] for name in ("format", "settings", "progress")}
+    plain = {name: state[name] for name in ("format", "settings", "progress", "seeded") if name in state}
     found: int = google_crc32c.value(json.dumps(plain, sort_keys=True, default=repr).encode())
     for name in ("scores", "pending"):
         for block in state[name].cpu().split(_BLOCK) if name in state else ():
@@ -110,6 +115,7 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
         if not with_scores:
             return Saved(position, done, lanes, None, None)
         scores, pending = (_losses(state[name]) for name in ("scores", "pending"))
+        seeded = Seeded.of(state.get("seeded"))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that "
@@ -123,7 +129,7 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     # A state of an earlier version has none.
     if state.get("checksum", (now := _checksum(state))) != now:
         raise ConfigError("the state is damaged: it does not have the checksum it says; load another one.")
-    return Saved(position, done, lanes, scores, pending)
+    return Saved(position, done, lanes, scores, pending, seeded)
 
 
 def _losses(saved: Any) -> NDArray[np.float32]:

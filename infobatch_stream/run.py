@@ -17,6 +17,7 @@ from torch import Tensor
 from infobatch_stream.checkpoint import Saved, pack, unpack
 from infobatch_stream.distributed import Ranks, collective
 from infobatch_stream.errors import ConfigError, OutOfStepError
+from infobatch_stream.initial_scores import InitialScores
 from infobatch_stream.per_sample import digest
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.config import RunConfig
@@ -65,18 +66,24 @@ class Run:
         process_group: "dist.ProcessGroup | None",
         include: NDArray[np.bool_] | None,
         sample_weight: NDArray[np.float32] | None,
+        initial_scores: InitialScores | None = None,
     ) -> None:
         self.source, self.config, self.epochs = source, config, epochs
         self._include = self._next_include = include
         self._sample_weight = sample_weight
-        self.scores = RunStore(path, source, existing, history)
+        self.scores = RunStore(path, source, existing, history, initial_scores)
         self.unreadable = 0
         self.number = next(_NUMBERS)
         self._batch_size, self._canonical_nodes, self._process_group = batch_size, canonical_nodes, process_group
         self._known_ranks: Ranks | None = None
         self._warned: set[str] = set()
         self._stand_at(RunPosition())
-        config.check(self.position, source.num_samples if include is None else int(include.sum()), epochs=epochs)
+        entries = source.num_samples if include is None else int(include.sum())
+        try:  # whether the store of a node has scores already, only its opening tells
+            config.check(self.position, entries, epochs=epochs, seeded=1.0)
+        except ConfigError:
+            config.check(self.position, entries, epochs=epochs)
+            raise
         if Ranks.known():
             _ = self.batch.lanes
             # Early, where nobody else waits for this process; else all hear of it when they open the store.
@@ -142,8 +149,9 @@ class Run:
     def _plan_at(self, position: RunPosition, scores: NDArray[np.float32], lanes: int) -> EpochPlan:
         epochs, size = position.begun or self.epochs, self.batch.size
         mask = self._include
+        seeded = self.scores.seeded(position.epoch, scores, mask)
         return self.config.plan(
-            scores, self.source, position, epochs=epochs, lanes=lanes, global_batch=size, include=mask
+            scores, self.source, position, epochs=epochs, lanes=lanes, global_batch=size, include=mask, seeded=seeded
         )
 
     @property
@@ -194,7 +202,8 @@ class Run:
         plan = self.plan()
         if plan.infinite:
             self.warn_once("infinite", f"{plan.infinite} scores of {self.scores.path} are infinite {_FLIPPED}")
-        advice = self.config.check(position, plan.entries, epochs=position.begun)
+        seeded = self.scores.seeded(epoch, self.scores.scores, self._include)
+        advice = self.config.check(position, plan.entries, epochs=position.begun, seeded=seeded)
         self.warn_once("policy" if epoch else "nothing to prune", advice)
         if self.config.constant_steps:
             self.warn_once("small batches", self.batch.advice(plan.smallest))
@@ -302,7 +311,7 @@ class Run:
         saved = self.ranks.together("load_state_dict()", lambda: self._unpack(state, with_scores=leads))
         facts = {**asdict(saved.position), "lanes": saved.lanes, "chosen": self._canonical_nodes}
         self.ranks.agree("load_state_dict()", **facts)
-        self.open(Contents(saved.scores, saved.pending, saved.position.epoch))
+        self.open(Contents(saved.scores, saved.pending, saved.position.epoch, saved.seeded))
         self._canonical_nodes = saved.lanes
         self.number = next(_NUMBERS)  # picks of before are of another place
         self._stand_at(saved.position)

@@ -28,7 +28,7 @@ FLOORS = [
     ["formats"],
     ["store", "sources"],
     ["workers"],
-    ["checkpoint", "losses", "recorder"],
+    ["checkpoint", "initial_scores", "losses", "recorder"],
     ["run_store"],
     ["run"],
     ["loader"],
