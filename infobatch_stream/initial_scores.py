@@ -85,20 +85,28 @@ def _read(given: str, num_samples: int) -> NDArray[Any]:
         if file.suffix == ".npy":
             values: NDArray[Any] = np.load(file, allow_pickle=False)
             return values
-        if column:
+        if file.suffix == ".parquet":
             return _column(file, column, num_samples)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{given} cannot be read: {error}") from error
     raise ConfigError(f"{given}: scores are read from a score store, a file .npy, or 'table.parquet:column'.")
 
 
 def _column(file: Path, column: str, num_samples: int) -> NDArray[Any]:
-    """float64[N] by the column ``index``, NaN where there is no row; without it, the column as it is."""
+    """float64[N] by the column ``index``, NaN where there is no row; without it, the column as it is.
+
+    column: "" for ``score``, or the only one.
+    """
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise MissingExtraError.of("pyarrow", "tools") from error
     names = pyarrow.parquet.read_schema(file).names
+    others = [name for name in names if name != _INDEX]
+    if not column and ("score" in names or len(others) == 1):  # as a store is exported
+        column = "score" if "score" in names else others[0]
     if column not in names:
         raise ConfigError(f"{file} has the columns {', '.join(names)}; name one of them, as '{file}:{names[-1]}'.")
     table = pyarrow.parquet.read_table(file, columns=sorted({column} | ({_INDEX} & set(names))))

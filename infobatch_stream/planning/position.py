@@ -54,8 +54,8 @@ class RunPosition:
 
         entries: of this epoch. seeded: share of the samples that had a score before the first.
         """
-        known = (self.entries, self.entries - self.trained) if self.knows_all else (None, None)
-        return Moment(self.epoch, epochs, annealing, entries, *known, seeded=seeded)
+        offered, skipped = (self.entries, self.entries - self.trained) if self.knows_all else (None, None)
+        return Moment(self.epoch, epochs, annealing, entries, offered, skipped, seeded)
 
     def to_state(self, steps: int, lanes: int) -> dict[str, Any]:
         """The ``progress`` of a state. steps: of this epoch; lanes: of every plan."""
