@@ -49,9 +49,11 @@ class RunStore:
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """float32[N]: as they are known to this process; before the store is open none is."""
+        """float32[N]: as they are known to this process; before the store is open, those to begin with."""
+        if self.store is not None:
+            return self.store.scores
         unseen = np.broadcast_to(np.float32(np.nan), self._source.num_samples)
-        return unseen if self.store is None else self.store.scores
+        return unseen if self._initial is None else self._initial.values
 
     def seeded(self, epoch: int, scores: NDArray[np.float32], include: NDArray[np.bool_] | None) -> float:
         """Share of the samples that had a score before the first epoch, of a run that stands at ``epoch``.

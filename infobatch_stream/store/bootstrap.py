@@ -14,7 +14,7 @@ from infobatch_stream._files import make_held, mark
 from infobatch_stream._platform import is_network, kernel, name_of_file_system
 from infobatch_stream.distributed import Groups, Ranks
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store.header import Header, Seeded, check_is_store, read_header
+from infobatch_stream.store.header import Header, Seeded, check_is_store, read_header, short
 from infobatch_stream.store.history import mend
 from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
@@ -229,8 +229,8 @@ class Bootstrap:
             return
         if header.seeded and not header.epoch and header.state == "ready":
             raise StoreError(
-                f"{self._path} holds no epochs yet, but scores to begin with ({header.seeded.source}). To use them, "
-                "leave existing='overwrite' out; to begin without them, remove the folder."
+                f"{self._path} holds no epochs yet, but scores to begin with ({short(header.seeded.source)}). To use "
+                "them, leave existing='overwrite' out; to begin without them, remove the folder."
             )
 
     def _check_seeds(self, found: list[_Found]) -> None:
