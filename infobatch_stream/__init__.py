@@ -12,7 +12,10 @@ from infobatch_stream.errors import (
 from infobatch_stream.loader import InfoBatchLoader
 from infobatch_stream.picks import Picks
 from infobatch_stream.policies.budget import BudgetPruning
+from infobatch_stream.policies.kakurenbo import KakurenboPruning
+from infobatch_stream.policies.order import OrderPruning
 from infobatch_stream.policies.pruning import FullData, QuantilePruning, SoftPruning
+from infobatch_stream.policies.seta import SetaPruning
 from infobatch_stream.sources import IndexedWebDataset, StreamedWebDataset
 from infobatch_stream.store.score_store import ScoreStore
 
@@ -26,6 +29,9 @@ __all__ = [
     "QuantilePruning",
     "BudgetPruning",
     "FullData",
+    "SetaPruning",
+    "OrderPruning",
+    "KakurenboPruning",
     "InfoBatchError",
     "ConfigError",
     "DataError",

@@ -17,8 +17,9 @@ from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = ["Saved", "pack", "unpack"]
 
-_FORMAT = 2
-_NEWER = {"constant_steps": False}  # what states of before it was an option were saved with; others: None
+_FORMAT = 3
+_OLDER = 2  # read, and written where an older version gives the same picks
+_NEWER = {"constant_steps": False, "include": None, "sample_weight": None}  # options that format 2 does not know
 _BLOCK = 1 << 18  # scores whose checksum is taken at once: they stay in the cache
 
 
@@ -32,6 +33,7 @@ class Saved:
         lanes: Of every plan.
         scores: float32[N], or None where they were not asked for.
         pending: float32[N], losses of the epoch that was going on, or None.
+        masks: uint8[2, N / 8], of `Curriculum.to_state`, or None.
         seeded: Where scores were from before the first epoch, or None.
     """
 
@@ -40,15 +42,22 @@ class Saved:
     lanes: int
     scores: NDArray[np.float32] | None
     pending: NDArray[np.float32] | None
+    masks: NDArray[np.uint8] | None
     seeded: Seeded | None = None
 
 
-def pack(settings: dict[str, Any], progress: dict[str, Any], store: ScoreStore | None) -> dict[str, Any]:
+def pack(
+    settings: dict[str, Any], progress: dict[str, Any], masks: NDArray[np.uint8] | None, store: ScoreStore | None
+) -> dict[str, Any]:
     """A state of plain values and tensors, for torch.save; with the scores of ``store`` unless that is None.
 
     settings: what must be equal for the picks to repeat, as plain values by name. progress: of `RunPosition.to_state`.
+    masks: of `Curriculum.to_state`.
     """
-    state: dict[str, Any] = {"format": _FORMAT, "settings": settings, "progress": progress}
+    newer = masks is not None or any(settings[name] != old for name, old in _NEWER.items())
+    state: dict[str, Any] = {"format": _FORMAT if newer else _OLDER, "settings": settings, "progress": progress}
+    if masks is not None:
+        state["masks"] = torch.from_numpy(masks)
     if store is not None:
         state["scores"], state["pending"] = (_finite(torch.tensor(losses)) for losses in (store.scores, store.pending))
         if store.seeded:
@@ -75,7 +84,7 @@ def _checksum(state: dict[str, Any]) -> int:
     """CRC-32C of all that a state holds, but for the checksum itself."""
     plain = {name: state[name] for name in ("format", "settings", "progress", "seeded") if name in state}
     found: int = google_crc32c.value(json.dumps(plain, sort_keys=True, default=repr).encode())
-    for name in ("scores", "pending"):
+    for name in ("scores", "pending", "masks"):
         for block in state[name].cpu().split(_BLOCK) if name in state else ():
             found = google_crc32c.extend(found, block.numpy().tobytes())
     return found
@@ -88,12 +97,12 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     another format, damaged, or lacks the scores.
     """
     found = state.get("format") if isinstance(state, dict) else None
-    if isinstance(found, int) and found > 0 and found != _FORMAT:
+    if isinstance(found, int) and found > 0 and found not in (_OLDER, _FORMAT):
         raise ConfigError(
-            f"the state has format {found}; this version of infobatch-stream reads format {_FORMAT}. Install the "
-            "version that saved it."
+            f"the state has format {found}; this version of infobatch-stream reads formats {_OLDER} and {_FORMAT}. "
+            "Install the version that saved it."
         )
-    if found != _FORMAT:
+    if found not in (_OLDER, _FORMAT):
         raise ConfigError(
             f"not a loader state (a {type(state).__name__} of format {found!r}); give what state_dict() returned."
         )
@@ -112,8 +121,9 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
         position, done, lanes = RunPosition.of_state(state["progress"])
         if settings["global_batch"] % lanes:
             raise ValueError(f"{lanes} lanes do not divide the global batch of {settings['global_batch']}")
+        masks = _masks(state.get("masks"))
         if not with_scores:
-            return Saved(position, done, lanes, None, None)
+            return Saved(position, done, lanes, None, None, masks)
         scores, pending = (_losses(state[name]) for name in ("scores", "pending"))
         seeded = Seeded.of(state.get("seeded"))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -129,7 +139,7 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     # A state of an earlier version has none.
     if state.get("checksum", (now := _checksum(state))) != now:
         raise ConfigError("the state is damaged: it does not have the checksum it says; load another one.")
-    return Saved(position, done, lanes, scores, pending, seeded)
+    return Saved(position, done, lanes, scores, pending, masks, seeded)
 
 
 def _losses(saved: Any) -> NDArray[np.float32]:
@@ -139,3 +149,13 @@ def _losses(saved: Any) -> NDArray[np.float32]:
         raise ValueError(f"scores as {found}, not as torch.float32 in one row")
     losses: NDArray[np.float32] = _finite(saved.cpu()).numpy()  # torch.load may have put them on an accelerator
     return losses
+
+
+def _masks(saved: Any) -> NDArray[np.uint8] | None:
+    """uint8[2, n]. Raises ValueError for what `pack` does not save."""
+    if saved is None:
+        return None
+    if not isinstance(saved, torch.Tensor) or saved.dtype != torch.uint8 or saved.ndim != 2:
+        raise ValueError("masks that are none")
+    masks: NDArray[np.uint8] = saved.cpu().numpy()
+    return masks

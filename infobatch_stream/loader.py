@@ -4,13 +4,12 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from infobatch_stream._validation import check_choice, whole_number
 from infobatch_stream.initial_scores import GivenScores, InitialScores
+from infobatch_stream.loader_facts import LoaderFacts
 from infobatch_stream.losses import check_losses, check_picks, weighted_mean
 from infobatch_stream.per_sample import PerSample, mask_of, weights_of
 from infobatch_stream.picks import Picks
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["InfoBatchLoader"]
 
 
-class InfoBatchLoader:
+class InfoBatchLoader(LoaderFacts):
     """Batches of the samples that are worth training on, epoch by epoch, with their weights.
 
     An iterable with a length. ``iter(loader)`` begins the next epoch; a batch is ``(data, picks)``; `update` takes
@@ -122,7 +121,9 @@ class InfoBatchLoader:
         check_choice("existing", existing, ("error", "overwrite", "continue"))
         config = RunConfig(policy, delta, seed, shuffle, shuffle_window, drop_last, bool(constant_steps))
         source = open_source(dataset, batch_size=self.batch_size, shuffle=shuffle)
-        self._batches = Batches(source, Collation(collate_fn, collate_with_picks), on_error, dataloader)
+        weights = None if sample_weight is None else weights_of(sample_weight, source.num_samples)
+        collation = Collation(collate_fn, collate_with_picks)
+        self._batches = Batches(source, collation, on_error, weights, dataloader)
         self.dataloader: DataLoader[Any] = self._batches.dataloader
         self._run = Run(
             source,
@@ -135,93 +136,11 @@ class InfoBatchLoader:
             history=bool(history),
             process_group=process_group,
             include=None if include is None else mask_of(include, source.num_samples),
-            sample_weight=None if sample_weight is None else weights_of(sample_weight, source.num_samples),
+            sample_weight=weights,
             initial_scores=None if initial_scores is None else InitialScores.of(initial_scores, source),
         )
 
-    # Where the run stands ----------------------------------------------------------------------------------------
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs the whole run has; may be raised, on resume or after the last."""
-        return self._run.epochs
-
-    @epochs.setter
-    def epochs(self, epochs: int) -> None:
-        self._run.epochs = epochs
-
-    @property
-    def include(self) -> NDArray[np.bool_] | None:
-        """bool[N]: the samples that are trained on from the next epoch that begins; None: all. May be set."""
-        return self._run.include
-
-    @include.setter
-    def include(self, include: PerSample | None) -> None:
-        self._run.include = None if include is None else mask_of(include, self.num_samples)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is trained, or comes next."""
-        return self._run.position.epoch
-
-    @property
-    def step(self) -> int:
-        """How many steps of it were updated."""
-        return self._run.position.step
-
-    @property
-    def spent(self) -> bool:
-        """Whether something of this epoch was used, so that the next iteration is of the next one."""
-        return self._run.position.spent
-
-    @property
-    def store(self) -> ScoreStore | None:
-        """The score store of this node; None before the first iteration opens it."""
-        return self._run.scores.store
-
-    @property
-    def num_samples(self) -> int:
-        """N: samples of the dataset, with the indices 0..N-1."""
-        return self._run.source.num_samples
-
-    @property
-    def process(self) -> int:
-        """The number of this process among all, 0 in a run of one."""
-        return self._run.ranks.process
-
-    @property
-    def processes(self) -> int:
-        """How many processes there are."""
-        return self._run.ranks.processes
-
-    @property
-    def unpruned_steps(self) -> int:
-        """Steps of an epoch that prunes nothing."""
-        return self._run.unpruned_steps()
-
-    @property
-    def constant_steps(self) -> bool:
-        """Whether every epoch has as many steps as one that prunes nothing."""
-        return self._run.config.constant_steps
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run, as OneCycleLR takes them.
-
-        Raises:
-            ConfigError: Where that is not known in advance, since pruned epochs have fewer steps.
-        """
-        return self._run.total_steps
-
     # Batches -----------------------------------------------------------------------------------------------------
-
-    def __len__(self) -> int:
-        """Steps of the current epoch; before the first is begun, of one that prunes nothing.
-
-        With constant_steps all epochs have equally many.
-        """
-        run = self._run
-        return run.unpruned_steps(self.epoch) if run.scores.store is None else run.plan().steps
 
     def __iter__(self) -> Iterator[tuple[Any, Picks]]:
         """Commit what was recorded, and begin the next epoch; or go on with one of which nothing is spent yet.
@@ -263,12 +182,12 @@ class InfoBatchLoader:
         step = min(self.step, plan.steps - 1)
         entries = plan.step(step, rank, run.ranks.world_size)
         request = Request(entries, run.number, plan.epoch, None, (run.config.seed, plan.epoch, step, rank))
-        data, picks = self._batches.one(request)
-        run.give_weights(picks)
-        return data, picks
+        return self._batches.one(request)
 
     def update(self, losses: Tensor, picks: Picks, *, score: Tensor | None = None) -> Tensor:
         """Record the losses of a batch, and return ``sum(weight * losses) / batch_size``, to go backward from.
+
+        The weight is ``picks.weight``, times the ``sample_weight`` of each where the loader was given one.
 
         Divided by ``batch_size`` and not by the sum of weights, as published: fewer steps of a larger expected
         gradient, and over the epoch the same expected sum. With constant_steps batches are smaller, and are divided by
@@ -291,10 +210,7 @@ class InfoBatchLoader:
         if picks._origin.step is not None:  # else they were only peeked at
             self._run.record(losses if score is None else score, picks)
         # With constant_steps a batch holds fewer samples than it stands for; else as many, or what collation left.
-        weight = picks.weight
-        if picks.sample_weight is not None:
-            weight = weight * picks.sample_weight.to(weight.device)
-        return weighted_mean(losses, weight, self.batch_size if self.constant_steps else None)
+        return weighted_mean(losses, picks, self.batch_size if self.constant_steps else None)
 
     # Commits and states ------------------------------------------------------------------------------------------
 
@@ -334,47 +250,3 @@ class InfoBatchLoader:
         dataset, global batch or order.
         """
         self._run.load_state_dict(state)
-
-    # What can be told of the run ---------------------------------------------------------------------------------
-    @property
-    def progress(self) -> float:
-        """How much of the whole run is done, 0 to 1, evenly however many steps an epoch has. For schedules."""
-        within = self.step / self._run.plan().steps if self.step else 0.0
-        return min(1.0, (self.epoch + within) / self.epochs)
-
-    @property
-    def kept_share(self) -> float:
-        """Share of the current epoch's entries that are kept, over 0 to 1. For learning rates.
-
-        A step stands for 1 / kept_share times as many samples as it holds, and its expected gradient is larger by that.
-        """
-        plan = self._run.plan()
-        return plan.kept / plan.entries
-
-    @property
-    def stats(self) -> dict[str, float]:
-        """Facts about the current epoch: flat, for a logger.
-
-        epoch, step, steps; kept, pruned: entries of the epoch. threshold: the score from which most is kept: the mean
-        under SoftPruning, the last quantile under QuantilePruning, the lowest score that is kept for certain under
-        BudgetPruning; NaN without one, as in the first epoch and in annealing. mean_score: of the scores that this
-        epoch was planned with, those of the epochs before; infobatch-stream inspect shows in the row of an epoch the
-        mean when it was over, which is the mean_score of the next one. saved: share of all entries so far that was not
-        trained on, this epoch's included (since the run was continued, if that was without a checkpoint). not_finite,
-        unreadable: losses and samples of this process so far.
-        """
-        plan, before = self._run.plan(), self._run.position
-        going = self.epoch < self.epochs
-        kept, trained, entries = (plan.kept, plan.trained, plan.entries) if going else (0, 0, 0)
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "steps": plan.steps,
-            "kept": kept,
-            "pruned": entries - kept,
-            "threshold": plan.threshold,
-            "mean_score": plan.mean_score,
-            "saved": 1 - (before.trained + trained) / (before.entries + entries) if before.entries + entries else 0.0,
-            "not_finite": self._run.scores.recorder.not_finite,
-            "unreadable": self._run.unreadable,
-        }

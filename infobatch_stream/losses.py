@@ -45,14 +45,21 @@ def check_losses(name: str, losses: Tensor, samples: int) -> None:
     raise ConfigError(text)
 
 
-def weighted_mean(losses: Tensor, weight: Tensor, batch_size: int | None = None) -> Tensor:
-    """``sum(weight * losses) / batch_size`` on the device of the losses, without a wait for it. Both float[b].
+def weighted_mean(losses: Tensor, picks: Picks, batch_size: int | None = None) -> Tensor:
+    """``sum(weight * losses) / batch_size`` on the device of ``losses``, float[b], without a wait for it.
 
     batch_size: None: b.
     """
-    if weight.device != losses.device:
-        if losses.is_cuda and weight.is_cpu:
-            weight = weight.pin_memory()  # a copy from other memory may wait for the device
-        weight = weight.to(losses.device, non_blocking=losses.is_cuda)
-    weighted = losses * weight
+    weighted = losses * _beside(losses, picks.weight)
+    if picks.sample_weight is not None:
+        weighted = weighted * _beside(losses, picks.sample_weight)
     return weighted.mean() if batch_size is None else weighted.sum() / batch_size
+
+
+def _beside(losses: Tensor, weight: Tensor) -> Tensor:
+    """``weight`` on the device of ``losses``."""
+    if weight.device == losses.device:
+        return weight
+    if losses.is_cuda and weight.is_cpu:
+        weight = weight.pin_memory()  # a copy from other memory may wait for the device
+    return weight.to(losses.device, non_blocking=losses.is_cuda)

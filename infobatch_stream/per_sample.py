@@ -1,6 +1,7 @@
 """One value for each sample, as users give it: an array, or a file with one."""
 
 import os
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,38 @@ from numpy.typing import ArrayLike, NDArray
 
 from infobatch_stream.errors import ConfigError, MissingExtraError
 
-__all__ = ["PerSample", "digest", "mask_of", "weights_of"]
+__all__ = ["PerSample", "SampleValues", "mask_of", "weights_of"]
 
 PerSample = ArrayLike | str | os.PathLike[str]
 
 
-def mask_of(include: PerSample, num_samples: int) -> NDArray[np.bool_]:
-    """bool[N]: which samples ``include`` names.
+class SampleValues:
+    """One value for each sample; nobody may change them.
+
+    values: [N], any dtype.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values
+        values.flags.writeable = False
+
+    @cached_property
+    def digest(self) -> str:
+        """A short text that is another for other values."""
+        packed = np.packbits(self.values) if self.values.dtype == np.bool_ else self.values
+        return blake2b(np.ascontiguousarray(packed).data, digest_size=8).hexdigest()
+
+
+def mask_of(include: PerSample, num_samples: int) -> SampleValues:
+    """Which samples ``include`` names: bool[N].
 
     include: bool[N]; or indices, int[k], each once; or a file of either: ``.npy``, or ``table.parquet:column``.
 
     Raises ConfigError for what is neither, names no sample, or one twice, or one that there is not.
     """
     values = _values("include", include)
+    if not values.size:
+        values = values.astype(np.int64)  # an empty list has the type of a float
     if values.dtype == np.bool_ and values.shape == (num_samples,):
         mask = np.array(values)
     elif values.dtype.kind in "iu" and values.ndim == 1:
@@ -35,8 +55,8 @@ def mask_of(include: PerSample, num_samples: int) -> NDArray[np.bool_]:
         mask[values] = True
         if (once := int(mask.sum())) < values.size:
             raise ConfigError(
-                f"include names {once} samples by {values.size} indices, so some more than once. Give each once; to "
-                "train on a sample more often, give torch.utils.data.Subset(dataset, indices) for the dataset."
+                f"include names {once} samples by {values.size} indices, so some more than once. Give each once, or a "
+                "mask as bool. To train on a sample more often, give sample_weight."
             )
     else:
         raise ConfigError(
@@ -45,11 +65,11 @@ def mask_of(include: PerSample, num_samples: int) -> NDArray[np.bool_]:
         )
     if not mask.any():
         raise ConfigError("include names no sample, so there is nothing to train on.")
-    return mask
+    return SampleValues(mask)
 
 
-def weights_of(sample_weight: PerSample, num_samples: int) -> NDArray[np.float32]:
-    """float32[N] of what a user gives for weights of samples: float[N], or a file as of `mask_of`.
+def weights_of(sample_weight: PerSample, num_samples: int) -> SampleValues:
+    """What a user gives for weights of samples, float[N] or a file as of `mask_of`: float32[N].
 
     Raises ConfigError unless it is one number for each sample, finite and not negative.
     """
@@ -63,15 +83,7 @@ def weights_of(sample_weight: PerSample, num_samples: int) -> NDArray[np.float32
             f"sample_weight of sample {wrong[0]} is {values[wrong[0]]}, and {wrong.size} in all are like it; they must "
             "be finite and not negative. To leave samples out, give include=."
         )
-    return weights
-
-
-def digest(values: NDArray[Any] | None) -> str | None:
-    """A short text that is another for other values."""
-    if values is None:
-        return None
-    packed = np.packbits(values) if values.dtype == np.bool_ else np.ascontiguousarray(values)
-    return blake2b(packed.tobytes(), digest_size=8).hexdigest()
+    return SampleValues(weights)
 
 
 def _values(name: str, given: PerSample) -> NDArray[Any]:

@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from infobatch_stream.checkpoint import Saved, pack, unpack
+from infobatch_stream.curriculum import Curriculum
 from infobatch_stream.distributed import Ranks, collective
 from infobatch_stream.errors import ConfigError, OutOfStepError
 from infobatch_stream.initial_scores import InitialScores
-from infobatch_stream.per_sample import digest
+from infobatch_stream.per_sample import SampleValues
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.config import RunConfig
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.planning.global_batch import GlobalBatch
 from infobatch_stream.planning.position import RunPosition
-from infobatch_stream.policies.pruning import FullData
 from infobatch_stream.run_store import RunStore
 from infobatch_stream.sources import Source
 from infobatch_stream.store.bootstrap import Contents, Existing
@@ -48,6 +47,7 @@ class Run:
         number: Tells its picks from those of another run, and from those of before a state was loaded.
         position: Where it stands.
         epochs: How many epochs it has; may be raised.
+        curriculum: Of which samples its epochs are.
         iteration: Another object whenever an iterator that was begun before is out of date.
         unreadable: Samples that this process could not read so far.
     """
@@ -64,12 +64,12 @@ class Run:
         existing: Existing,
         history: bool,
         process_group: "dist.ProcessGroup | None",
-        include: NDArray[np.bool_] | None,
-        sample_weight: NDArray[np.float32] | None,
+        include: SampleValues | None,
+        sample_weight: SampleValues | None,
         initial_scores: InitialScores | None = None,
     ) -> None:
         self.source, self.config, self.epochs = source, config, epochs
-        self._include = self._next_include = include
+        self.curriculum = Curriculum(include)
         self._sample_weight = sample_weight
         self.scores = RunStore(path, source, existing, history, initial_scores)
         self.unreadable = 0
@@ -78,11 +78,11 @@ class Run:
         self._known_ranks: Ranks | None = None
         self._warned: set[str] = set()
         self._stand_at(RunPosition())
-        entries = source.num_samples if include is None else int(include.sum())
+        samples = source.num_samples if include is None else int(np.count_nonzero(include.values))
         try:  # whether the store of a node has scores already, only its opening tells
-            config.check(self.position, entries, epochs=epochs, seeded=1.0)
+            config.check(self.position, samples, epochs=epochs, seeded=1.0)
         except ConfigError:
-            config.check(self.position, entries, epochs=epochs)
+            config.check(self.position, samples, epochs=epochs)
             raise
         if Ranks.known():
             _ = self.batch.lanes
@@ -99,7 +99,6 @@ class Run:
     def _stand_at(self, position: RunPosition) -> None:
         """Stand there; nothing is planned or iterated yet."""
         self.position = position
-        self._include = self._next_include
         self.iteration: object = None
         self._planned: tuple[int, EpochPlan] | None = None
         self._started = 0.0
@@ -135,50 +134,29 @@ class Run:
             "global_batch": self.batch.size,
             "mixing": repr(source.mixing),
             **self.config.facts(),
-            "include": digest(self._include),
-            "sample_weight": digest(self._sample_weight),
+            "include": self.curriculum.first and self.curriculum.first.digest,
+            "sample_weight": self._sample_weight and self._sample_weight.digest,
         }
 
     def plan(self) -> EpochPlan:
         """The plan of this epoch, from the scores as they are known to this process."""
         epochs = self.position.begun or self.epochs  # an epoch that was begun stays what it is when epochs are raised
         if self._planned is None or self._planned[0] != epochs:
-            self._planned = epochs, self._plan_at(self.position, self.scores.scores, self.batch.lanes)
+            self._planned = epochs, self._plan_at(self.position, self.scores.scores, self.batch.lanes, self.curriculum)
         return self._planned[1]
 
-    def _plan_at(self, position: RunPosition, scores: NDArray[np.float32], lanes: int) -> EpochPlan:
-        epochs, size = position.begun or self.epochs, self.batch.size
-        mask = self._include
-        seeded = self.scores.seeded(position.epoch, scores, mask)
+    def _plan_at(self, position: RunPosition, scores: NDArray[np.float32], lanes: int, masks: Curriculum) -> EpochPlan:
+        epochs, size, include = position.begun or self.epochs, self.batch.size, masks.include
+        seeded = self.scores.seeded(position.epoch, scores, include)
         return self.config.plan(
-            scores, self.source, position, epochs=epochs, lanes=lanes, global_batch=size, include=mask, seeded=seeded
+            scores, self.source, position, epochs, lanes=lanes, global_batch=size, include=include, seeded=seeded
         )
 
-    @property
-    def include(self) -> NDArray[np.bool_] | None:
-        """bool[N]: the samples that the next epoch to begin has entries of; None: all."""
-        return self._next_include
-
-    @include.setter
-    def include(self, include: NDArray[np.bool_] | None) -> None:
-        self._next_include = include
-        if not self.position.spent:
+    def change_include(self, mask: SampleValues | None) -> None:
+        """Train on the samples of ``mask`` from the next epoch that begins on. Raises as `Curriculum.change` does."""
+        if self.curriculum.change(mask, self.position):
             self._stand_at(self.position)
             self.position.begun = None
-
-    def unpruned_steps(self, epoch: int = 0) -> int:
-        """Steps of ``epoch`` if nothing were pruned."""
-        return self.config.steps_unpruned(self.source, epoch, self.batch.size, self._next_include)
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of all epochs. Raises ConfigError where that is not known in advance."""
-        if not self.config.constant_steps and not isinstance(self.config.policy, FullData):
-            raise ConfigError(
-                "how many steps the run has is not known in advance: pruned epochs have fewer. Give InfoBatchLoader("
-                "constant_steps=True), or let learning rates follow loader.progress."
-            )
-        return sum(self.unpruned_steps(epoch) for epoch in range(self.epochs))
 
     # An epoch ----------------------------------------------------------------------------------------------------
 
@@ -202,7 +180,7 @@ class Run:
         plan = self.plan()
         if plan.infinite:
             self.warn_once("infinite", f"{plan.infinite} scores of {self.scores.path} are infinite {_FLIPPED}")
-        seeded = self.scores.seeded(epoch, self.scores.scores, self._include)
+        seeded = self.scores.seeded(epoch, self.scores.scores, self.curriculum.include)
         advice = self.config.check(position, plan.entries, epochs=position.begun, seeded=seeded)
         self.warn_once("policy" if epoch else "nothing to prune", advice)
         if self.config.constant_steps:
@@ -231,14 +209,8 @@ class Run:
             if replaced := batch[1]._origin.replaced:
                 self.unreadable += len(replaced)
                 self.warn_once("unreadable", f"a sample could not be read and was replaced: {replaced[0]}")
-            self.give_weights(batch[1])
             yield batch
         self.position.exhausted = True
-
-    def give_weights(self, picks: Picks) -> None:
-        """Put what the user gave for weights of the samples into ``picks``."""
-        if self._sample_weight is not None:
-            picks.sample_weight = torch.from_numpy(self._sample_weight[picks.index.numpy()])
 
     def record(self, losses: Tensor, picks: Picks) -> None:
         """Take the losses (float[b]) of a step, which is done with it."""
@@ -265,9 +237,9 @@ class Run:
         """Have all losses in the store, and all ranks at the same place. Collective."""
         self.ranks.together(call, self.scores.settle)
         self._warn_of_losses()
-        position = self.position
-        facts = {"epoch": position.epoch, "step": position.step, "spent": position.spent, "epochs": self.epochs}
-        self.ranks.agree(call, **facts, include=digest(self._next_include))
+        at = self.position
+        facts = {"epoch": at.epoch, "step": at.step, "spent": at.spent, "epochs": self.epochs}
+        self.ranks.agree(call, **facts, **self.curriculum.facts())
 
     def _advance(self) -> None:
         """Commit this epoch and stand before the next. Collective; the ranks have met."""
@@ -281,6 +253,7 @@ class Run:
         seconds = time.monotonic() - self._started if self._started else math.nan
         self.scores.commit(Epoch(position.epoch, plan.entries, plan.kept, plan.trained, plan.threshold, seconds))
         position.advance(plan.entries, plan.trained)
+        self.curriculum.now = self.curriculum.next
         self._stand_at(position)
 
     @collective("commit()")
@@ -302,33 +275,33 @@ class Run:
         progress = self.position.to_state(self.plan().steps, self.batch.lanes)
         merged = self.scores.merge()
         store = merged if self.ranks.process == 0 else None
-        return self.ranks.together("state_dict()", lambda: pack(self._settings, progress, store))
+        parts = self._settings, progress, self.curriculum.to_state(), store
+        return self.ranks.together("state_dict()", lambda: pack(*parts))
 
     @collective("load_state_dict()")
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was saved; its scores replace those of the store. Collective."""
         leads = self.ranks.process == 0
-        saved = self.ranks.together("load_state_dict()", lambda: self._unpack(state, with_scores=leads))
-        facts = {**asdict(saved.position), "lanes": saved.lanes, "chosen": self._canonical_nodes}
+        saved, curriculum = self.ranks.together("load_state_dict()", lambda: self._unpack(state, with_scores=leads))
+        facts = {**asdict(saved.position), "lanes": saved.lanes, "chosen": self._canonical_nodes, **curriculum.facts()}
         self.ranks.agree("load_state_dict()", **facts)
         self.open(Contents(saved.scores, saved.pending, saved.position.epoch, saved.seeded))
-        self._canonical_nodes = saved.lanes
+        self._canonical_nodes, self.curriculum = saved.lanes, curriculum
         self.number = next(_NUMBERS)  # picks of before are of another place
         self._stand_at(saved.position)
         if saved.done:
             self.position.updated = True
             self._advance()
 
-    def _unpack(self, state: dict[str, Any], *, with_scores: bool) -> Saved:
+    def _unpack(self, state: dict[str, Any], *, with_scores: bool) -> tuple[Saved, Curriculum]:
         """What ``state`` holds. Raises ConfigError before anything is replaced when this run has no such place."""
         saved = unpack(state, self._settings, with_scores=with_scores)
+        curriculum = self.curriculum.of_state(saved.masks, self.source.num_samples)
         epoch, step = saved.position.epoch, saved.position.step
         if (epoch, step) > (self.epochs, 0):
-            raise ConfigError(
-                f"the state was saved in epoch {epoch}, and this run has {self.epochs} epochs: raise epochs."
-            )
+            raise ConfigError(f"the state was saved in epoch {epoch}; this run has {self.epochs}: raise epochs.")
         if step and saved.scores is not None:
-            steps = self._plan_at(saved.position, saved.scores, saved.lanes).steps
+            steps = self._plan_at(saved.position, saved.scores, saved.lanes, curriculum).steps
             if step > steps:
                 raise ConfigError(f"the state is damaged: it is of step {step} of epoch {epoch}, which has {steps}.")
-        return saved
+        return saved, curriculum

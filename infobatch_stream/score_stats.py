@@ -1,7 +1,7 @@
 """What a policy sees of the scores: count, mean, largest, exact quantiles, a tally; in bounded memory."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -30,6 +30,7 @@ class Summary:
     Args:
         scores: float32[N], NaN = never seen.
         pool: int64[P], the samples of a mixed epoch, with repeats; only the tally is of these.
+        include: bool[N], the samples that count; None: all.
 
     Attributes:
         scores: float32[N], as given; a copy with NaN for what was infinite, if there was any.
@@ -39,17 +40,20 @@ class Summary:
     """
 
     def __init__(
-        self, scores: NDArray[np.float32], pool: NDArray[np.int64] | None = None, entries: int | None = None
+        self,
+        scores: NDArray[np.float32],
+        pool: NDArray[np.int64] | None = None,
+        include: NDArray[np.bool_] | None = None,
     ) -> None:
         self.scores = scores
-        self._pool = pool
-        self._entries = scores.size if entries is None else entries
-        self.count = self.infinite = 0
+        self._pool, self._include = pool, include
+        self.count = self.infinite = self._samples = 0
         sums: list[float] = []
         wide = np.empty(min(_CHUNK, scores.size), dtype=np.float64)
-        for start in range(0, scores.size, _CHUNK):
-            total, seen, infinite = _total(scores[start : start + _CHUNK], wide)
+        for chunk in self._chunks(_CHUNK):
+            total, seen, infinite = _total(chunk, wide)
             sums.append(total)
+            self._samples += chunk.size
             self.count += seen
             self.infinite += infinite
         self.mean = math.fsum(sums) / self.count if self.count else math.nan
@@ -63,7 +67,7 @@ class Summary:
     @cached_property
     def largest(self) -> float:
         """The largest score; NaN when there is none."""
-        return max((float(chunk.max()) for chunk in _seen(self.scores, _CHUNK) if chunk.size), default=math.nan)
+        return max((float(chunk.max()) for chunk in self._seen(_CHUNK) if chunk.size), default=math.nan)
 
     def tally(self) -> tuple[NDArray[np.int64], int]:
         """How often each upper half of a score's bits occurs among the entries of the epoch.
@@ -72,13 +76,13 @@ class Summary:
             int64[2^16], by the half as a number, so one for each value that a bfloat16 can have; and how many entries
             have no score, which are not counted.
         """
-        if self._pool is None:
-            counts = _count_uppers(self.scores)
-            return counts, self._entries - int(counts.sum())
-        counts = np.zeros(_DIGITS, dtype=np.int64)
-        for start in range(0, self._pool.size, _COUNTED):
-            counts += _count_uppers(self.scores[self._pool[start : start + _COUNTED]])
-        return counts, self._pool.size - int(counts.sum())
+        pool = self._pool
+        if pool is None:
+            counts = _count_uppers(self._seen(_COUNTED))
+            return counts, self._samples - int(counts.sum())
+        parts = (pool[start : start + _COUNTED] for start in range(0, pool.size, _COUNTED))
+        counts = _count_uppers(_numbers(self.scores[part]) for part in parts)
+        return counts, pool.size - int(counts.sum())
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """Exact quantiles: at most a share q of the scores lies below that of q.
@@ -97,7 +101,7 @@ class Summary:
         """
         if not self.count:
             raise ValueError("no sample has a score yet, so there are no quantiles")
-        counts = _count_uppers(self.scores)[_ASCENDING]
+        counts = _count_uppers(self._seen(_COUNTED))[_ASCENDING]
         ends = np.cumsum(counts)
         ranks = [min(math.floor(q * self.count), self.count - 1) for q in shares]
         places = [int(ends.searchsorted(rank, "right")) for rank in ranks]
@@ -112,10 +116,24 @@ class Summary:
             values.append(_score_of(upper, lower))
         return values
 
+    def rank(self, score: float) -> tuple[int, int]:
+        """How many scores are below ``score``, and how many equal it."""
+        pairs = [(np.count_nonzero(chunk < score), np.count_nonzero(chunk == score)) for chunk in self._chunks(_CHUNK)]
+        return sum(below for below, _ in pairs), sum(equal for _, equal in pairs)
+
+    def _chunks(self, size: int) -> Iterator[NDArray[np.float32]]:
+        """The scores that count, those of at most ``size`` samples at once."""
+        for start in range(0, self.scores.size, size):
+            chunk = self.scores[start : start + size]
+            yield chunk if self._include is None else chunk[self._include[start : start + size]]
+
+    def _seen(self, size: int) -> Iterator[NDArray[np.float32]]:
+        return map(_numbers, self._chunks(size))
+
     def _count_lowers(self, uppers: set[int]) -> dict[int, NDArray[np.int64]]:
         """For each of ``uppers``: how often each lower half occurs with it, int64[2^16]."""
         counts = {upper: np.zeros(_DIGITS, dtype=np.int64) for upper in uppers}
-        for seen in _seen(self.scores, _SOUGHT):
+        for seen in self._seen(_SOUGHT):
             bits = _bits(seen)
             halves = (bits >> np.uint32(16)).astype(np.uint16)
             for upper in uppers:
@@ -144,19 +162,19 @@ def _total(chunk: NDArray[np.float32], wide: NDArray[np.float64]) -> tuple[float
     return total, chunk.size - int(np.count_nonzero(unseen)), int(np.count_nonzero(infinite))
 
 
-def _seen(scores: NDArray[np.float32], size: int) -> Iterator[NDArray[np.float32]]:
-    """What is a number in chunks of ``size``."""
-    for start in range(0, scores.size, size):
-        chunk = scores[start : start + size]
-        unseen = np.isnan(chunk)
-        yield chunk[~unseen] if unseen.any() else chunk
+def _numbers(chunk: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is a number in ``chunk``."""
+    unseen = np.isnan(chunk)
+    return chunk[~unseen] if unseen.any() else chunk
 
 
-def _count_uppers(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """How often each upper half of a score's bits occurs: int64[2^16]."""
+def _count_uppers(chunks: Iterable[NDArray[np.float32]]) -> NDArray[np.int64]:
+    """How often each upper half of a score's bits occurs in ``chunks`` of at most 2^19 numbers: int64[2^16]."""
     counts = np.zeros(_DIGITS, dtype=np.int64)
-    place = np.empty(min(_COUNTED, scores.size), dtype=np.intp)
-    for seen in _seen(scores, _COUNTED):
+    place = np.empty(0, dtype=np.intp)
+    for seen in chunks:
+        if place.size < seen.size:
+            place = np.empty(seen.size, dtype=np.intp)
         np.right_shift(_bits(seen), 16, out=place[: seen.size], casting="unsafe")
         counts += np.bincount(place[: seen.size], minlength=_DIGITS)
     return counts

@@ -31,6 +31,9 @@ class PolicyName(StrEnum):
     SOFT = "soft"
     QUANTILE = "quantile"
     BUDGET = "budget"
+    SETA = "seta"
+    ORDER = "order"
+    KAKURENBO = "kakurenbo"
 
 
 class TableFormat(StrEnum):
@@ -120,7 +123,9 @@ def report_command(
 def simulate_command(
     store: Store,
     *,
-    policy: Annotated[PolicyName | None, typer.Option(help="Only this one.  [default: a table of many]")] = None,
+    policy: Annotated[
+        PolicyName | None, typer.Option(help="Only this one; the last three as published.  [default: a table of many]")
+    ] = None,
     ratio: Annotated[float, typer.Option(help="soft: share of the samples below the mean to skip.")] = 0.5,
     quantiles: Annotated[str, typer.Option(help="quantile: bands of losses.")] = "0.20,0.85",
     keep: Annotated[str, typer.Option(help="quantile: share kept of each.")] = "0.25,0.5,1.0",
@@ -135,7 +140,7 @@ def simulate_command(
 ) -> None:
     """Show what policies would skip with the scores of a run, and how much noise that adds."""
     with reported():
-        from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning
+        from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning, policies
         from infobatch_stream.report.simulation import recommend, scores_of, simulate, table, usual_policies
         from infobatch_stream.report.snapshot import check_bounds
         from infobatch_stream.score_stats import share_known
@@ -151,6 +156,8 @@ def simulate_command(
             chosen = [QuantilePruning(_numbers(quantiles), _numbers(keep))]
         elif policy is PolicyName.BUDGET:
             chosen = [BudgetPruning(fraction)]
+        elif policy is not None:  # as published
+            chosen = [getattr(policies, f"{policy.capitalize()}Pruning")()]
         outcomes = simulate(chosen, scores_of(opened), epochs=length, delta=delta, seed=seed)
         best = None if wish is None else recommend(outcomes, wish)
     if as_json:

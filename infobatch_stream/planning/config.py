@@ -89,8 +89,8 @@ class RunConfig:
         scores: NDArray[np.float32],
         source: Shape,
         position: RunPosition,
-        *,
         epochs: int,
+        *,
         lanes: int,
         global_batch: int,
         include: NDArray[np.bool_] | None = None,
@@ -131,6 +131,17 @@ class RunConfig:
         """Steps of ``epoch`` if nothing were pruned; with constant steps of every one."""
         entries = _entries(source.num_samples, source.pool(epoch), include)
         return count_steps(entries, global_batch, self.drop_last)
+
+    def total_steps(
+        self, source: Shape, epochs: int, global_batch: int, include: NDArray[np.bool_] | None = None
+    ) -> int:
+        """Steps of all ``epochs``. Raises ConfigError where that is not known in advance."""
+        if not self.constant_steps and not isinstance(self.policy, FullData):
+            raise ConfigError(
+                "how many steps the run has is not known in advance: pruned epochs have fewer. Give InfoBatchLoader("
+                "constant_steps=True), or let learning rates follow loader.progress."
+            )
+        return sum(self.steps_unpruned(source, epoch, global_batch, include) for epoch in range(epochs))
 
 
 def _entries(num_samples: int, pool: Pool | None, include: NDArray[np.bool_] | None) -> int:

@@ -89,15 +89,14 @@ class EpochPlan:
         index = None if pool is None else pool[0]
         self.entries = int(scores.size) if index is None else int(index.size)
         if include is not None:
-            scores = np.where(include, scores, np.float32(np.nan))  # what is left out says nothing of the others
             index = None if index is None else index[include[index]]
             self.entries = int(np.count_nonzero(include)) if index is None else int(index.size)
-        summary = Summary(scores, index, self.entries)
+        summary = Summary(scores, index, include)
         rule = rule_of(policy, summary)
         selection = Selection(summary.scores, rule, seed, epoch, include)
         self.infinite = summary.infinite
         self.mean_score = summary.mean
-        self.threshold = math.nan if rule is None else threshold_of(rule)
+        self.threshold = threshold_of(rule) if rule and summary.count else math.nan
         kept = _kept(selection, seed, epoch, shard_sizes, pool, shuffle) if self.entries else None
         if kept is None or not kept.size:
             raise ConfigError(f"{policy} keeps none of the {self.entries} entries of epoch {epoch}; keep more.")

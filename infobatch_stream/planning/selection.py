@@ -44,19 +44,22 @@ class Selection:
     ) -> None:
         self.num_samples = int(scores.size)
         self._include = include
-        self.keeps_all = rule is None or (isinstance(rule, StepRule) and set(rule.keep) == {1.0})
+        self.keeps_all = rule is None or (isinstance(rule, StepRule) and {*rule.keep, rule.unseen} == {1.0})
         self._scores = scores
         self._rule: Rule = StepRule((), (1.0,)) if rule is None else rule
         self._bands = self._rule.descending if isinstance(self._rule, StepRule) else []
-        top = self._rule.keep[-1:] if isinstance(self._rule, StepRule) else ()
-        self._weights = np.array([_weight(keep) for keep in (*top, *(keep for _, keep in self._bands))])
+        if isinstance(self._rule, StepRule):
+            chances = (self._rule.keep[-1], *(keep for _, keep in self._bands), self._rule.unseen)
+            self._weights = np.array([_weight(keep) for keep in chances])
+            if not self._rule.rescale:
+                np.minimum(self._weights, 1, out=self._weights)
         if isinstance(self._rule, TableRule):  # the same in half of the room, and inverted
             self.keeps_all = bool((self._rule.units == _ONE).all())
             self._last = (self._rule.units - 1).astype(np.uint16)
             self._inverse = (_ONE / self._rule.units).astype(np.float32)
         self.keeps_all &= include is None
         self._upper, self._lower = (Draws(seed, epoch, half) for half in (Purpose.SELECT, Purpose.SELECT_FINELY))
-        coarse = isinstance(self._rule, StepRule) and not any(round(p * _ONE) % 256 for p in self._rule.keep)
+        coarse = isinstance(self._rule, StepRule) and not any(round(p * _ONE) % 256 for p in chances)
         self._bits = 8 if coarse else 16
 
     def keep(self, start: int, stop: int) -> NDArray[np.bool_]:
@@ -118,8 +121,8 @@ class Selection:
             return chosen
         top = self._rule.keep[-1]
         kept = self._under(draws, top)
-        if top < 1:
-            kept |= np.isnan(scores)
+        if top != self._rule.unseen:
+            kept ^= (kept ^ self._under(draws, self._rule.unseen)) & np.isnan(scores)
         for edge, keep in self._bands:
             kept ^= (kept ^ self._under(draws, keep)) & (scores < edge)  # below the edge, by its own probability
         return kept
@@ -140,8 +143,8 @@ class Selection:
         for edge, _ in self._bands:
             band += scores < edge
         weight = self._weights[band]
-        if self._rule.keep[-1] < 1:
-            np.copyto(weight, 1, where=np.isnan(scores))
+        if self._rule.keep[-1] != self._rule.unseen:
+            np.copyto(weight, self._weights[-1], where=np.isnan(scores))
         return weight
 
     def _units(self, scores: NDArray[np.float32]) -> NDArray[np.uint32]:

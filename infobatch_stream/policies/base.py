@@ -89,6 +89,8 @@ class StepRule:
     Attributes:
         edges: n scores, none below the one before.
         keep: n + 1 keep probabilities, each 0 or in [2^-10, 1].
+        unseen: The keep probability of samples without a score.
+        rescale: Whether what is kept weighs 1 / probability; else 1, and the gradient is biased.
 
     Raises:
         ConfigError: For edges or probabilities that are not so.
@@ -96,12 +98,14 @@ class StepRule:
 
     edges: tuple[float, ...]
     keep: tuple[float, ...]
+    unseen: float = 1.0
+    rescale: bool = True
 
     def __post_init__(self) -> None:
         """Check them."""
         if len(self.keep) != len(self.edges) + 1 or not all(low <= high for low, high in pairwise(self.edges)):
             raise ConfigError(f"{self}: n edges, none below the one before, part n + 1 probabilities.")
-        check_keep(str(self), self.keep)
+        check_keep(str(self), (*self.keep, self.unseen))
 
     @property
     def threshold(self) -> float:
@@ -139,7 +143,7 @@ def annealing_epoch(delta: float, epochs: int) -> int:
 def prunes_always(policy: object) -> bool:
     """Whether ``policy`` prunes every epoch alike: also the first, which has no scores, and those of annealing.
 
-    It says so by an attribute ``prunes_always``, and gives rules that have a keep probability for NaN too.
+    It says so by an attribute ``prunes_always``, and gives rules that say how often NaN is kept: tables, or steps with ``unseen``.
     """
     return bool(getattr(policy, "prunes_always", False))
 

@@ -1,5 +1,6 @@
 """What a policy would have kept, with the scores that a run left in its store."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +13,7 @@ from rich.table import Table
 from infobatch_stream import BudgetPruning, FullData, QuantilePruning, ScoreStore, SoftPruning
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.planning.selection import Selection
-from infobatch_stream.policies.base import Moment, Policy, Schedule, annealing_of, rule_of
+from infobatch_stream.policies.base import Moment, Policy, Schedule, StepRule, annealing_of, rule_of
 from infobatch_stream.score_stats import Summary, share_known
 from infobatch_stream.store.recorded_losses import replay
 
@@ -31,7 +32,7 @@ class Outcome:
 
     kept: samples of each epoch. effective: share of the samples that, chosen at random, would give as good an estimate
     of the epoch's gradient as what is kept, if a score is the square of the norm of the sample's gradient. (So it is,
-    roughly, of a loss: docs/lossless.md has measurements.)
+    roughly, of a loss: docs/lossless.md has measurements.) NaN where the estimate is biased.
     """
 
     policy: Policy | Schedule
@@ -46,12 +47,13 @@ class Outcome:
 
     @property
     def worst(self) -> float:
-        """The least effective share of an epoch."""
-        return min(self.effective)
+        """The least effective share of an epoch; NaN where an estimate is biased."""
+        return float(np.min(self.effective))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"policy": repr(self.policy), "saved": self.saved, "kept": self.kept, "effective": self.effective}
+        effective = [None if math.isnan(share) else share for share in self.effective]
+        return {"policy": repr(self.policy), "saved": self.saved, "kept": self.kept, "effective": effective}
 
 
 def simulate(
@@ -111,7 +113,8 @@ def _plan(policy: Policy, scores: NDArray[np.float32], seed: int, epoch: int) ->
     """
     summary = Summary(scores)
     scores = summary.scores
-    selection = Selection(scores, rule_of(policy, summary), seed, epoch)
+    rule = rule_of(policy, summary)
+    selection = Selection(scores, rule, seed, epoch)
     kept, squares, weighted = 0, 0.0, 0.0
     for start in range(0, scores.size, _BLOCK):
         part = scores[start : start + _BLOCK]
@@ -120,7 +123,13 @@ def _plan(policy: Policy, scores: NDArray[np.float32], seed: int, epoch: int) ->
         kept += int(np.count_nonzero(selection.keep(start, stop)))
         squares += float(square.sum())
         weighted += float(square @ selection.weight(np.arange(start, stop)))
+    if isinstance(rule, StepRule) and not ((rule.rescale and all(rule.keep)) or selection.keeps_all):
+        return kept, math.nan
     return kept, squares / weighted if weighted else 1.0
+
+
+def _percent(share: float) -> str:
+    return "biased" if math.isnan(share) else f"{share:.1%}"
 
 
 def usual_policies(epochs: int, delta: float = 0.875, seeded: float = 0.0) -> list[Policy | Schedule]:
@@ -136,11 +145,15 @@ def usual_policies(epochs: int, delta: float = 0.875, seeded: float = 0.0) -> li
 def recommend(outcomes: Iterable[Outcome], wish: float, tolerance: float = 0.01) -> Outcome:
     """Of those that skip the share ``wish``, or little more than is needed for it, the one whose estimate is best.
 
+    Those that are biased are left out.
+
     Raises ConfigError when none skips so much.
     """
-    found = [one for one in outcomes if one.saved >= wish - tolerance]
+    found = [one for one in outcomes if one.saved >= wish - tolerance and not math.isnan(one.worst)]
     if not found:
-        raise ConfigError(f"none of these policies skips {wish:.0%}; train for more epochs, or ask for less.")
+        raise ConfigError(
+            f"none of these policies skips {wish:.0%} without bias; train for more epochs, or ask for less."
+        )
     least = min(one.saved for one in found)
     return max((one for one in found if one.saved <= max(least, wish) + 5 * tolerance), key=lambda one: one.worst)
 
@@ -154,7 +167,7 @@ def table(outcomes: Iterable[Outcome], best: Outcome | None = None) -> Table:
         for name in ("epoch", "kept", "share", "effective"):
             shown.add_column(name, justify="right")
         for epoch, (kept, effective) in enumerate(zip(one.kept, one.effective, strict=True)):
-            shown.add_row(f"{epoch}", f"{kept:,}", f"{kept / one.num_samples:.1%}", f"{effective:.1%}")
+            shown.add_row(f"{epoch}", f"{kept:,}", f"{kept / one.num_samples:.1%}", _percent(effective))
         shown.add_section()
         shown.add_row("all", f"{sum(one.kept):,}", f"{1 - one.saved:.1%}")
         return shown
@@ -163,5 +176,5 @@ def table(outcomes: Iterable[Outcome], best: Outcome | None = None) -> Table:
         shown.add_column(name, justify="right", no_wrap=True)
     for one in outcomes:
         mark = "recommended" if one is best else ""
-        shown.add_row(repr(one.policy), f"{one.saved:.1%}", f"{one.worst:.1%}", mark)
+        shown.add_row(repr(one.policy), f"{one.saved:.1%}", _percent(one.worst), mark)
     return shown

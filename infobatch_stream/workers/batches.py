@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from infobatch_stream.errors import ConfigError
+from infobatch_stream.per_sample import SampleValues
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.epoch_plan import EpochPlan
 from infobatch_stream.sources.base import Source
@@ -20,9 +21,9 @@ _OURS = {
     "batch_sampler": "the plan decides what a batch holds; see batch_size, and collate_with_picks to sort within one",
     "sampler": (
         "the plan decides the order, and gives each rank its share; see shuffle and shuffle_window. To train on some "
-        "of the samples, or on some more often, give torch.utils.data.Subset(dataset, indices), in which an index may "
-        "stand several times (each time is a sample with a score of its own); of a StreamingDataset Stream(repeat=) or "
-        "Stream(proportion=)"
+        "of the samples, give include=. To train on some more often, give sample_weight=, or "
+        "torch.utils.data.Subset(dataset, indices), in which an index may stand several times (each time is a sample "
+        "with a score of its own); of a StreamingDataset Stream(repeat=) or Stream(proportion=)"
     ),
     "in_order": "batches come in the order of the plan",
 }
@@ -32,25 +33,34 @@ _FAILURES = (RuntimeError, OSError, EOFError)  # as which the loss of a worker s
 class Batches:
     """Makes (data, picks) of the requests of a rank, in workers or in this process.
 
-    options: of DataLoader. Raises ConfigError for those that are not the user's to choose.
+    sample_weight: float32[N], for the picks. options: of DataLoader. Raises ConfigError for those that are not the
+    user's to choose.
 
     Attributes:
         dataloader: the DataLoader.
     """
 
-    def __init__(self, source: Source, collation: Collation, on_error: OnError, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        collation: Collation,
+        on_error: OnError,
+        sample_weight: SampleValues | None,
+        options: dict[str, Any],
+    ) -> None:
         for name in _OURS.keys() & options.keys():
             raise ConfigError(f"{name}= is not an option of InfoBatchLoader: {_OURS[name]}.")
         options.setdefault("generator", torch.Generator())  # else iter() would draw from the user's global one
         self._requests = Requests()
         self._fetcher = Fetcher(source, collation, on_error)
+        self._sample_weight = sample_weight
         self.dataloader: DataLoader[Any] = DataLoader(
             self._fetcher, batch_sampler=cast(Any, self._requests), collate_fn=_as_is, **options
         )
 
     def one(self, request: Request) -> tuple[Any, Picks]:
         """The batch of ``request``, made in this process."""
-        return self._fetcher.__getitems__(request)
+        return self._weighted(self._fetcher.__getitems__(request))
 
     def begin(self, plan: EpochPlan, first: int, **whose: Any) -> Iterator[tuple[Any, Picks]]:
         """The steps first.. of ``plan``, whose workers start now; ``whose``: as `Requests.begin` has it."""
@@ -72,7 +82,14 @@ class Batches:
             except _FAILURES as error:
                 self.look_after_workers(error, batches)
                 raise
-            yield batch
+            yield self._weighted(batch)
+
+    def _weighted(self, batch: tuple[Any, Picks]) -> tuple[Any, Picks]:
+        """The batch, its picks with the weights of the samples; here, since every worker would need a copy of them."""
+        if self._sample_weight is not None:
+            picks = batch[1]
+            picks.sample_weight = torch.from_numpy(self._sample_weight.values[picks.index.numpy()])
+        return batch
 
     def look_after_workers(self, error: BaseException, batches: object = None) -> None:
         """If a worker is gone, say in ``error`` what to do, and have new ones at the next iteration."""

@@ -153,6 +153,7 @@ def test_a_state_that_lacks_the_scores_on_rank_0_raises_on_all_and_changes_nothi
     [
         ("batch_size", "global_batch=8"),
         ("seed", "seed=1"),
+        ("include", "include="),
         ("epochs", "epochs=4"),
         ("delta", "delta=0.5"),
         ("different_datasets", "num_samples=44"),
@@ -162,6 +163,12 @@ def test_ranks_with_different_loaders_all_raise_and_make_no_store(rules, case, f
     errors, exists = zip(*rules[case], strict=True)
     check_errors(errors, "OutOfStepError", found, "rank 1 has", "the same loader")
     assert exists == (False, False)
+
+
+def test_ranks_that_change_to_different_samples_all_raise_and_may_go_on(rules):
+    errors, epochs = zip(*rules["next_include"], strict=True)
+    check_errors(errors, "OutOfStepError", "next include=", "rank 1 has")
+    assert epochs == (2, 2)
 
 
 def test_ranks_that_do_not_share_a_store_have_equal_ones(rules, tmp_path):

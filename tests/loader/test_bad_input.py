@@ -307,8 +307,8 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(path, tmp_path, o
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda state: state.update(format=1), "has format 1; this version of infobatch-stream reads format 2"),
-        (lambda state: state.update(format=3), "has format 3; this version of infobatch-stream reads format 2"),
+        (lambda state: state.update(format=1), "has format 1; this version of infobatch-stream reads formats 2 and 3"),
+        (lambda state: state.update(format=4), "has format 4; this version of infobatch-stream reads formats 2 and 3"),
         (lambda state: state.clear(), "not a loader state"),
         (lambda state: state.pop("scores"), "rank 0"),
         (lambda state: state.pop("pending"), "rank 0"),
@@ -360,7 +360,7 @@ def test_a_state_of_a_longer_run_is_refused_until_epochs_is_raised(path, tmp_pat
             if (longer.epoch, longer.step) == (3, 2):
                 break
     state, loader = longer.state_dict(), loader_of(path)
-    with pytest.raises(ConfigError, match=r"saved in epoch 3, and this run has 3 epochs: raise epochs"):
+    with pytest.raises(ConfigError, match=r"saved in epoch 3; this run has 3: raise epochs"):
         loader.load_state_dict(state)
     loader.epochs = 5
     loader.load_state_dict(state)

@@ -366,6 +366,7 @@ def test_spread_evenly_every_epoch_skips_the_same_share_and_the_weighted_sum_sta
         assert loader.step == len(loader) == 20
         assert (weights > 0).sum() == pytest.approx(0.6 * size, abs=5 * math.sqrt(size))
         assert weights.sum() == pytest.approx(size, rel=0.1)
+        assert math.isnan(loader.stats["threshold"]) == (epoch == 0)
         if epoch == 0:
             assert sorted(set(weights.tolist())) == pytest.approx([0, 1 / 0.6], rel=1e-4)  # at random
     assert loader.stats["saved"] == pytest.approx(0.4, abs=0.03)

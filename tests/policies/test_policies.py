@@ -18,7 +18,10 @@ from infobatch_stream.errors import ConfigError
 from infobatch_stream.loader import InfoBatchLoader
 from infobatch_stream.policies.base import StepRule
 from infobatch_stream.policies.budget import ProportionalPruning
+from infobatch_stream.policies.kakurenbo import HidingPruning
+from infobatch_stream.policies.order import OrderPruning
 from infobatch_stream.policies.pruning import FullData, QuantilePruning, SoftPruning
+from infobatch_stream.policies.seta import WindowPruning
 from infobatch_stream.score_stats import Summary
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
@@ -37,12 +40,18 @@ POLICIES = [
     ProportionalPruning(0.5, 0.5, 0.15),
     ProportionalPruning(0.9, 2.0, 2**-10),
     ProportionalPruning(0.3, 0.0, 1.0),
+    HidingPruning(0.3),
+    OrderPruning(),
+    OrderPruning(1.0, 2**-10),
+    WindowPruning(1.0, 1, 0.5, 0),
+    WindowPruning(0.9, 5, 0.9, 1),
+    WindowPruning(2**-10, 10, 0.5, 7),
 ]
 # The others skip a share that was asked for, whatever the scores.
 KEEP_EQUAL_SCORES = [
     policy
     for policy in POLICIES
-    if policy != QuantilePruning((), (0.5,)) and not isinstance(policy, ProportionalPruning)
+    if isinstance(policy, FullData | SoftPruning | QuantilePruning) and policy != QuantilePruning((), (0.5,))
 ]
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=repr)
 

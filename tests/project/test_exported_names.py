@@ -16,11 +16,13 @@ EXPORTED = {
     infobatch_stream: (
         *("InfoBatchLoader", "IndexedWebDataset", "StreamedWebDataset", "ScoreStore", "Picks"),
         *("SoftPruning", "QuantilePruning", "BudgetPruning", "FullData"),
+        *("SetaPruning", "OrderPruning", "KakurenboPruning"),
         *("InfoBatchError", "ConfigError", "DataError", "StoreError", "OutOfStepError", "LostRanksError"),
         "MissingExtraError",
     ),
     policies: (
         *("SoftPruning", "QuantilePruning", "BudgetPruning", "FullData"),
+        *("SetaPruning", "OrderPruning", "KakurenboPruning"),
         *("Policy", "Rule", "Schedule", "StepRule", "Moment"),
     ),
     convert: ("Conversion", "ShardSummary", "convert", "write_shards"),
@@ -53,13 +55,17 @@ PARAMETERS = {
     "BudgetPruning": "(fraction, power=0.5, floor=0.15, spread='middle')",
     "BudgetPruning.largest": "(self, epochs, delta=0.875, seeded=0.0)",
     "FullData": "()",
+    "SetaPruning": "(ratio=0.1, groups=5, window=0.9, delta=0.875)",
+    "OrderPruning": "(subset=0.75, top=0.85)",
+    "KakurenboPruning": "(fraction=0.3, milestones=(0.3, 0.6, 0.8), factors=(1.0, 0.8, 0.6, 0.4))",
     "policies.Moment": "(epoch, epochs, annealing, entries, offered, skipped, seeded=0.0)",
     "policies.Policy.rule": "(self, summary)",
     "policies.Rule.__call__": "(self, scores)",
     "policies.Schedule.at": "(self, moment)",
     "policies.Schedule.check": "(self, moment)",
-    "policies.StepRule": "(edges, keep)",
+    "policies.StepRule": "(edges, keep, unseen=1.0, rescale=True)",
     "score_stats.Summary.quantiles": "(self, shares)",
+    "score_stats.Summary.rank": "(self, score)",
     "store.history.epochs": "(path)",
     "convert.convert": "(src, dst, format, *, columns=None, encodings=None, extensions=None, keys=True, fill=None, "
     "seed=0, shuffle=None, shard_bytes=67108864, shard_samples=None, compression=None, hashes=('xxh64',), resize=None, "
@@ -77,18 +83,11 @@ PARAMETERS = {
 NEEDS = {"accelerate": "accelerate", "lightning": "lightning.pytorch", "transformers": "transformers"}
 ATTRIBUTES = {
     "InfoBatchLoader": (
-        *("epoch", "epochs", "step", "progress", "kept_share", "stats", "store"),
-        *(
-            "spent",
-            "num_samples",
-            "process",
-            "processes",
-            "unpruned_steps",
-            "constant_steps",
-            "total_steps",
-        ),  # for adapters
+        *("epoch", "epochs", "step", "progress", "kept_share", "stats", "store", "include"),
+        *("constant_steps", "total_steps", "unpruned_steps"),
+        *("spent", "num_samples", "process", "processes"),  # for adapters
     ),
-    "Picks": ("index", "weight"),
+    "Picks": ("index", "weight", "sample_weight"),
     "ScoreStore": ("path", "epoch", "num_samples", "scores", "pending", "seeded"),
     "convert.Conversion": ("parts", "classes", "skipped", "problems", "lost", "notes", "seconds"),
     "convert.ShardSummary": ("path", "samples", "shards", "bytes"),

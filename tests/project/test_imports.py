@@ -28,9 +28,10 @@ FLOORS = [
     ["formats"],
     ["store", "sources"],
     ["workers"],
-    ["checkpoint", "initial_scores", "losses", "recorder"],
+    ["checkpoint", "curriculum", "initial_scores", "losses", "recorder"],
     ["run_store"],
     ["run"],
+    ["loader_facts"],
     ["loader"],
     [""],  # the package's __init__: what users import
     ["frameworks", "live"],

@@ -34,6 +34,8 @@ HERE = {
     "docs/ddp.md": ["images-mds", "examples"],
     "docs/checkpoints.md": [],
     "docs/schedules.md": [],
+    "docs/constant-steps.md": [],
+    "docs/choosing-samples.md": [],
     "docs/reliability.md": [],
 }
 # Pages whose blocks need more than that have tests of their own.

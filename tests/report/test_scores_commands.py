@@ -17,7 +17,17 @@ from support import commands
 from support.ddp.launch import environment
 from support.histories import COUNT, DATA, loader, losses, train
 
-from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, QuantilePruning, ScoreStore, SoftPruning
+from infobatch_stream import (
+    BudgetPruning,
+    FullData,
+    InfoBatchLoader,
+    KakurenboPruning,
+    OrderPruning,
+    QuantilePruning,
+    ScoreStore,
+    SetaPruning,
+    SoftPruning,
+)
 from infobatch_stream.errors import StoreError
 from infobatch_stream.report.simulation import recommend, scores_of, simulate, usual_policies
 from infobatch_stream.report.snapshot import Snapshot
@@ -216,7 +226,14 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(path, tmp_path):
 # simulate --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", [SoftPruning(0.6), QuantilePruning(), BudgetPruning(0.4), FullData()], ids=repr)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *(SoftPruning(0.6), QuantilePruning(), BudgetPruning(0.4), FullData()),
+        *(SetaPruning(), OrderPruning(), KakurenboPruning()),
+    ],
+    ids=repr,
+)
 def test_with_the_scores_policy_and_seed_of_a_run_it_keeps_what_the_run_kept(tmp_path, policy):
     run_ = loader(tmp_path / "s.zarr", 10, policy=policy, seed=5)
     train(run_)
@@ -257,6 +274,16 @@ def test_what_is_recommended_skips_the_wish_and_is_the_best_that_does(path):
     told = json.loads(run("simulate", path, "--epochs", "20", "--wish", "0.4", "--json"))
     assert told["recommended"] == repr(best.policy)
     assert "none of these policies skips 95%" in run("simulate", path, "--wish", "0.95", code=1)
+
+
+@pytest.mark.parametrize("name", ["seta", "order", "kakurenbo"])
+def test_where_a_policy_is_biased_there_is_no_effective_share(path, name):
+    told = json.loads(run("simulate", path, "--policy", name, "--epochs", "5", "--json"))
+    (one,) = told["outcomes"]
+    assert one["saved"] > 0.02
+    assert None in one["effective"]
+    assert "biased" in run("simulate", path, "--policy", name, "--epochs", "5")
+    assert "without bias" in run("simulate", path, "--policy", name, "--epochs", "5", "--wish", "0.01", code=1)
 
 
 def test_one_policy_is_shown_epoch_by_epoch(path):

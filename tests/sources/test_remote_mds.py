@@ -136,6 +136,25 @@ def test_a_shard_without_a_kept_sample_is_never_downloaded(make, server, tmp_pat
     assert len(shard_gets(server)) == len(needed)
 
 
+@pytest.mark.parametrize("constant", [False, True])
+def test_of_shards_without_an_included_sample_nothing_is_downloaded_from_a_real_s3(
+    bucket, tmp_path, monkeypatch, constant
+):
+    chosen = {3, 11}  # a tenth of the shards
+    include = [shard * ROWS + row for shard in chosen for row in range(0, ROWS, 2)]
+    with s3_server() as s3, FaultyServer(s3.url) as proxy:
+        for name, value in s3_environment(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        dataset = Augmented(
+            remote=s3.put_folder(bucket / "b" / "plain", "plain"), local=str(tmp_path / "run" / "local")
+        )
+        path = tmp_path / "run" / "scores.zarr"
+        steps = train(InfoBatchLoader(dataset, path, include=include, constant_steps=constant, **OPTIONS))
+        assert {i for _, index, *_ in steps for i in index} == set(include)
+        assert here(tmp_path) == chosen
+        assert list(shard_gets(proxy).values()) == [1, 1]
+
+
 def test_before_the_first_batch_is_taken_no_more_is_asked_for_than_the_bound(make, server, tmp_path):
     for predownload in (0, 2, 10):
         name = f"ahead {predownload}"

@@ -13,6 +13,7 @@ import traceback
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.ddp import remote_tars as remote
 from support.ddp.children import Child, until
@@ -142,6 +143,18 @@ def test_only_shards_that_are_read_are_fetched(web, tmp_path):
     assert dataset[9]["cls"] == b"9"
     WdsSource(dataset).read_many([24, 9, 25])
     assert gets(web, ".tar") == {"s1.tar": 1, "s3.tar": 1}
+
+
+def test_of_shards_without_an_included_sample_nothing_is_fetched(s3, tmp_path, monkeypatch):
+    with FaultyServer(s3.url) as proxy:
+        use_s3(monkeypatch, proxy.url)
+        dataset = IndexedWebDataset("s3://shards/train", cache_dir=tmp_path / "cache")
+        first = int(dataset.shard_sizes[:2].sum())
+        include = np.arange(first, first + int(dataset.shard_sizes[2]))
+        options = {"batch_size": 4, "epochs": 2, "include": include, "collate_fn": list}
+        for _, picks in InfoBatchLoader(dataset, tmp_path / "scores.zarr", **options):
+            assert set(picks.index.tolist()) <= set(include.tolist())
+        assert gets(proxy, ".tar") == {"s2.tar": 1}
 
 
 def test_a_shard_is_brought_when_asked_for(web, here, tmp_path):

@@ -199,6 +199,17 @@ def different(**options):
     return case
 
 
+def different_curricula(out, rank):
+    """The same samples in the first epoch, and others on each rank in the next; then the same again."""
+    loader = plain(out, "curricula", include=range(8))
+    train(loader, 1)
+    loader.include = [rank]
+    found = error_of(lambda: iter(loader))
+    loader.include = [3]
+    train(loader, 2)
+    return found, loader.epoch
+
+
 def different_datasets(out, rank):
     loader = InfoBatchLoader(Noisy(N + rank), Path(out, "datasets.zarr"), batch_size=4, epochs=2)
     return error_of(lambda: iter(loader)), loader._run.scores.path.exists()
@@ -316,6 +327,8 @@ RULES = {
     "state_without_scores": state_without_scores,
     "batch_size": different(batch_size=(4, 2)),
     "seed": different(seed=(1, 2)),
+    "include": different(include=([1, 2], [1, 3])),
+    "next_include": different_curricula,
     "epochs": different(epochs=(4, 5)),
     "delta": different(delta=(0.5, 0.75)),
     "different_datasets": different_datasets,
