@@ -69,21 +69,15 @@ class Run:
         initial_scores: InitialScores | None = None,
     ) -> None:
         self.source, self.config, self.epochs = source, config, epochs
-        self.curriculum = Curriculum(include)
-        self._sample_weight = sample_weight
+        self.curriculum, self._sample_weight = Curriculum(include), sample_weight
         self.scores = RunStore(path, source, existing, history, initial_scores)
-        self.unreadable = 0
-        self.number = next(_NUMBERS)
+        self.number, self.unreadable = next(_NUMBERS), 0
         self._batch_size, self._canonical_nodes, self._process_group = batch_size, canonical_nodes, process_group
         self._known_ranks: Ranks | None = None
         self._warned: set[str] = set()
         self._stand_at(RunPosition())
         samples = source.num_samples if include is None else int(np.count_nonzero(include.values))
-        try:  # whether the store of a node has scores already, only its opening tells
-            config.check(self.position, samples, epochs=epochs, seeded=1.0)
-        except ConfigError:
-            config.check(self.position, samples, epochs=epochs)
-            raise
+        config.check_start(samples, epochs=epochs)
         if Ranks.known():
             _ = self.batch.lanes
             # Early, where nobody else waits for this process; else all hear of it when they open the store.
@@ -93,8 +87,7 @@ class Run:
             with collective("InfoBatchLoader(existing='continue')"):
                 self.open()
             assert self.scores.store is not None
-            epoch = self.scores.store.epoch
-            self._stand_at(RunPosition(epoch, knows_all=epoch == 0))
+            self._stand_at(RunPosition(self.scores.store.epoch, knows_all=not self.scores.store.epoch))
 
     def _stand_at(self, position: RunPosition) -> None:
         """Stand there; nothing is planned or iterated yet."""
@@ -185,8 +178,7 @@ class Run:
         self.warn_once("policy" if epoch else "nothing to prune", advice)
         if self.config.constant_steps:
             self.warn_once("small batches", self.batch.advice(plan.smallest))
-        self.iteration = object()
-        self._started = self._started or time.monotonic()
+        self.iteration, self._started = object(), self._started or time.monotonic()
         return plan
 
     def iterate(self, batches: Iterator[Any]) -> Iterator[tuple[Any, Picks]]:

@@ -80,6 +80,17 @@ class RunConfig:
             "policy=FullData()"
         )
 
+    def check_start(self, entries: int, *, epochs: int) -> None:
+        """Raise ConfigError as `check` when no run can be what is asked for, not even one that begins with all scores.
+
+        Whether one does is known when the stores of all nodes are open.
+        """
+        try:
+            self.check(RunPosition(), entries, epochs=epochs, seeded=1.0)
+        except ConfigError:
+            self.check(RunPosition(), entries, epochs=epochs)  # whose error says what can be without
+            raise
+
     def annealing(self, epochs: int) -> int:
         """From which epoch on a run of ``epochs`` trains on all samples, with weight 1; ``epochs`` for none."""
         return annealing_of(self.policy, self.delta, epochs)

@@ -143,7 +143,8 @@ def annealing_epoch(delta: float, epochs: int) -> int:
 def prunes_always(policy: object) -> bool:
     """Whether ``policy`` prunes every epoch alike: also the first, which has no scores, and those of annealing.
 
-    It says so by an attribute ``prunes_always``, and gives rules that say how often NaN is kept: tables, or steps with ``unseen``.
+    It says so by an attribute ``prunes_always``, and gives rules that say how often NaN is kept: tables, or steps with
+    ``unseen``.
     """
     return bool(getattr(policy, "prunes_always", False))
 
