@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import google_crc32c
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.planning.position import RunPosition
+from infobatch_stream.store.header import Seeded
 from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = ["Saved", "pack", "unpack"]
@@ -33,6 +34,7 @@ class Saved:
         scores: float32[N], or None where they were not asked for.
         pending: float32[N], losses of the epoch that was going on, or None.
         masks: uint8[2, N / 8], of `Curriculum.to_state`, or None.
+        seeded: Where scores were from before the first epoch, or None.
     """
 
     position: RunPosition
@@ -41,6 +43,7 @@ class Saved:
     scores: NDArray[np.float32] | None
     pending: NDArray[np.float32] | None
     masks: NDArray[np.uint8] | None
+    seeded: Seeded | None = None
 
 
 def pack(
@@ -57,6 +60,8 @@ def pack(
         state["masks"] = torch.from_numpy(masks)
     if store is not None:
         state["scores"], state["pending"] = (_finite(torch.tensor(losses)) for losses in (store.scores, store.pending))
+        if store.seeded:
+            state["seeded"] = asdict(store.seeded)
     state["checksum"] = _checksum(state)
     return state
 
@@ -77,7 +82,7 @@ def _finite(losses: torch.Tensor) -> torch.Tensor:
 
 def _checksum(state: dict[str, Any]) -> int:
     """CRC-32C of all that a state holds, but for the checksum itself."""
-    plain = {name: state[name] for name in ("format", "settings", "progress")}
+    plain = {name: state[name] for name in ("format", "settings", "progress", "seeded") if name in state}
     found: int = google_crc32c.value(json.dumps(plain, sort_keys=True, default=repr).encode())
     for name in ("scores", "pending", "masks"):
         for block in state[name].cpu().split(_BLOCK) if name in state else ():
@@ -120,6 +125,7 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
         if not with_scores:
             return Saved(position, done, lanes, None, None, masks)
         scores, pending = (_losses(state[name]) for name in ("scores", "pending"))
+        seeded = Seeded.of(state.get("seeded"))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that "
@@ -133,7 +139,7 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     # A state of an earlier version has none.
     if state.get("checksum", (now := _checksum(state))) != now:
         raise ConfigError("the state is damaged: it does not have the checksum it says; load another one.")
-    return Saved(position, done, lanes, scores, pending, masks)
+    return Saved(position, done, lanes, scores, pending, masks, seeded)
 
 
 def _losses(saved: Any) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from infobatch_stream._validation import check_choice, whole_number
+from infobatch_stream.initial_scores import GivenScores, InitialScores
 from infobatch_stream.loader_facts import LoaderFacts
 from infobatch_stream.losses import check_losses, check_picks, weighted_mean
 from infobatch_stream.per_sample import PerSample, mask_of, weights_of
@@ -71,6 +72,9 @@ class InfoBatchLoader(LoaderFacts):
         include: The samples to train on: bool[N], their indices, or a file of either (".npy", "table.parquet:column").
             Shards without any are not downloaded. May be changed between epochs.
         sample_weight: float[N] or such a file: multiplies the loss of each sample, beside ``picks.weight``.
+        initial_scores: Scores of an earlier run or of another model, so that the first epoch prunes too: a score store
+            of this dataset, float[N] (NaN: not known), or a file (".npy", "table.parquet:column"). A run that goes on
+            has its own.
         dataloader: Further options of the inner DataLoader, as num_workers.
 
     Raises ConfigError or StoreError for what cannot work. Making a loader communicates and writes nothing, except
@@ -106,6 +110,7 @@ class InfoBatchLoader(LoaderFacts):
         collate_with_picks: Callable[[list[Any], Picks], tuple[Any, Picks]] | None = None,
         include: PerSample | None = None,
         sample_weight: PerSample | None = None,
+        initial_scores: GivenScores | None = None,
         **dataloader: Any,
     ) -> None:
         self.batch_size = whole_number("batch_size", batch_size, 1)
@@ -132,6 +137,7 @@ class InfoBatchLoader(LoaderFacts):
             process_group=process_group,
             include=mask_of(include, source.num_samples),
             sample_weight=weights,
+            initial_scores=None if initial_scores is None else InitialScores.of(initial_scores, source),
         )
 
     # Batches -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from infobatch_stream.checkpoint import Saved, pack, unpack
 from infobatch_stream.curriculum import Curriculum
 from infobatch_stream.distributed import Ranks, collective
 from infobatch_stream.errors import ConfigError, OutOfStepError
+from infobatch_stream.initial_scores import InitialScores
 from infobatch_stream.per_sample import SampleValues
 from infobatch_stream.picks import Picks
 from infobatch_stream.planning.config import RunConfig
@@ -65,19 +66,18 @@ class Run:
         process_group: "dist.ProcessGroup | None",
         include: SampleValues | None,
         sample_weight: SampleValues | None,
+        initial_scores: InitialScores | None = None,
     ) -> None:
         self.source, self.config, self.epochs = source, config, epochs
-        self.curriculum = Curriculum(include)
-        self._sample_weight = sample_weight
-        self.scores = RunStore(path, source, existing, history)
-        self.unreadable = 0
-        self.number = next(_NUMBERS)
+        self.curriculum, self._sample_weight = Curriculum(include), sample_weight
+        self.scores = RunStore(path, source, existing, history, initial_scores)
+        self.number, self.unreadable = next(_NUMBERS), 0
         self._batch_size, self._canonical_nodes, self._process_group = batch_size, canonical_nodes, process_group
         self._known_ranks: Ranks | None = None
         self._warned: set[str] = set()
         self._stand_at(RunPosition())
         samples = source.num_samples if include is None else int(np.count_nonzero(include.values))
-        config.check(self.position, samples, epochs=epochs)
+        config.check_start(samples, epochs=epochs)
         if Ranks.known():
             _ = self.batch.lanes
             # Early, where nobody else waits for this process; else all hear of it when they open the store.
@@ -87,8 +87,7 @@ class Run:
             with collective("InfoBatchLoader(existing='continue')"):
                 self.open()
             assert self.scores.store is not None
-            epoch = self.scores.store.epoch
-            self._stand_at(RunPosition(epoch, knows_all=epoch == 0))
+            self._stand_at(RunPosition(self.scores.store.epoch, knows_all=not self.scores.store.epoch))
 
     def _stand_at(self, position: RunPosition) -> None:
         """Stand there; nothing is planned or iterated yet."""
@@ -141,7 +140,8 @@ class Run:
 
     def _plan_at(self, position: RunPosition, scores: NDArray[np.float32], lanes: int, masks: Curriculum) -> EpochPlan:
         epochs, size, include = position.begun or self.epochs, self.batch.size, masks.samples
-        return self.config.plan(scores, self.source, position, epochs, lanes=lanes, global_batch=size, include=include)
+        facts = {"include": include, "seeded": self.scores.seeded(position.epoch, scores, include)}
+        return self.config.plan(scores, self.source, position, epochs, lanes=lanes, global_batch=size, **facts)
 
     def change_include(self, mask: SampleValues | None) -> None:
         """Train on the samples of ``mask`` from the next epoch that begins on. Raises as `Curriculum.change` does."""
@@ -172,12 +172,12 @@ class Run:
         plan = self.plan()
         if plan.infinite:
             self.warn_once("infinite", f"{plan.infinite} scores of {self.scores.path} are infinite {_FLIPPED}")
-        advice = self.config.check(position, plan.entries, epochs=position.begun)
+        seeded = self.scores.seeded(epoch, self.scores.scores, self.curriculum.samples)
+        advice = self.config.check(position, plan.entries, epochs=position.begun, seeded=seeded)
         self.warn_once("policy" if epoch else "nothing to prune", advice)
         if self.config.constant_steps and plan.kept < plan.entries:
             self.warn_once(f"small batches {plan.smallest.bit_length()}", self.batch.advice(plan.smallest))
-        self.iteration = object()
-        self._started = self._started or time.monotonic()
+        self.iteration, self._started = object(), self._started or time.monotonic()
         return plan
 
     def iterate(self, batches: Iterator[Any]) -> Iterator[tuple[Any, Picks]]:
@@ -276,7 +276,7 @@ class Run:
         saved, curriculum = self.ranks.together("load_state_dict()", lambda: self._unpack(state, with_scores=leads))
         facts = {**asdict(saved.position), "lanes": saved.lanes, "chosen": self._canonical_nodes, **curriculum.facts()}
         self.ranks.agree("load_state_dict()", **facts)
-        self.open(Contents(saved.scores, saved.pending, saved.position.epoch))
+        self.open(Contents(saved.scores, saved.pending, saved.position.epoch, saved.seeded))
         self._canonical_nodes, self.curriculum = saved.lanes, curriculum
         self.number = next(_NUMBERS)  # picks of before are of another place
         self._stand_at(saved.position)

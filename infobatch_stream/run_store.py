@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch_stream.distributed import Ranks
+from infobatch_stream.initial_scores import InitialScores
 from infobatch_stream.recorder import Recorder
+from infobatch_stream.score_stats import share_known
 from infobatch_stream.sources import Source
 from infobatch_stream.store.bootstrap import Contents, Existing, check_same_data
 from infobatch_stream.store.history import Epoch
@@ -26,15 +28,18 @@ class RunStore:
         source: Whose samples the scores are of.
         existing: What to do with a store that holds epochs.
         history: Whether the losses of every epoch are kept.
+        initial: What the scores are before the first epoch; None: what the store has.
 
     Attributes:
         recorder: Takes the losses of this rank.
     """
 
-    def __init__(self, path: Path, source: Source, existing: Existing, history: bool) -> None:
+    def __init__(
+        self, path: Path, source: Source, existing: Existing, history: bool, initial: InitialScores | None = None
+    ) -> None:
         self.path, self.existing = path, existing
         self.recorder = Recorder()
-        self._source, self._history = source, history
+        self._source, self._history, self._initial = source, history, initial
         self._replicated: ReplicatedStore | None = None
 
     @property
@@ -44,9 +49,21 @@ class RunStore:
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """float32[N]: as they are known to this process; before the store is open none is."""
+        """float32[N]: as they are known to this process; before the store is open, those to begin with."""
+        if self.store is not None:
+            return self.store.scores
         unseen = np.broadcast_to(np.float32(np.nan), self._source.num_samples)
-        return unseen if self.store is None else self.store.scores
+        return unseen if self._initial is None else self._initial.values
+
+    def seeded(self, epoch: int, scores: NDArray[np.float32], include: NDArray[np.bool_] | None) -> float:
+        """Share of the samples that had a score before the first epoch, of a run that stands at ``epoch``.
+
+        scores: float32[N], those of now; include: bool[N], the samples that count, or None.
+        """
+        if epoch == 0:
+            return share_known(scores, include)
+        store = self.store
+        return 0.0 if store is None or store.seeded is None else store.seeded.samples / store.num_samples
 
     def check_dataset(self) -> None:
         """Raise StoreError where a store of another dataset stands, if it would be gone on with."""
@@ -65,12 +82,17 @@ class RunStore:
         """
         if self._replicated is not None and contents is None:
             return False
-        ranks.agree("open", **settings, existing=self.existing)
+        initial = self._initial if contents is None else None
+        ranks.agree("open", **settings, existing=self.existing, initial_scores=initial and initial.digest)
+        if initial:
+            mine = initial.values if ranks.process == 0 else None
+            contents = Contents(mine, None, 0, initial.seeded, begins=True)
         self.iterated_by(None)  # what is loaded now ends this loader's own epoch
         source = self._source
         self._replicated = ReplicatedStore.open(
             ranks, self.path, source.num_samples, source.fingerprint, self.existing, contents
         )
+        self._initial = None  # it is used once
         self.recorder.attach(self._replicated.store)
         return True
 

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Summary", "upper_halves"]
+__all__ = ["Summary", "share_known", "upper_halves"]
 
 # The mean is summed over these fixed chunks and combined exactly, so it does not depend on who sums it.
 _CHUNK = 1 << 17
@@ -178,6 +178,18 @@ def _count_uppers(chunks: Iterable[NDArray[np.float32]]) -> NDArray[np.int64]:
         np.right_shift(_bits(seen), 16, out=place[: seen.size], casting="unsafe")
         counts += np.bincount(place[: seen.size], minlength=_DIGITS)
     return counts
+
+
+def share_known(scores: NDArray[np.float32], include: NDArray[np.bool_] | None = None) -> float:
+    """Share of the samples (those of ``include``, bool[N]) that have a score, of ``scores``, float32[N]."""
+    known = total = 0
+    for start in range(0, scores.size, _COUNTED):
+        chunk = scores[start : start + _COUNTED]
+        if include is not None:
+            chunk = chunk[include[start : start + _COUNTED]]
+        known += int(np.count_nonzero(np.isfinite(chunk)))
+        total += chunk.size
+    return known / total if total else 0.0
 
 
 def upper_halves(scores: NDArray[np.float32]) -> NDArray[np.uint32]:

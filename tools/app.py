@@ -8,6 +8,7 @@ import typer
 from .convert import convert_command
 from .demo import demo_command
 from .scores import export_command, inspect_command, report_command, simulate_command
+from .seed import seed_command
 from .shards import index_command, verify_command
 from .unlock import unlock_command
 
@@ -44,5 +45,6 @@ app.command("inspect")(inspect_command)
 app.command("report")(report_command)
 app.command("simulate")(simulate_command)
 app.command("export")(export_command)
+app.command("seed")(seed_command)
 app.command("unlock")(unlock_command)
 app.command("demo")(demo_command)

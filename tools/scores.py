@@ -143,11 +143,13 @@ def simulate_command(
         from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning, policies
         from infobatch_stream.report.simulation import recommend, scores_of, simulate, table, usual_policies
         from infobatch_stream.report.snapshot import check_bounds
+        from infobatch_stream.score_stats import share_known
 
         opened = ScoreStore.open(store, mode="r")
         check_bounds(opened)
         length = epochs or max(2, opened.epoch)
-        chosen: list[Policy | Schedule] = usual_policies(length, delta)
+        seeded = share_known(next(scores_of(opened)))
+        chosen: list[Policy | Schedule] = usual_policies(length, delta, seeded)
         if policy is PolicyName.SOFT:
             chosen = [SoftPruning(ratio)]
         elif policy is PolicyName.QUANTILE:

@@ -27,8 +27,8 @@ class InfoBatchTrainer(Trainer):
         trainer = InfoBatchTrainer(model, args, loader=loader, eval_dataset=held_out)
         trainer.train()  # resume_from_checkpoint=True to go on
 
-    Its gradient is that of ``mean(weight * loss)`` over the global batch. Learning rates follow `loader.progress`; with
-    constant_steps they follow the steps, and ``max_steps`` may be given.
+    Its gradient is that of ``sum(weight * loss) / batch_size`` over the global batch. Learning rates follow
+    `loader.progress`; with constant_steps they follow the steps, and ``max_steps`` may be given.
 
     Args:
         loader: its batches are dicts of what the model takes and "labels", so give it a ``collate_fn`` that makes them.

@@ -57,24 +57,39 @@ class RunConfig:
         """Its values as plain ones, the policy as its repr: to compare, and to save."""
         return {**{field.name: getattr(self, field.name) for field in fields(self)}, "policy": repr(self.policy)}
 
-    def check(self, position: RunPosition, entries: int, *, epochs: int) -> str:
-        """What the user should hear of a run of ``epochs`` as it stands; "" if nothing. entries: of the epoch.
+    def check(self, position: RunPosition, entries: int, *, epochs: int, seeded: float = 0.0) -> str:
+        """What the user should hear of a run of ``epochs`` as it stands; "" if nothing.
 
-        Raises ConfigError at epoch 0 when no such run can be what the policy asks for, or its rule is none.
+        entries: of the epoch. seeded: share of the samples that had a score before the first epoch. Raises ConfigError
+        at epoch 0 when no such run can be what the policy asks for, or its rule is none.
         """
         policy, annealing = self.policy, self.annealing(epochs)
-        said = "" if isinstance(policy, Policy) else policy.check(position.moment(epochs, annealing, entries))
+        said = "" if isinstance(policy, Policy) else policy.check(position.moment(epochs, annealing, entries, seeded))
         if position.epoch or isinstance(policy, FullData):
             return said
-        if annealing > 1 or prunes_always(policy):
-            second = RunPosition(1, entries=entries, trained=entries).moment(epochs, annealing, entries)
-            try_policy(policy if isinstance(policy, Policy) else policy.at(second))
+        if annealing > (0 if seeded else 1) or prunes_always(policy):
+            later = RunPosition(1, entries=entries, trained=entries) if annealing > 1 else position
+            try_policy(
+                policy if isinstance(policy, Policy) else policy.at(later.moment(epochs, annealing, entries, seeded))
+            )
             return said
         return said or (
             f"nothing can be pruned in this run of {epochs} epoch(s): the first one has no scores to go by, and from "
             f"epoch floor(delta * epochs) = {annealing} on all samples are kept. Raise epochs or delta (here "
-            f"{self.delta:g}) until that is at least 2, or give policy=FullData()"
+            f"{self.delta:g}) until that is at least 2, have the run begin with scores (initial_scores=), or give "
+            "policy=FullData()"
         )
+
+    def check_start(self, entries: int, *, epochs: int) -> None:
+        """Raise ConfigError as `check` when no run can be what is asked for, not even one that begins with all scores.
+
+        Whether one does is known when the stores of all nodes are open.
+        """
+        try:
+            self.check(RunPosition(), entries, epochs=epochs, seeded=1.0)
+        except ConfigError:
+            self.check(RunPosition(), entries, epochs=epochs)  # whose error says what can be without
+            raise
 
     def annealing(self, epochs: int) -> int:
         """From which epoch on a run of ``epochs`` trains on all samples, with weight 1; ``epochs`` for none."""
@@ -90,8 +105,12 @@ class RunConfig:
         lanes: int,
         global_batch: int,
         include: NDArray[np.bool_] | None = None,
+        seeded: float = 0.0,
     ) -> EpochPlan:
-        """The plan of the epoch at ``position`` in a run of ``epochs``. scores: float32[N], committed."""
+        """The plan of the epoch at ``position`` in a run of ``epochs``. scores: float32[N], committed.
+
+        seeded: share of the samples that had a score before the first epoch.
+        """
         epoch = position.epoch
         pool = source.pool(epoch)
         entries = _entries(source.num_samples, pool, include)
@@ -99,7 +118,8 @@ class RunConfig:
         annealing = self.annealing(epochs)
         if epoch < annealing:
             chosen = self.policy
-            policy = chosen if isinstance(chosen, Policy) else chosen.at(position.moment(epochs, annealing, entries))
+            moment = position.moment(epochs, annealing, entries, seeded)
+            policy = chosen if isinstance(chosen, Policy) else chosen.at(moment)
         return EpochPlan(
             scores,
             policy,

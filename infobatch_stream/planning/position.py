@@ -49,13 +49,13 @@ class RunPosition:
         self.trained += trained
         self.updated = self.exhausted = False
 
-    def moment(self, epochs: int, annealing: int, entries: int) -> Moment:
+    def moment(self, epochs: int, annealing: int, entries: int, seeded: float = 0.0) -> Moment:
         """What a schedule of policies sees, of a run of ``epochs`` that anneals from ``annealing`` on.
 
-        entries: of this epoch.
+        entries: of this epoch. seeded: share of the samples that had a score before the first.
         """
-        known = (self.entries, self.entries - self.trained) if self.knows_all else (None, None)
-        return Moment(self.epoch, epochs, annealing, entries, *known)
+        offered, skipped = (self.entries, self.entries - self.trained) if self.knows_all else (None, None)
+        return Moment(self.epoch, epochs, annealing, entries, offered, skipped, seeded)
 
     def to_state(self, steps: int, lanes: int) -> dict[str, Any]:
         """The ``progress`` of a state. steps: of this epoch; lanes: of every plan."""

@@ -56,6 +56,7 @@ class Moment:
         offered: Total entries of the epochs before; None where that is not known, because the run was continued
             without a checkpoint.
         skipped: How many of those were not trained on; None likewise.
+        seeded: Share of the samples that had a score before the first epoch, so that it may prune too.
     """
 
     epoch: int
@@ -64,6 +65,7 @@ class Moment:
     entries: int
     offered: int | None
     skipped: int | None
+    seeded: float = 0.0
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ the terms are the samples' gradients, and a power of the loss stands in for thei
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -104,12 +104,12 @@ def _median(counts: NDArray[np.int64]) -> int:
 class BudgetPruning:
     """Skip ``fraction`` of the samples of the whole run, keeping with probability ``clip(c * score**power, floor, 1)``.
 
-    What is kept weighs by the inverse of its probability. With spread="middle", the first epoch (which
-    has no scores) and annealing skip nothing; c is solved for the share that is still to be skipped, divided evenly
-    among the epochs between them. So the run meets its budget although every draw is by chance and samples without a
-    score are always kept, as far as the epochs that are left allow; the loader warns when they do not. With
-    spread="even" every epoch skips the same share: there is no annealing, and samples without a score count as of the
-    median score, so that the first epoch skips at random.
+    What is kept weighs by the inverse of its probability. With spread="middle", the first epoch (which has no scores,
+    unless the run begins with some) and annealing skip nothing; c is solved for the share that is still to be skipped,
+    divided evenly among the epochs between them. So the run meets its budget although every draw is by chance and
+    samples without a score are always kept, as far as the epochs that are left allow; the loader warns when they do
+    not. With spread="even" every epoch skips the same share: there is no annealing, and samples without a score count
+    as of the median score, so that the first epoch skips at random.
 
     Attributes:
         fraction: Of all samples of the run that is skipped, in [0, 1); see `largest` for what can be met.
@@ -154,29 +154,43 @@ class BudgetPruning:
         """Whether the first epoch and those of annealing prune too."""
         return self.spread == "even"
 
-    def largest(self, epochs: int, delta: float = 0.875) -> float:
-        """The largest fraction that can be met in a run of ``epochs``, of which floor(delta * epochs) may prune."""
-        return self._most(epochs, annealing_epoch(delta, epochs))
+    def largest(self, epochs: int, delta: float = 0.875, seeded: float = 0.0) -> float:
+        """The largest fraction that can be met in a run.
 
-    def _most(self, epochs: int, annealing: int) -> float:
+        Args:
+            epochs: Of the run, of which floor(delta * epochs) may prune.
+            delta: As of the loader.
+            seeded: Share of the samples that have a score before the first epoch; True: all.
+
+        Returns:
+            A share of all samples of the run, in [0, 1).
+        """
+        return self._most(Moment(0, epochs, annealing_epoch(delta, epochs), 0, 0, 0, seeded))
+
+    def _most(self, moment: Moment) -> float:
+        """Of a whole run."""
         if self.prunes_always:
             return 1 - self.floor
-        return max(0, annealing - 1) / epochs * (1 - self.floor)  # the first epoch has no scores to go by
+        return self._left(replace(moment, epoch=0)) / moment.epochs * (1 - self.floor)
 
     def check(self, moment: Moment) -> str:
         """At epoch 0 raise ConfigError for a fraction above the largest; later say when it cannot be met any more."""
-        most = self._most(moment.epochs, moment.annealing)
-        if self.prunes_always and self.fraction > most + _ROUNDING:
+        most = self._most(moment)
+        too_much = self.fraction > most + _ROUNDING
+        if self.prunes_always and too_much:
             raise ConfigError(
                 f"{self} asks for more than can be skipped: each epoch keeps at least {self.floor:g}, so the largest "
                 f"fraction is {math.floor(most * 10000) / 10000:g}. Ask for less, or lower the floor."
             )
-        if moment.epoch == 0 and self.fraction > most:
+        if moment.epoch == 0 and too_much:
+            first, pruning = "all but the first", max(0, moment.annealing - 1)
+            if moment.seeded:
+                first, pruning = f"in the first the {moment.seeded:.0%} that have a score", moment.annealing
             raise ConfigError(
-                f"{self} asks for more than can be skipped: of {moment.epochs} epochs {max(0, moment.annealing - 1)} "
-                f"may prune (all but the first, and those of annealing from {moment.annealing} on), and each keeps at "
-                f"least {self.floor:g}, so the largest fraction is {math.floor(most * 10000) / 10000:g}. Ask for less, "
-                "raise epochs or delta, or lower the floor."
+                f"{self} asks for more than can be skipped: of {moment.epochs} epochs {pruning} may prune ({first}, "
+                f"not those of annealing from {moment.annealing} on), and each keeps at least {self.floor:g}, so the "
+                f"largest fraction is {math.floor(most * 10000) / 10000:g}. Ask for less, raise epochs or delta, lower "
+                "the floor, or have the run begin with scores (initial_scores=)."
             )
         if moment.offered is None or moment.skipped is None or self.prunes_always:
             return ""
@@ -191,19 +205,22 @@ class BudgetPruning:
         )
 
     @staticmethod
-    def _left(moment: Moment) -> int:
-        """Epochs that may prune, this one included."""
-        return max(0, moment.annealing - max(1, moment.epoch))
+    def _left(moment: Moment) -> float:
+        """Epochs that may prune, this one included; the first as far as it has scores."""
+        first = moment.seeded if moment.epoch == 0 < moment.annealing else 0
+        return max(0, moment.annealing - max(1, moment.epoch)) + first
 
     def at(self, moment: Moment) -> Policy:
         """What is left to skip, divided by the epochs that are left for it."""
         if self.prunes_always:
             return ProportionalPruning(self.fraction, self.power, self.floor, prunes_always=True)
         if moment.offered is None or moment.skipped is None:
-            share = self.fraction * moment.epochs / max(1, moment.annealing - 1)
+            share = self.fraction * moment.epochs / (self._left(replace(moment, epoch=0)) or 1)
         else:
             run = moment.offered + moment.entries * (moment.epochs - moment.epoch)
-            share = (self.fraction * run - moment.skipped) / (moment.entries * max(1, self._left(moment)))
+            share = (self.fraction * run - moment.skipped) / (moment.entries * (self._left(moment) or 1))
+        if moment.epoch == 0:
+            share *= moment.seeded
         return ProportionalPruning(min(max(share, 0.0), 1 - self.floor), self.power, self.floor)
 
 

@@ -4,6 +4,7 @@ import re
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,7 +29,7 @@ from infobatch_stream.sources.remote.download import NotThereError, download
 from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.sidecars import read_classes, read_columns
 
-__all__ = ["ShardReader", "open_shards", "open_shards_of"]
+__all__ = ["Known", "ShardReader", "known_of", "open_shards", "open_shards_of"]
 
 _WILD: Final = re.compile(r"[*?\[{]")
 
@@ -98,6 +99,24 @@ def open_shards_of(store: ScoreStore, dataset: str | None, cache: Path | None) -
             "that the run read, all of them, or make the report without --dataset."
         )
     return shards
+
+
+@dataclass(frozen=True)
+class Known:
+    """By what a dataset is recognised."""
+
+    num_samples: int
+    fingerprint: str
+
+
+def known_of(dataset: str, cache: Path | None = None) -> Known:
+    """By what ``dataset`` is recognised: its shards, as for `open_shards`, whose errors it raises; or a store of it."""
+    path = Path(dataset)
+    if (path / "scores").is_dir() and (path / "zarr.json").is_file():
+        store = ScoreStore.open(path, mode="r")
+        return Known(store.num_samples, store.fingerprint)
+    shards = open_shards(dataset, cache)
+    return Known(shards.ends[-1], shards.fingerprint)
 
 
 def _fetch_index(url: str) -> bytes | None:

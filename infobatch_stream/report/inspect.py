@@ -1,6 +1,7 @@
 """What a score store holds, and what pruning has done so far: the page of ``infobatch-stream inspect``."""
 
 import math
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,7 @@ def facts(found: Snapshot) -> dict[str, Any]:
         "fingerprint": found.store.fingerprint,
         "epoch": found.epoch,
         "in_use_by": found.user or None,
+        "seeded": found.store.seeded and asdict(found.store.seeded),
         "never_seen": found.never_seen,
         "recorded_in_this_epoch": _recorded(found),
         "saved": _number(found.saved),
@@ -46,6 +48,11 @@ def facts(found: Snapshot) -> dict[str, Any]:
 def _recorded(found: Snapshot) -> int:
     """Losses since the last commit."""
     return int(np.count_nonzero(~np.isnan(found.store.pending)))
+
+
+def _seeded(found: Snapshot) -> str:
+    seeded = found.store.seeded
+    return f"scores of {seeded.samples:,} samples: {seeded.source}" if seeded else ""
 
 
 def _ages(found: Snapshot) -> dict[int, int] | None:
@@ -89,6 +96,7 @@ def page(found: Snapshot) -> RenderableType:
     rows = {
         "dataset": f"{total:,} samples  [{found.store.fingerprint}]",
         "epochs": f"{found.epoch} committed" + (f", {recorded:,} losses recorded since" if recorded else ""),
+        **({"began with": _seeded(found)} if found.store.seeded else {}),
         "in use": found.user or "no",
         "saved so far": "not known" if math.isnan(found.saved) else f"{found.saved:.1%} of the samples",
         "never seen": f"{unseen:,} ({unseen / total:.1%})" if unseen else "none",

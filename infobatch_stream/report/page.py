@@ -110,9 +110,11 @@ def _facts(found: Snapshot, now: Epoch) -> list[tuple[str, str, str]]:
     never, size = found.never_seen, found.scores.size
     missing = found.epoch - len(found.epochs)
     facts = [
-        ("Samples", f"{size:,}", f"{never:,} of them never trained on" if never else "all have a score"),
+        ("Samples", f"{size:,}", f"{never:,} of them without a score" if never else "all have a score"),
         ("Epochs", f"{found.epoch:,}", f"what became of {missing:,} is not known" if missing else "all are known"),
     ]
+    if seeded := found.store.seeded:
+        facts.append(("Began with scores", f"{seeded.samples:,}", seeded.source))
     if entries:
         facts.append(("Samples saved so far", percent(found.saved), f"{trained:,} of {entries:,} were trained on"))
     if whole:

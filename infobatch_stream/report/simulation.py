@@ -14,7 +14,7 @@ from infobatch_stream import BudgetPruning, FullData, QuantilePruning, ScoreStor
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.planning.selection import Selection
 from infobatch_stream.policies.base import Moment, Policy, Schedule, StepRule, annealing_of, rule_of
-from infobatch_stream.score_stats import Summary
+from infobatch_stream.score_stats import Summary, share_known
 from infobatch_stream.store.recorded_losses import replay
 
 __all__ = ["Outcome", "recommend", "scores_of", "simulate", "table", "usual_policies"]
@@ -69,17 +69,19 @@ def simulate(
     scores: what each epoch is planned with, float32[N], NaN = never seen. With those of a run, and its policy and seed,
     what is kept is what that run kept. Raises ConfigError for a budget that no such run meets.
     """
-    policies = list(policies)
+    policies, seeded = list(policies), 0.0
     shares: list[list[tuple[int, float]]] = [[] for _ in policies]
     size = 0
     for epoch, known in enumerate(islice(scores, epochs)):
         size = known.size
+        if epoch == 0:
+            seeded = share_known(known)
         for policy, planned in zip(policies, shares, strict=True):
             skipped = epoch * size - sum(kept for kept, _ in planned)
             annealing = annealing_of(policy, delta, epochs)
             chosen = policy if epoch < annealing else FullData()
             if not isinstance(chosen, Policy):
-                moment = Moment(epoch, epochs, annealing, size, epoch * size, skipped)
+                moment = Moment(epoch, epochs, annealing, size, epoch * size, skipped, seeded)
                 chosen.check(moment)
                 chosen = chosen.at(moment)
             planned.append(_plan(chosen, known, seed, epoch))
@@ -92,10 +94,13 @@ def simulate(
 def scores_of(store: ScoreStore) -> Iterator[NDArray[np.float32]]:
     """What each epoch of a run is planned with, without end: of those of the run where they were kept, then the last.
 
-    Where they were not, all epochs but the first are planned with what the store has now.
+    Where they were not, all epochs are planned with what the store has now, but for the first of a run that began
+    without scores.
     """
-    yield np.full(store.num_samples, np.nan, np.float32)
-    yield from replay(store.path, store.num_samples)
+    kept = replay(store.path, store.num_samples)
+    began_without = store.epoch and store.seeded is None
+    yield next(kept, np.full(store.num_samples, np.nan, np.float32) if began_without else store.scores)
+    yield from kept
     while True:
         yield store.scores
 
@@ -127,13 +132,13 @@ def _percent(share: float) -> str:
     return "biased" if math.isnan(share) else f"{share:.1%}"
 
 
-def usual_policies(epochs: int, delta: float = 0.875) -> list[Policy | Schedule]:
-    """What one might choose from; of budgets, those that a run of ``epochs`` can meet."""
+def usual_policies(epochs: int, delta: float = 0.875, seeded: float = 0.0) -> list[Policy | Schedule]:
+    """What one might choose from; of budgets, those that such a run can meet (`BudgetPruning.largest`)."""
     budgets = [BudgetPruning(fraction / 100) for fraction in (10, 20, 25, 30, 40, 50, 60, 70)]
     return [
         *(SoftPruning(ratio) for ratio in (0.3, 0.5, 0.7, 0.9)),
         QuantilePruning(),
-        *(budget for budget in budgets if budget.fraction <= budget.largest(epochs, delta)),
+        *(budget for budget in budgets if budget.fraction <= budget.largest(epochs, delta, seeded)),
     ]
 
 

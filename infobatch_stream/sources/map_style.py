@@ -8,11 +8,16 @@ from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.planning.shape import Pool
 from infobatch_stream.sources.base import SourceType, name_sample
 
-__all__ = ["MAP_STYLE", "MapStyleSource"]
+__all__ = ["MAP_STYLE", "MapStyleSource", "map_fingerprint"]
+
+
+def map_fingerprint(num_samples: int) -> str:
+    """The fingerprint of a map-style dataset: only its length is known of it."""
+    return fingerprint("map", [num_samples])
 
 
 class MapStyleSource:
-    """A map-style dataset. Only its length is known of it, so that is its fingerprint."""
+    """A map-style dataset."""
 
     shard_sizes = None
     is_remote = False
@@ -23,7 +28,7 @@ class MapStyleSource:
         self._dataset = dataset
         self.num_samples: int = len(dataset)
         self.draws = type(dataset) is not TensorDataset
-        self.fingerprint = fingerprint("map", [self.num_samples])
+        self.fingerprint = map_fingerprint(self.num_samples)
 
     def pool(self, epoch: int) -> Pool | None:
         """None: each sample once."""

@@ -14,10 +14,11 @@ from infobatch_stream._files import make_held, mark
 from infobatch_stream._platform import is_network, kernel, name_of_file_system
 from infobatch_stream.distributed import Groups, Ranks
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store.header import Header, check_is_store, read_header
+from infobatch_stream.store.header import Header, Seeded, check_is_store, read_header, short
 from infobatch_stream.store.history import mend
 from infobatch_stream.store.run_lock import RunLock
 from infobatch_stream.store.score_store import ScoreStore
+from infobatch_stream.store.seed import digest_of
 from infobatch_stream.store.staging import PathTakenError, StagedStore, put_back, tidy
 
 __all__ = ["BLOCK", "Contents", "Existing", "Bootstrap", "check_same_data", "neighbours"]
@@ -35,11 +36,35 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint puts into a store: scores and pending float32[N] (on rank 0), and the epoch they belong to."""
+    """What a checkpoint puts into a store, or what a run begins with.
+
+    Attributes:
+        scores: float32[N], on rank 0.
+        pending: float32[N], of a checkpoint, on rank 0.
+        epoch: How many epochs the scores are of.
+        seeded: What they were before the first epoch, on rank 0.
+        begins: Whether a run begins with them: where a store has epochs already, they are not used.
+    """
 
     scores: NDArray[np.float32] | None
     pending: NDArray[np.float32] | None
     epoch: int
+    seeded: Seeded | None = None
+    begins: bool = False
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The store of a node. epoch: None when there is none that may stay. seeds: tells scores before the first epoch."""
+
+    epoch: int | None = None
+    seeds: str = ""
+    seeded: Seeded | None = None
+
+    @property
+    def stands(self) -> tuple[int, str]:
+        """Larger for one that is further on: with scores before the first epoch, then by epoch."""
+        return -1 if self.epoch is None else self.epoch, self.seeds
 
 
 def check_same_data(path: Path, num_samples: int, fingerprint: str) -> Header:
@@ -143,31 +168,42 @@ class Bootstrap:
 
     def store(self) -> tuple[ScoreStore, RunLock]:
         """The store of this node, and the hold on it. Collective."""
-        leads, contents = self._groups.leads, self._contents
-        found = self._ranks.gather(self._ranks.together(_CALL, self._look if leads else _nothing))
-        epochs = [found[leader] for leader in self._groups.leaders]
-        epoch = contents.epoch if contents else max(known or 0 for known in epochs)
-        stays = epochs[self._groups.mine] == epoch
+        leads, groups = self._groups.leads, self._groups
+        everyone = self._ranks.gather(self._ranks.together(_CALL, self._look if leads else _nothing))
+        found = [everyone[leader] or _Found() for leader in groups.leaders]
+        best = max(found, key=lambda one: one.stands)
+        if self._contents and self._contents.begins and best.epoch:
+            self._contents = None
+        contents = self._contents
+        if contents:
+            epoch, seeded = contents.epoch, self._ranks.gather(contents.seeded)[0]
+        else:
+            self._check_seeds(found)
+            epoch, seeded = best.epoch or 0, best.seeded
+        stays = not contents and found[groups.mine].stands == (epoch, best.seeds)
+        differ = any(one.stands != best.stands for one in found)
         try:
-            self._ranks.together(_CALL, lambda: self._prepare(epoch) if leads and not stays else None)
-            if leads and self._groups.count > 1 and (contents or (epoch and set(epochs) != {epoch})):
-                self._copy(0 if contents else epochs.index(epoch))
+            self._ranks.together(_CALL, lambda: self._prepare(epoch, seeded) if leads and not stays else None)
+            if leads and groups.count > 1 and (contents or (differ and (epoch or best.seeds))):
+                self._copy(0 if contents else found.index(best))
             self._ranks.together(_CALL, self._place if self._staged else _nothing)
         finally:
             if self._staged:
                 self._staged.discard()
         return self._ranks.together(_CALL, self._map)
 
-    def _look(self) -> int | None:
-        """The epoch of the store that stands here; None when there is none that may stay."""
-        path = self._path
+    def _look(self) -> _Found | None:
+        """The store that stands here; None when there is none that may stay."""
+        path, contents = self._path, self._contents
         put_back(path)
         tidy(path)  # here too: a run that goes on may stage no store
         if not path.exists():
             return None
         self._replaces = True
-        if self._contents or self._existing == "overwrite":
+        if (contents and not contents.begins) or self._existing == "overwrite":
             check_is_store(path)
+            if not contents:
+                self._check_not_seeded()
             if (path / "pending").is_dir():  # else it is damaged, and used by nobody
                 self._lock()
             return None
@@ -182,10 +218,32 @@ class Bootstrap:
             )
         if self._existing == "error" or self._groups.count > 1:
             store.discard_pending()
-        return store.epoch
+        compared = self._groups.count > 1 and not store.epoch
+        return _Found(store.epoch, digest_of(store.scores) if compared else "", store.seeded)
 
-    def _prepare(self, epoch: int) -> None:
-        header = Header(self._num_samples, self._fingerprint, epoch, "ready")
+    def _check_not_seeded(self) -> None:
+        """Refuse to throw away scores that were put there for this run, or for one that never came to an epoch."""
+        try:
+            header = check_same_data(self._path, self._num_samples, self._fingerprint)
+        except StoreError:  # damaged, or of other data: it is replaced
+            return
+        if header.seeded and not header.epoch and header.state == "ready":
+            raise StoreError(
+                f"{self._path} holds no epochs yet, but scores to begin with ({short(header.seeded.source)}). To use "
+                "them, leave existing='overwrite' out; to begin without them, remove the folder."
+            )
+
+    def _check_seeds(self, found: list[_Found]) -> None:
+        """Refuse nodes that would begin with different scores."""
+        ranks = {one.seeds: rank for one, rank in zip(found, self._groups.leaders, strict=True) if one.seeds}
+        if len(ranks) > 1 and not any(one.epoch for one in found):
+            raise StoreError(
+                f"the ranks {sorted(ranks.values())} are on nodes whose stores ({self._path}) hold different scores to "
+                "begin with. Keep one and remove the others: nodes without a store get a copy of it."
+            )
+
+    def _prepare(self, epoch: int, seeded: Seeded | None) -> None:
+        header = Header(self._num_samples, self._fingerprint, epoch, "ready", seeded)
         put = self._contents or Contents(None, None, epoch)
         try:
             self._staged = StagedStore(
@@ -212,7 +270,7 @@ class Bootstrap:
         contents = self._contents
         here: dict[str, NDArray[np.float32] | None] = {"scores": None}
         if contents:
-            here = {"scores": contents.scores, "pending": contents.pending}
+            here = {"scores": contents.scores} | ({} if contents.begins else {"pending": contents.pending})
         elif self._groups.mine == source:
             here = {"scores": ScoreStore.open(self._path, mode="r").scores}
         for array, whole in here.items():

@@ -26,7 +26,9 @@ __all__ = [
     "MAX_EPOCH",
     "MAX_SAMPLES",
     "METADATA_LIMIT",
+    "SOURCE_LIMIT",
     "Header",
+    "Seeded",
     "check_is_store",
     "checksum",
     "not_a_store",
@@ -49,18 +51,46 @@ State = Literal["ready", "apply", "reset"]
 _KINDS = {"num_samples": int, "fingerprint": str, "epoch": int, "state": str}
 METADATA_LIMIT = 1 << 20  # bytes of a zarr.json we are ready to parse
 _FINGERPRINT_LIMIT = 1 << 16  # characters, so that the header stays well below that
+SOURCE_LIMIT = 1000  # characters
 _DEPTH_LIMIT = 64  # of nested JSON; json would parse more than it can write again
 _DIGITS_LIMIT = 1000  # of a number: parsing takes the square of them
 
 
 @dataclasses.dataclass(frozen=True)
+class Seeded:
+    """Where the scores came from that a store had before its first epoch.
+
+    Attributes:
+        samples: How many samples had one.
+        source: Of what they are, in words: at most 1,000 characters.
+    """
+
+    samples: int
+    source: str
+
+    @classmethod
+    def of(cls, found: Any) -> Self | None:
+        """From plain values, as of dataclasses.asdict, or None. Raises ValueError for what is neither."""
+        if found is None:
+            return None
+        samples, source = (found.get("samples"), found.get("source")) if isinstance(found, dict) else (None, None)
+        if type(samples) is not int or type(source) is not str:
+            raise ValueError(f"{short(found)} for where scores were from")
+        return cls(samples, source)
+
+
+@dataclasses.dataclass(frozen=True)
 class Header:
-    """What the group's attributes say. num_samples: N. epoch: commits so far. state: of the commit protocol."""
+    """What the group's attributes say. num_samples: N. epoch: commits so far. state: of the commit protocol.
+
+    seeded: None for a store that began without scores.
+    """
 
     num_samples: int
     fingerprint: str
     epoch: int
     state: State
+    seeded: Seeded | None = None
 
     def replace(self, **changes: Any) -> Self:
         """A copy with ``changes``."""
@@ -69,6 +99,8 @@ class Header:
     def to_json(self) -> dict[str, Any]:
         """The value of the group's attribute."""
         fields = {"format": FORMAT, **dataclasses.asdict(self)}
+        if self.seeded is None:
+            del fields["seeded"]
         return {**fields, "checksum": checksum(fields)}
 
 
@@ -175,7 +207,11 @@ def read_header(path: Path) -> Header:
         if type(fields.get(name)) is not kind:
             found = short(fields.get(name))
             raise restore(f"{path}: its attribute {name!r} is {found}, not a {kind.__name__}; the store is damaged")
-    header = Header(**{name: fields[name] for name in _KINDS})
+    try:
+        seeded = Seeded.of(fields.get("seeded"))
+    except ValueError as error:
+        raise restore(f"{path}: its header has {error}; the store is damaged") from error
+    header = Header(**{name: fields[name] for name in _KINDS}, seeded=seeded)
     if wrong := out_of_range(header):
         raise restore(f"{path}: its header has {wrong}; the store is damaged")
     return header
@@ -183,11 +219,13 @@ def read_header(path: Path) -> Header:
 
 def out_of_range(header: Header) -> str | None:
     """Which field of ``header`` has a value that no store can have, if one has."""
+    seeded = header.seeded or Seeded(1, "")
     allowed = {
         "num_samples": 1 <= header.num_samples <= MAX_SAMPLES,
         "fingerprint": len(header.fingerprint) <= _FINGERPRINT_LIMIT,
         "epoch": 0 <= header.epoch <= MAX_EPOCH,
         "state": header.state in ("ready", "apply", "reset"),
+        "seeded": 1 <= seeded.samples <= header.num_samples and len(seeded.source) <= SOURCE_LIMIT,
     }
     wrong = [name for name, holds in allowed.items() if not holds]
     return f"{wrong[0]} {short(getattr(header, wrong[0]))}, which is out of range" if wrong else None

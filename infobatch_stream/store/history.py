@@ -8,6 +8,7 @@
         histogram                int64[E, 256]  of the same scores, between EDGES
         samples/0, samples/1     uint16[2, N]   how often a sample was trained on; one more than the epoch it last was
         recorded                 float32[E, N]  with history=True: the losses of each epoch, NaN for what was pruned
+        initial                  float32[1, N]  with history=True: the scores before the first epoch, if there were any
 
 Nothing here is needed to train: a row that cannot be written is a warning, one that cannot be read is missing. A file
 is replaced and not written to, so each of them is whole, or not there.
@@ -17,7 +18,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +31,8 @@ from infobatch_stream.store.header import read_header
 from infobatch_stream.store.history_array import GROUP, ArraySpec, HistoryArray, has_group, make_group
 
 __all__ = [
-    "EDGES", "SHARES", "Epoch", "History", "Training", "blocks", "carry", "epochs", "mend", "reading", "recorded_form",
-    "step", "training",
+    "EDGES", "SHARES", "Epoch", "History", "Training", "blocks", "carry", "epochs", "initial_form", "mend", "reading",
+    "recorded_form", "step", "training",
 ]  # fmt: skip
 
 _EPOCHS: Final = 64  # in a chunk of rows, which is written anew at each commit
@@ -65,6 +66,11 @@ def _samples(num_samples: int) -> ArraySpec:
 def recorded_form(num_samples: int) -> ArraySpec:
     """Of the losses of every epoch."""
     return ArraySpec("<f4", np.nan, (1, min(num_samples, _SAMPLES)), (num_samples,))
+
+
+def initial_form(num_samples: int) -> ArraySpec:
+    """Of the scores before the first epoch."""
+    return replace(recorded_form(num_samples), rows=1)
 
 
 class History:
@@ -128,6 +134,10 @@ class History:
             for number, block in enumerate(blocks(pending.size)):
                 rows.write(scores[block][None], epoch - 1, number)
         rows.update(rows=max(rows.rows, epoch + 1))
+        if epoch == 0 and np.isfinite(scores).any():
+            initial = HistoryArray.make(self._path, "initial", initial_form(scores.size))
+            for number, block in enumerate(blocks(scores.size)):
+                initial.write(scores[block][None], 0, number)
         for number, block in enumerate(blocks(pending.size)):
             rows.write(pending[block][None], epoch, number)
 
@@ -245,6 +255,7 @@ def carry(old: Path, new: Path, num_samples: int, epoch: int) -> None:
     What cannot be taken over is a warning, and left behind.
     """
     forms = _ROWS | {"recorded": recorded_form(num_samples)}
+    forms |= {"initial": initial_form(num_samples)} if epoch else {}  # else it is of scores that are replaced
     forms |= {f"samples/{half}": _samples(num_samples) for half in (0, 1)}
     try:
         if not has_group(old):

@@ -22,10 +22,10 @@ from zarr.codecs import BytesCodec
 
 from infobatch_stream._files import lock, sync, unlock
 from infobatch_stream.errors import ConfigError, StoreError
-from infobatch_stream.store.header import KEY, Header, not_a_store, out_of_range, read_json, restore, short
+from infobatch_stream.store.header import KEY, Header, not_a_store, out_of_range, read_header, read_json, restore, short
 from infobatch_stream.store.safe_files import open_inside
 
-__all__ = ["ARRAYS", "check_files", "exclusive", "file_size", "identity", "map_array", "write_new"]
+__all__ = ["ARRAYS", "check_files", "checked_header", "exclusive", "file_size", "identity", "map_array", "write_new"]
 
 ARRAYS = ("scores", "pending")
 
@@ -145,6 +145,13 @@ def _found_array(metadata: dict[str, Any]) -> dict[str, Any]:
         ),
         "endian": [c[0]["configuration"]["endian"] for c in (inner, index)],
     }
+
+
+def checked_header(path: Path) -> Header:
+    """The header of the store at ``path``, whose files are such as it says. Raises StoreError."""
+    header = read_header(path)
+    check_files(path, header.num_samples)
+    return header
 
 
 def check_files(path: Path, num_samples: int) -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from infobatch_stream.errors import ConfigError, StoreError
 from infobatch_stream.store import layout
+from infobatch_stream.store.header import Header
 
-__all__ = ["MappedArray", "read_only"]
+__all__ = ["MappedArray", "finished", "read_only"]
 
 _BLOCK = 1 << 18  # scores handled at once: what is made of them stays in the cache
 
@@ -120,3 +121,15 @@ def read_only(array: NDArray[np.float32]) -> NDArray[np.float32]:
     view = array.view(np.ndarray)
     view.flags.writeable = False
     return view
+
+
+def finished(
+    header: Header, scores: NDArray[np.float32], pending: NDArray[np.float32]
+) -> tuple[int, NDArray[np.float32], NDArray[np.float32]]:
+    """Epoch, scores and pending, float32[N] each, that a commit comes to which is under way, or was cut off."""
+    epoch = header.epoch
+    if header.state == "apply":  # pending is whole until all of it is in scores
+        new = np.array(pending)  # first: once it is cleared, scores have all of it
+        scores = np.where(np.isfinite(new), new, scores)
+        epoch += 1
+    return epoch, np.array(scores), np.full(header.num_samples, np.nan, dtype=np.float32)

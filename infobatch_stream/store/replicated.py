@@ -47,10 +47,10 @@ class ReplicatedStore:
     ) -> Self:
         """Make or open the store at ``path`` on every node, all with the same scores, and map it. Collective.
 
-        contents: of a checkpoint; they replace whatever stands there. Else with existing="continue" a store that is
-        missing or behind is replaced by a copy of one that is ahead. Losses of a broken off epoch stay, unless there
-        are several stores: that epoch begins anew, perhaps with other ranks, and two stores would then have a loss of
-        one sample.
+        contents: of a checkpoint; they replace whatever stands there; or what a run begins with, which replaces stores
+        without epochs. Else a store that is missing or behind is replaced by a copy of one that is ahead. Losses of a
+        broken off epoch stay with existing="continue", unless there are several stores: that epoch begins anew, perhaps
+        with other ranks, and two stores would then have a loss of one sample.
 
         Raises StoreError for a store with epochs when ``existing`` is "error", for one of another dataset or in use
         by another run; ConfigError for a network file system with ranks on several machines.

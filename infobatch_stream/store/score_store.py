@@ -2,15 +2,7 @@
 
 A Zarr v3 group with two float32 arrays of N. ``scores`` holds the committed scores and is never written during an
 epoch, so a plan can be made again from it at any time; ``pending`` takes this epoch's losses, NaN = not seen.
-Each array is one shard file of uncompressed inner chunks, so its bytes are the scores in order, with the shard
-index behind them: one ``np.memmap`` reads and writes them, and any Zarr tool reads them in parts.
-
-A commit makes ``pending`` the scores of the next epoch. Its progress stands in the group's attributes:
-
-    ready --(apply: scores take pending where it is not NaN)--> (reset: pending is refilled with NaN) --> ready
-    epoch e                                                     epoch e + 1
-
-Both steps give the same result when they are repeated, so a process killed anywhere leaves epoch e or e + 1, and
+docs/format.md describes the files, and the steps of a commit: a process killed anywhere leaves epoch e or e + 1, and
 opening the store finishes what was begun.
 """
 
@@ -27,8 +19,9 @@ from infobatch_stream.store import layout
 from infobatch_stream.store.header import Header, read_header, remove_leftovers, write_header
 from infobatch_stream.store.history import History
 from infobatch_stream.store.location import location
-from infobatch_stream.store.mapped_array import MappedArray, read_only
+from infobatch_stream.store.mapped_array import MappedArray, finished, read_only
 from infobatch_stream.store.recorded_losses import scores_at
+from infobatch_stream.store.seed import make_seeded
 from infobatch_stream.store.staging import StagedStore, put_back
 
 __all__ = ["ScoreStore"]
@@ -42,19 +35,18 @@ class ScoreStore:
         num_samples: N.
         fingerprint: Of the dataset whose scores these are.
         epoch: How many epochs were committed; refreshed by `commit` and `refresh`.
+        seeded: What its scores were before the first epoch (``samples``, ``source``); None: there were none.
     """
 
     def __init__(self, path: Path, header: Header, mode: Literal["r", "r+"]) -> None:
         """Map the arrays of a validated store; use `open`."""
         self.path = path
-        self.num_samples = header.num_samples
-        self.fingerprint = header.fingerprint
-        self.epoch = header.epoch
-        self._mode = mode
-        self._retired = False
+        self.num_samples, self.fingerprint = header.num_samples, header.fingerprint
+        self.epoch, self.seeded = header.epoch, header.seeded
+        self._mode, self._retired = mode, False
         self._scores = MappedArray(path, "scores", self.num_samples, "r")  # only a commit maps it to write
         self._pending = MappedArray(path, "pending", self.num_samples, mode)
-        self._finished: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._finished: list[NDArray[np.float32]] = []  # scores and pending, of a commit that was cut off
 
     @classmethod
     def create(
@@ -95,6 +87,29 @@ class ScoreStore:
         return cls.open(path)
 
     @classmethod
+    def seed(
+        cls,
+        path: str | os.PathLike[str],
+        scores: "ArrayLike | ScoreStore",
+        fingerprint: str | None = None,
+        *,
+        source: str | None = None,
+        replace: bool = False,
+    ) -> Self:
+        """Make a store that begins with scores, and open it: a run with it prunes its first epoch too.
+
+        Args:
+            path: Of the folder to be made.
+            scores: A store of the same dataset, or float[N], finite; NaN for samples that are not known.
+            fingerprint: Of the dataset; of a store it is known.
+            source: Of what the scores are, in words, for `seeded`.
+            replace: Put it in the place of an existing store that no run uses.
+
+        Raises ConfigError for scores that cannot be such, else StoreError as `create` does.
+        """
+        return cls.open(make_seeded(location(path), scores, fingerprint, source, replace))
+
+    @classmethod
     def open(cls, path: str | os.PathLike[str], mode: Literal["r", "r+"] = "r+") -> Self:
         """Open an existing store after checking its metadata, sizes and shard indexes.
 
@@ -113,26 +128,14 @@ class ScoreStore:
             put_back(path)
             with layout.exclusive(path):
                 remove_leftovers(path)
-                header = read_header(path)
-                layout.check_files(path, header.num_samples)
+                header = layout.checked_header(path)
                 if header.state != "ready":
                     cls(path, header, mode)._finish_or_tell(header)
-        header = read_header(path)
-        layout.check_files(path, header.num_samples)
+        header = layout.checked_header(path)
         store = cls(path, header, mode)
         if header.state != "ready":  # only in mode "r"
-            store._show_finished(header)
+            store.epoch, *store._finished = finished(header, store._scores.values, store._pending.values)
         return store
-
-    def _show_finished(self, header: Header) -> None:
-        """Show what the commit that is under way, or was cut off, comes to; nothing is written."""
-        if header.state == "apply":  # pending is whole until all of it is in scores
-            pending = np.array(self._pending.values)  # first: once it is cleared, scores have all of it
-            scores = np.where(np.isfinite(pending), pending, self._scores.values)
-            self.epoch += 1
-        else:
-            scores = np.array(self._scores.values)
-        self._finished = scores, np.full(self.num_samples, np.nan, dtype=np.float32)
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -256,8 +259,7 @@ class ScoreStore:
     def refresh(self) -> None:
         """Take note of a commit that another process made."""
         self._check_mapped()
-        header = read_header(self.path)
-        self.epoch = header.epoch
+        self.epoch = read_header(self.path).epoch
 
     @property
     def token(self) -> int:

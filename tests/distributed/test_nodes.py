@@ -11,10 +11,10 @@ import pytest
 import torch
 from support.ddp.cases import train
 from support.ddp.checks import check_run
-from support.ddp.data import wds, write_wds
+from support.ddp.data import loss_of, wds, write_wds
 from support.ddp.launch import Torchrun
 from support.ddp.network import network_is_possible, nodes_of
-from support.ddp.nodes import CASES, EPOCHS, STARTS, N, go_on, make
+from support.ddp.nodes import BEGINS, CASES, EPOCHS, SCORES, SEEDS, STARTS, N, go_on, make
 
 from infobatch_stream.store.history import epochs, training
 
@@ -153,3 +153,36 @@ def test_stores_that_cannot_be_used_stop_all_ranks_and_stay(ranks):
             assert all(word in text for word in words)
             assert seconds < 10
             assert untouched
+
+
+# ---- stores that begin with scores
+
+
+def test_scores_that_one_node_begins_with_are_brought_to_all_and_a_state_of_its_first_epoch_resumes_exactly(
+    ranks, launched, tmp_path
+):
+    """On other stores, also on one process."""
+    alone = make(tmp_path, "alone", initial_scores=SCORES, **BEGINS)
+    for _, picks in alone:
+        alone.update(loss_of(picks.index, 0), picks)
+        if alone.step == 1:
+            break
+    whole = go_on(make(tmp_path, "rest", **BEGINS), alone.state_dict())
+    assert 0 < alone.stats["pruned"] < N
+    saved = torch.load(launched[1] / "seeded.pt", weights_only=True)
+    assert go_on(make(tmp_path, "one process", **BEGINS), saved)[0] == whole[0]
+    for name in SEEDS.keys() - {"different"}:
+        assert {rank[name][1].source for rank in ranks["seeded"]} == {"a model"}
+        found = [rank[name][0] for rank in ranks["seeded"]]
+        parts = zip(*(steps for steps, *_ in found), strict=True)
+        joined = [(*part[0][:2], *([x for one in part for x in one[k]] for k in (2, 3))) for part in parts]
+        assert joined == whole[0]
+        assert equal([files for *_, files in found])[0]["scores/c/0"] == whole[2][0]["scores/c/0"]
+
+
+def test_nodes_that_would_begin_with_different_scores_stop_all_and_their_stores_stay(ranks):
+    for (error, text, seconds), untouched in (rank["different"] for rank in ranks["seeded"]):
+        assert error == "StoreError"
+        assert "the ranks [0, 2] are on nodes whose stores" in text
+        assert seconds < 10
+        assert untouched

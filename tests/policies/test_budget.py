@@ -149,30 +149,39 @@ def expected_at_least(scores, floor):
 # --- the whole run
 
 
-def pruned_evenly(policy, epochs, annealing, entries=1000):
-    """Shares of the epochs when each skips what it is told to."""
+def pruned_evenly(policy, epochs, annealing, entries=1000, seeded=0.0):
+    """Shares of the epochs when each skips what it is told to, and the first no more than it can."""
     skipped, shares = 0.0, []
     for epoch in range(annealing):
-        share = policy.at(Moment(epoch, epochs, annealing, entries, epoch * entries, int(skipped))).share
-        skipped += share * entries if epoch else 0  # the first epoch has no scores
-        shares.append(share if epoch else 0.0)
+        share = policy.at(Moment(epoch, epochs, annealing, entries, epoch * entries, int(skipped), seeded)).share
+        assert epoch or share <= seeded * (1 - policy.floor) + 1e-9
+        skipped += share * entries
+        shares.append(share)
     return shares
 
 
 @quick
-@given(fraction=st.floats(0, 0.99), epochs=st.integers(1, 300), delta=st.floats(0, 1), floor=floors)
-def test_every_fraction_up_to_the_largest_can_be_met_and_none_above(fraction, epochs, delta, floor):
+@given(
+    fraction=st.floats(0, 0.99),
+    epochs=st.integers(1, 300),
+    delta=st.floats(0, 1),
+    floor=floors,
+    seeded=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+)
+def test_every_fraction_up_to_the_largest_can_be_met_and_none_above(fraction, epochs, delta, floor, seeded):
     policy = BudgetPruning(fraction, floor=floor)
     annealing = math.floor(delta * epochs)
-    largest = policy.largest(epochs, delta)
-    start = Moment(0, epochs, annealing, 1000, 0, 0)
+    largest = policy.largest(epochs, delta, seeded)
+    start = Moment(0, epochs, annealing, 1000, 0, 0, seeded)
     if fraction > largest:
         with pytest.raises(ConfigError, match=f"the largest fraction is {math.floor(largest * 10000) / 10000:g}"):
             policy.check(start)
         return
     assert policy.check(start) == ""
-    assert sum(pruned_evenly(policy, epochs, annealing)) == pytest.approx(fraction * epochs, abs=0.002 * epochs)
-    unknown = [policy.at(Moment(epoch, epochs, annealing, 1000, None, None)).share for epoch in range(1, annealing)]
+    met = sum(pruned_evenly(policy, epochs, annealing, seeded=seeded))
+    assert met == pytest.approx(fraction * epochs, abs=0.002 * epochs)
+    moments = [Moment(epoch, epochs, annealing, 1000, None, None, seeded) for epoch in range(annealing)]
+    unknown = [policy.at(moment).share for moment in moments]
     assert sum(unknown) == pytest.approx(fraction * epochs, abs=1e-9 * epochs)
 
 
@@ -243,10 +252,13 @@ def test_a_run_skips_the_fraction_that_was_asked_for(tmp_path, fraction):
 
 def test_more_than_can_be_skipped_is_refused_with_the_largest_fraction(tmp_path):
     with pytest.raises(ConfigError, match=r"largest fraction is 0\.595") as caught:
-        loader_of(tmp_path / "scores.zarr", 0.6)
+        loader_of(tmp_path / "scores.zarr", 0.7)
     assert "first" in str(caught.value)
     assert BudgetPruning(0.1).largest(10) == pytest.approx(0.595)
     assert not (tmp_path / "scores.zarr").exists()
+    loader = loader_of(tmp_path / "scores.zarr", 0.6)  # which can be, if the store turns out to begin with scores
+    with pytest.raises(ConfigError, match=r"largest fraction is 0\.595"):
+        iter(loader)
 
 
 @pytest.mark.parametrize("until", [(0, 40), (1, 3), (4, 7), (7, 1), (8, 2)])
@@ -372,7 +384,7 @@ def test_spread_evenly_a_run_may_be_of_one_epoch(tmp_path):
 def test_spread_evenly_all_but_the_floor_can_be_skipped(tmp_path):
     assert BudgetPruning(0.1, floor=0.2, spread="even").largest(7) == pytest.approx(0.8)
     for percent in range(1, 100):  # what is not a sum of powers of 2
-        policy = BudgetPruning(1 - percent / 100, floor=percent / 100, spread="even")
+        policy = BudgetPruning((100 - percent) / 100, floor=percent / 100, spread="even")
         assert policy.check(Moment(0, 7, 7, 100, 0, 0)) == ""
     policy = BudgetPruning(0.85, floor=0.2, spread="even")
     with pytest.raises(ConfigError, match=r"the largest fraction is 0\.8\. Ask for less, or lower the floor"):

@@ -33,7 +33,7 @@ PARAMETERS = {
     "shuffle=True, shuffle_window=65536, canonical_nodes=None, drop_last=False, constant_steps=False, "
     "on_error='raise', existing='error', "
     "predownload=64, history=False, process_group=None, collate_fn=None, collate_with_picks=None, "
-    "include=None, sample_weight=None, **dataloader)",
+    "include=None, sample_weight=None, initial_scores=None, **dataloader)",
     "InfoBatchLoader.peek": "(self)",
     "InfoBatchLoader.update": "(self, losses, picks, *, score=None)",
     "InfoBatchLoader.commit": "(self)",
@@ -45,6 +45,7 @@ PARAMETERS = {
     "StreamedWebDataset": "(urls, counts=None, *, cache_dir=None, cache_limit=None)",
     "ScoreStore.create": "(path, num_samples, fingerprint='', *, scores=None, pending=None, epoch=0, replace=False)",
     "ScoreStore.open": "(path, mode='r+')",
+    "ScoreStore.seed": "(path, scores, fingerprint=None, *, source=None, replace=False)",
     "ScoreStore.at": "(self, epoch)",
     "ScoreStore.record": "(self, index, loss)",
     "ScoreStore.commit": "(self, epoch=None, *, history=None)",
@@ -52,11 +53,12 @@ PARAMETERS = {
     "SoftPruning": "(ratio=0.5)",
     "QuantilePruning": "(quantiles=(0.2, 0.85), keep=(0.25, 0.5, 1.0))",
     "BudgetPruning": "(fraction, power=0.5, floor=0.15, spread='middle')",
+    "BudgetPruning.largest": "(self, epochs, delta=0.875, seeded=0.0)",
     "FullData": "()",
     "SetaPruning": "(ratio=0.1, groups=5, window=0.9, delta=0.875)",
     "OrderPruning": "(subset=0.75, top=0.85)",
     "KakurenboPruning": "(fraction=0.3, milestones=(0.3, 0.6, 0.8), factors=(1.0, 0.8, 0.6, 0.4))",
-    "policies.Moment": "(epoch, epochs, annealing, entries, offered, skipped)",
+    "policies.Moment": "(epoch, epochs, annealing, entries, offered, skipped, seeded=0.0)",
     "policies.Policy.rule": "(self, summary)",
     "policies.Rule.__call__": "(self, scores)",
     "policies.Schedule.at": "(self, moment)",
@@ -86,7 +88,7 @@ ATTRIBUTES = {
         *("spent", "num_samples", "process", "processes"),  # for adapters
     ),
     "Picks": ("index", "weight", "sample_weight"),
-    "ScoreStore": ("path", "epoch", "num_samples", "scores", "pending"),
+    "ScoreStore": ("path", "epoch", "num_samples", "scores", "pending", "seeded"),
     "convert.Conversion": ("parts", "classes", "skipped", "problems", "lost", "notes", "seconds"),
     "convert.ShardSummary": ("path", "samples", "shards", "bytes"),
     "score_stats.Summary": ("count", "mean", "largest", "tally"),

@@ -28,7 +28,7 @@ FLOORS = [
     ["formats"],
     ["store", "sources"],
     ["workers"],
-    ["checkpoint", "curriculum", "losses", "recorder"],
+    ["checkpoint", "curriculum", "initial_scores", "losses", "recorder"],
     ["run_store"],
     ["run"],
     ["loader_facts"],

@@ -10,10 +10,11 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from infobatch_stream import InfoBatchLoader, ScoreStore
+from infobatch_stream import BudgetPruning, InfoBatchLoader, ScoreStore
 from infobatch_stream._platform import fill_in_node
 from infobatch_stream.distributed import Groups
 from infobatch_stream.store import bootstrap, replicated, score_store
@@ -235,6 +236,43 @@ def foreign(out, here, rank, existing="error"):
     return attempt(here, f"foreign-{existing}", prepare, existing=existing)
 
 
+# ---- stores that begin with scores
+
+SCORES = loss_of(torch.arange(N)).numpy()
+SCORES[::7] = np.nan
+BEGINS = {"policy": BudgetPruning(0.3), "delta": 1.0}
+# What the stores of the two nodes begin with: none is nothing, and 0 a store without scores.
+SEEDS = {"one": (None, 1), "the first": (1, 0), "equal": (1, 1), "different": (1, 2)}
+
+
+def seeded(out, here, rank):
+    """For each of SEEDS the error, or what was trained; of one the rest too, from its first epoch on other stores."""
+    node, leads, found = int(os.environ["GROUP_RANK"]), os.environ["LOCAL_RANK"] == "0", {}
+    for name, there in SEEDS.items():
+        path = local(here) / f"seeds-{name}.zarr"
+        if leads and (factor := there[node]) is not None:
+            mine = make(here, "any")._run.source.fingerprint
+            ScoreStore.seed(path, SCORES * factor, mine, source="a model") if factor else ScoreStore.create(
+                path, N, mine
+            )
+        dist.barrier()
+        before = digest(path)
+        dist.barrier()
+        loader = make(here, path.stem, **BEGINS)
+        if name == "different":
+            found[name] = error_of(lambda loader=loader: iter(loader)), digest(path) == before
+            continue
+        for _, picks in loader:
+            loader.update(loss_of(picks.index, 0), picks)
+            if loader.step == 1:
+                break
+        state = loader.state_dict()
+        found[name] = go_on(make(here, f"seeds-{name}-new", **BEGINS), state), loader.store.seeded
+    if rank == 0:
+        torch.save(state, out / "seeded.pt")
+    return found
+
+
 CASES = {
     "map": map_style,
     "wds": by_wds,
@@ -243,6 +281,7 @@ CASES = {
     "state": state_in_the_middle,
     "starts": starts,
     "refused": refused,
+    "seeded": seeded,
 }
 
 if __name__ == "__main__":
