@@ -140,7 +140,7 @@ class Run:
 
     def _plan_at(self, position: RunPosition, scores: NDArray[np.float32], lanes: int, masks: Curriculum) -> EpochPlan:
         epochs, size, include = position.begun or self.epochs, self.batch.size, masks.samples
-        facts = {"include": include, "seeded": self.scores.seeded(position.epoch, scores, include)}
+        facts: dict[str, Any] = {"include": include, "seeded": self.scores.seeded(position.epoch, scores, include)}
         return self.config.plan(scores, self.source, position, epochs, lanes=lanes, global_batch=size, **facts)
 
     def change_include(self, mask: SampleValues | None) -> None:
