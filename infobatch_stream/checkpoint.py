@@ -54,14 +54,9 @@ def pack(
     settings: what must be equal for the picks to repeat, as plain values by name. progress: of `RunPosition.to_state`.
     masks: of `Curriculum.to_state`.
     """
-<<<<<<< HEAD
-    newer = masks is not None or any(settings[name] != old for name, old in _NOT_BEFORE.items())
-    state: dict[str, Any] = {"format": _FORMAT if newer else _FORMAT_BEFORE, "settings": settings, "progress": progress}
-=======
     seeded = store is not None and store.seeded is not None  # an older version would prune its first epoch otherwise
-    newer = seeded or masks is not None or any(settings[name] != old for name, old in _NEWER.items())
-    state: dict[str, Any] = {"format": _FORMAT if newer else _OLDER, "settings": settings, "progress": progress}
->>>>>>> seeds
+    newer = seeded or masks is not None or any(settings[name] != old for name, old in _NOT_BEFORE.items())
+    state: dict[str, Any] = {"format": _FORMAT if newer else _FORMAT_BEFORE, "settings": settings, "progress": progress}
     if masks is not None:
         state["masks"] = torch.from_numpy(masks)
     if store is not None:
