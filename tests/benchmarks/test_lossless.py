@@ -6,8 +6,9 @@ from scipy.stats import ttest_rel
 from support.idx_files import write_idx
 
 from benchmarks import lossless
-from benchmarks.lossless import FULL, VARIANTS, Run, done, schedule
+from benchmarks.lossless import Run, done, schedule
 from benchmarks.lossless_page import Difference, against_peers, table, write
+from benchmarks.lossless_variants import FULL, VARIANTS
 
 
 def noise(folder):
