@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["WORDS", "TextCNN", "resnet8", "resnet18", "small_cnn"]
+__all__ = ["WORDS", "TextCNN", "resnet8", "resnet18", "small_cnn", "transformer"]
 
 WORDS = 1 << 13  # buckets of words of the text model
 
@@ -66,3 +66,10 @@ def resnet8(width: int = 16) -> nn.Module:
     layers = [_convolution(1, width, 3), nn.ReLU(), *(_Residual(*two, 2) for two in pairwise(widths))]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)]
     return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
+
+
+def transformer(width: int, layers: int, words: int = 256) -> nn.Module:
+    """Of a sequence of words, int64[b, t], it makes an output for each, float32[b, t, words]; without a mask."""
+    layer = nn.TransformerEncoderLayer(width, width // 32, 4 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
+    body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    return nn.Sequential(nn.Embedding(words, width), body, nn.LayerNorm(width), nn.Linear(width, words))
