@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.lossless_tasks import TASKS, Task
 from benchmarks.lossless_variants import ALL, BUDGETS, CONSTANT, PAIRS, STUDY, TABLES, Variant, percent
+from benchmarks.report import load
 from infobatch_stream import InfoBatchLoader
 
 HERE = Path(__file__).resolve().parent
@@ -215,8 +216,10 @@ def report(
     page: Annotated[Path, typer.Option(help="The page whose tables are replaced; plots go beside it.")] = PAGE,
 ) -> None:
     """Write the tables and plots of PAGE from what is in RESULTS."""
-    from benchmarks import lossless_page
+    from benchmarks import lossless_page, step_time
 
+    if "step time" in lossless_page.sections(page) and (timed := HERE / "results" / "step_time.json").exists():
+        lossless_page.write(page, "step time", step_time.table(load(timed)[1]))
     runs = done(results)
     for task in TASKS:
         for name, (first, rows) in TABLES.items():
