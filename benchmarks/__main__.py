@@ -24,6 +24,7 @@ NAMES = [
     "update",
     "commit",
     "training",
+    "step_time",
     "convert",
     "scale",
 ]

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from benchmarks import lossless_page
-from benchmarks.lossless import PAGE, Variant, train_epoch
+from benchmarks.lossless import PAGE, train_epoch
 from benchmarks.lossless_tasks import TASKS, Task
+from benchmarks.lossless_variants import Variant
 from infobatch_stream import BudgetPruning, InfoBatchLoader, ScoreStore, SoftPruning
 from infobatch_stream.policies.base import Policy, annealing_epoch
 from infobatch_stream.policies.budget import ProportionalPruning

@@ -24,62 +24,20 @@ import typer
 from torch import Tensor, nn
 
 from benchmarks.lossless_tasks import TASKS, Task
-from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, QuantilePruning, SoftPruning
+from benchmarks.lossless_variants import ALL, BUDGETS, CONSTANT, PAIRS, STUDY, TABLES, Variant, percent
+from benchmarks.report import load
+from infobatch_stream import InfoBatchLoader
 
 HERE = Path(__file__).resolve().parent
-FULL = "full data"
 RESULTS = HERE / "results" / "lossless.jsonl"
 PAGE = HERE.parent / "docs" / "lossless.md"
-BUDGETS = (0.25, 0.4, 0.5)
-SWEPT = 100  # seeds from here on are the sweep's: the runs that chose a default do not judge it
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to spend less.
-
-    policy: of the loader. epochs: share of the full run's. weighted: by the picks' weights. root: learning rates follow
-    the square root of the share that an epoch keeps (Task.rate).
-    """
-
-    policy: Any = field(default_factory=FullData)
-    epochs: float = 1.0
-    weighted: bool = True
-    root: bool = False
-
-    def length(self, epochs: int) -> int:
-        """Epochs of its run, when that of full data has ``epochs``."""
-        return max(1, round(epochs * self.epochs))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-VARIANTS = {
-    FULL: Variant(),
-    "InfoBatch, soft": Variant(SoftPruning(0.5)),
-    "InfoBatch, quantile": Variant(QuantilePruning((0.20, 0.85), (0.25, 0.5, 1.0))),
-    **{f"budget {_percent(b)}": Variant(BudgetPruning(b)) for b in BUDGETS},
-    **{f"budget, root {_percent(b)}": Variant(BudgetPruning(b), root=True) for b in BUDGETS[1:]},
-    **{f"at random {_percent(b)}": Variant(BudgetPruning(b, power=0.0)) for b in BUDGETS[1:]},
-    **{
-        f"at random, not rescaled {_percent(b)}": Variant(BudgetPruning(b, power=0.0), weighted=False)
-        for b in BUDGETS[1:]
-    },
-    **{f"fewer epochs {_percent(b)}": Variant(epochs=1 - b) for b in BUDGETS},
-}
-SWEEP = {  # of BudgetPruning's own parameters
-    f"budget 50 %, power {power:g}, floor {floor:g}": Variant(BudgetPruning(0.5, power, floor))
-    for power in (0.25, 0.5, 1.0)
-    for floor in (0.05, 0.15, 0.3)
-}
 
 
 @dataclass
 class Run:
-    """One training run. accuracy: after each epoch, in percent; trained: samples trained on by then; seconds: of
-    training, loading and planning; saved: share of the samples of the full run that was not trained on."""
+    """One training run. accuracy: after each epoch, in percent, or at the end alone; trained: samples trained on by the
+    end of each epoch; seconds: of training, loading and planning; saved: share of the samples of the full run that was
+    not trained on; test_loss: as accuracy; steps: in all, 0 where they were not counted yet."""
 
     task: str
     variant: str
@@ -91,13 +49,18 @@ class Run:
     loss: list[float] = field(default_factory=list)
     seconds: float = 0.0
     saved: float = 0.0
+    test_loss: list[float] = field(default_factory=list)
+    steps: int = 0
 
 
-def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: int) -> Iterator[Run]:
-    """Train one variant; the run as it stands after each epoch."""
+def train(
+    task: Task, name: str, seed: int, folder: Path, device: str, epochs: int, *, curve: bool = True
+) -> Iterator[Run]:
+    """Train one variant; the run as it stands after each epoch, tested then if there is to be a ``curve``."""
     from streaming import StreamingDataset
 
-    variant = (VARIANTS | SWEEP)[name]
+    variant = ALL[name]
+    batch = variant.batch(task.batch, epochs)
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     run = Run(task.name, name, seed, where, torch.get_num_threads())
     torch.manual_seed(seed)
@@ -105,27 +68,32 @@ def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: i
     optimizer = task.optimizer(model.parameters())
     inputs, labels = task.test_set(folder)
     with InfoBatchLoader(
-        StreamingDataset(local=str(folder / "train"), batch_size=task.batch),
+        StreamingDataset(local=str(folder / "train"), batch_size=batch),
         folder / f"{name} {seed}.zarr",
-        batch_size=task.batch,
+        batch_size=batch,
         epochs=variant.length(epochs),
         policy=variant.policy,
+        constant_steps=variant.constant_steps,
         seed=seed,
         existing="overwrite",
         collate_fn=task.collate,
     ) as loader:
-        samples = int(loader.stats["kept"])  # of an epoch before there are scores
+        samples = int(loader.stats["kept"] + loader.stats["pruned"])  # of an epoch
         for _ in range(loader.epochs):
             torch.manual_seed(1000 * seed + loader.epoch)  # of dropout: variants take turns
             start = time.perf_counter()
             losses = train_epoch(task, variant, model, optimizer, loader, device)
             kept = int(loader.stats["kept"])
+            run.steps += loader.step
             loader.commit()
             run.seconds += time.perf_counter() - start
             run.loss.append(losses)
             run.trained.append(kept + (run.trained[-1] if run.trained else 0))
             run.saved = 1 - run.trained[-1] / (samples * epochs)
-            run.accuracy.append(_accuracy(model, inputs, labels, device))
+            if curve or loader.epoch == loader.epochs:
+                accuracy, loss = _tested(model, inputs, labels, device)
+                run.accuracy.append(accuracy)
+                run.test_loss.append(loss)
             yield run
 
 
@@ -138,8 +106,8 @@ def train_epoch(
     rate = task.rate(loader.kept_share if variant.root else 1.0)
     for (inputs, labels), picks in loader:
         for group in optimizer.param_groups:
-            group["lr"] = rate * schedule(loader.progress)
-        with torch.autocast(device, torch.bfloat16):
+            group["lr"] = rate * schedule(loader.progress, task.warmup)
+        with torch.autocast(device, torch.bfloat16, enabled=task.bfloat16 or device == "cuda"):
             losses = F.cross_entropy(model(inputs.to(device)).float(), labels.to(device), reduction="none")
         loss = loader.update(losses, picks)
         total += loss.detach()
@@ -159,10 +127,12 @@ def schedule(progress: float, warmup: float = 0.15) -> float:
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, device: str) -> float:
+def _tested(model: nn.Module, inputs: Tensor, labels: Tensor, device: str) -> tuple[float, float]:
+    """(accuracy in percent, mean loss)."""
     model.eval()
-    found = torch.cat([model(part.to(device)).argmax(1).cpu() for part in inputs.split(1000)])
-    return 100 * float((found == labels).float().mean())
+    outputs = torch.cat([model(part.to(device)).float().cpu() for part in inputs.split(1000)])
+    right = (outputs.argmax(1) == labels).float().mean()
+    return 100 * float(right), float(F.cross_entropy(outputs, labels))
 
 
 def done(results: Path) -> list[Run]:
@@ -171,11 +141,13 @@ def done(results: Path) -> list[Run]:
     return [Run(**json.loads(line)) for line in lines]
 
 
-def side_by_side(task: str, names: list[str], seed: int, folder: Path, device: str, epochs: int, results: Path) -> None:
+def side_by_side(
+    task: str, names: list[str], seed: int, folder: Path, device: str, epochs: int, results: Path, *, curve: bool = True
+) -> None:
     """Train ``names``, epoch by epoch in turn; append each run to ``results`` when it is finished."""
     found = {(run.task, run.variant, run.seed) for run in done(results)}
     missing = [name for name in names if (task, name, seed) not in found]
-    going = {name: train(TASKS[task], name, seed, folder, device, epochs) for name in missing}
+    going = {name: train(TASKS[task], name, seed, folder, device, epochs, curve=curve) for name in missing}
     trained = dict.fromkeys(missing, 0.0)  # share of each run
     last: dict[str, Run] = {}
     chance = random.Random(seed)
@@ -183,7 +155,7 @@ def side_by_side(task: str, names: list[str], seed: int, folder: Path, device: s
         name = min(going, key=lambda name: (trained[name], chance.random()))
         try:
             last[name] = next(going[name])
-            trained[name] += 1 / (VARIANTS | SWEEP)[name].length(epochs)
+            trained[name] += 1 / ALL[name].length(epochs)
         except StopIteration:
             del going[name]
             with results.open("a") as file:  # one write of one line: several processes append
@@ -206,10 +178,11 @@ def run(
     source: Annotated[Path, typer.Argument(help="Folder of the idx files, or of the e-mails.")],
     work: Annotated[Path, typer.Option(help="Folder for shards and score stores.")] = Path("lossless"),
     seeds: Annotated[int, typer.Option(help="How many.")] = 5,
-    first: Annotated[int, typer.Option(help="The first of them.")] = 0,
-    sweep: Annotated[bool, typer.Option(help="BudgetPruning's parameters instead of the study.")] = False,
+    first: Annotated[int, typer.Option(help="The first of them, of the table's own.")] = 0,
+    table: Annotated[str, typer.Option(help=f"Whose rows: {', '.join(TABLES)}.")] = STUDY,
     only: Annotated[str, typer.Option(help="Only variants in whose names this expression is found.")] = "",
     processes: Annotated[int, typer.Option(help="Seeds at a time, each on one thread.")] = 2,
+    curve: Annotated[bool, typer.Option(help="Test after every epoch, or at the end alone.")] = True,
     tiny: Annotated[bool, typer.Option(help="Few samples and 8 epochs, to see that it works.")] = False,
     results: Annotated[Path | None, typer.Option(help=f"Where runs are added; {RESULTS.name} unless tiny.")] = None,
 ) -> None:
@@ -222,13 +195,14 @@ def run(
     chosen.prepare(source, folder, tiny=tiny)
     arguments = {
         "task": task,
-        "names": [name for name in ((FULL, *SWEEP) if sweep else VARIANTS) if re.search(only, name)],
+        "names": [name for name in TABLES[table].rows if re.search(only, name)],
         "folder": folder,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "epochs": 8 if tiny else chosen.epochs,
         "results": results,
+        "curve": curve,
     }
-    first += SWEPT if sweep else 0
+    first += TABLES[table].first
     # A process for each seed: every StreamingDataset opens the shared memory of all before it in its process.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, max_tasks_per_child=1) as pool:
@@ -242,19 +216,28 @@ def report(
     page: Annotated[Path, typer.Option(help="The page whose tables are replaced; plots go beside it.")] = PAGE,
 ) -> None:
     """Write the tables and plots of PAGE from what is in RESULTS."""
-    from benchmarks import lossless_page
+    from benchmarks import lossless_page, step_time
 
+    if "step time" in lossless_page.sections(page) and (timed := HERE / "results" / "step_time.json").exists():
+        lossless_page.write(page, "step time", step_time.table(load(timed)[1]))
     runs = done(results)
-    for task in lossless_page.sections(page) & TASKS.keys():
-        if found := [run for run in runs if run.task == task and run.variant in VARIANTS and run.seed < SWEPT]:
-            picture = page.with_name(f"lossless-{task}.png")
-            lossless_page.plot(picture, found, VARIANTS, f"{task}: accuracy for the samples it took")
-            peers = lossless_page.against_peers(found, map(_percent, BUDGETS), ("budget", "budget, root"))
-            text = f"{lossless_page.table(found, VARIANTS)}\n\n{peers}\n\n![{task}]({picture.name})"
-            lossless_page.write(page, task, text)
-        swept = [run for run in runs if run.task == task and run.seed >= SWEPT]
-        if f"{task}, parameters" in lossless_page.sections(page):
-            lossless_page.write(page, f"{task}, parameters", lossless_page.table(swept, (FULL, *SWEEP)))
+    for task in TASKS:
+        for name, (first, rows) in TABLES.items():
+            section = task if name == STUDY else f"{task}, {name}"
+            seeds = range(first, first + 100)
+            found = [run for run in runs if run.task == task and run.variant in rows and run.seed in seeds]
+            if section not in lossless_page.sections(page) or not found:
+                continue
+            if name == CONSTANT:
+                text = f"{lossless_page.steps_table(found, rows)}\n\n{lossless_page.pairs(found, PAIRS)}"
+            else:
+                text = lossless_page.table(found, rows)
+            if name == STUDY:
+                picture = page.with_name(f"lossless-{task}.png")
+                lossless_page.plot(picture, found, rows, f"{task}: accuracy for the samples it took")
+                peers = lossless_page.against_peers(found, map(percent, BUDGETS), ("budget", "budget, root"))
+                text = f"{text}\n\n{peers}\n\n![{task}]({picture.name})"
+            lossless_page.write(page, section, text)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.lossless import FULL, Run
+from benchmarks.lossless import Run
+from benchmarks.lossless_tasks import TASKS
+from benchmarks.lossless_variants import FULL
 
-__all__ = ["Difference", "against_peers", "plot", "sections", "table", "write"]
+__all__ = ["Difference", "against_peers", "pairs", "plot", "sections", "steps_table", "table", "write"]
 
 PEERS = ("fewer epochs", "at random", "at random, not rescaled")
 
@@ -74,6 +77,52 @@ def table(runs: list[Run], names: Iterable[str]) -> str:
             f"| {name} | {len(found)} | {statistics.mean(ends):.2f} ± {statistics.stdev(ends):.2f} | {gap} | "
             f"{skipped} | {seconds:.0f} | {saved} |"
         )
+    return "\n".join(rows)
+
+
+def steps_table(runs: list[Run], names: Iterable[str]) -> str:
+    """A row for each of ``names`` that has runs of one task, with steps, and each seed if they are few: Markdown."""
+    grouped = by_variant(runs)
+    names = [name for name in names if name in grouped]
+    seeds = sorted({run.seed for run in runs})
+    each = len(seeds) < 5
+    head = ["variant", "accuracy, %", "against full data, points (95 %)"]
+    head += [f"seeds {', '.join(map(str, seeds))}"] if each else ["seeds"]
+    head += ["steps", "samples skipped"]
+    rows = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    for name in names:
+        found = grouped[name]
+        ends = accuracy(found)
+        paired = name != FULL and len(found.keys() & grouped[FULL].keys()) > 1
+        steps = statistics.mean(_steps(run) for run in found.values())
+        skipped = statistics.mean(run.saved for run in found.values())
+        cells = [
+            name,
+            f"{statistics.mean(ends.values()):.2f}",
+            str(Difference.of(ends, accuracy(grouped[FULL]))) if paired else "",
+            " / ".join(f"{ends[seed]:.2f}" for seed in seeds if seed in ends) if each else str(len(ends)),
+            f"{steps:,.0f}",
+            "" if name == FULL else f"{100 * skipped:.1f} %",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _steps(run: Run) -> int:
+    """Of the whole run. Where they were not counted they are those of full batches, the last of an epoch filled up."""
+    batch, before = TASKS[run.task].batch, [0, *run.trained]
+    return run.steps or sum(-(-(after - start) // batch) for start, after in pairwise(before))
+
+
+def pairs(runs: list[Run], questions: Iterable[tuple[str, str]]) -> str:
+    """A row for each of ``questions``, two variants that both have runs of one task, two seeds or more: Markdown."""
+    grouped = by_variant(runs)
+    rows = ["| | against | seeds | points (95 %) |", "| --- | --- | --- | --- |"]
+    for first, second in questions:
+        found, peer = accuracy(grouped.get(first, {})), accuracy(grouped.get(second, {}))
+        if len(found.keys() & peer.keys()) > 1:
+            gap = Difference.of(found, peer)
+            rows.append(f"| {first} | {second} | {gap.pairs} | {gap} |")
     return "\n".join(rows)
 
 

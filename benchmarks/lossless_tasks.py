@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.lossless_models import WORDS, TextCNN, resnet8, resnet18, small_cnn
 from infobatch_stream.convert import write_shards
 from infobatch_stream.convert.readers import read_source
 
 __all__ = ["TASKS", "Task"]
 
-_WORDS, _LENGTH = 1 << 13, 128  # of the text model: buckets of words, words of a mail that are read
+_LENGTH = 128  # words of a mail that are read
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Task:
     read(folder) -> (train, test): lists of {"data": array, "label": int}, without order. model(): fresh, on the CPU.
     collate: samples to (inputs, labels), augmented. plain: the same without augmentation. adaptive: by AdamW, else SGD.
     epochs, batch, peak: of the full run, peak being its highest learning rate. tiny: samples of a run that only shows
-    that it works.
+    that it works. warmup: share of the run. bfloat16: on the CPU too; with CUDA always.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Task:
     batch: int
     peak: float
     tiny: int
+    warmup: float = 0.15
+    bfloat16: bool = True
 
     def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         """Its learning rate is set before every step."""
@@ -93,6 +96,11 @@ def _read_images(source: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return both[0], both[1]
 
 
+def _read_some_images(source: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    train, test = _read_images(source)
+    return train[:20_000], test
+
+
 def _all(source: Any) -> Iterator[dict[str, Any]]:
     return (source[at] for at in range(len(source)))
 
@@ -127,24 +135,6 @@ def _moved_images(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(moved)[:, None].float() / 255 - 0.286) / 0.353, labels
 
 
-def _small_cnn() -> nn.Module:
-    layers = [
-        *(nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(32 * 49, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10)),
-    ]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
-
-
-def _resnet18() -> nn.Module:
-    import timm
-
-    model = timm.create_model("resnet18", num_classes=10, in_chans=1)
-    model.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)  # the stem for small images
-    model.maxpool = nn.Identity()
-    return model.to(memory_format=torch.channels_last)
-
-
 # Spam Assassin's e-mails -----------------------------------------------------------------------------------------
 
 
@@ -157,7 +147,7 @@ def _read_mails(source: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         subject = " ".join(re.findall(r"^Subject:(.*)$", head, re.MULTILINE))
         words = re.findall(r"[a-z']+|[0-9$!]+", f"{subject} {body}".lower())[:_LENGTH]
         places = np.zeros(_LENGTH, dtype=np.int64)
-        places[: len(words)] = [1 + zlib.crc32(word.encode()) % (_WORDS - 1) for word in words]
+        places[: len(words)] = [1 + zlib.crc32(word.encode()) % (WORDS - 1) for word in words]
         samples.append({"data": places, "label": int(mail["group"].startswith("spam"))})
     order = np.random.default_rng(0).permutation(len(samples))
     cut = len(samples) // 5
@@ -176,25 +166,25 @@ def _dropped_words(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     return words * (torch.rand(words.shape) >= 0.1), labels
 
 
-class _TextCNN(nn.Module):
-    """Words to vectors, one convolution over three of them, the largest of each channel (Kim, EMNLP 2014)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(_WORDS, 32, padding_idx=0)
-        self.phrases = nn.Conv1d(32, 48, 3, padding=1)
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(48, 2))
-
-    def forward(self, words: Tensor) -> Tensor:
-        found = torch.relu(self.phrases(self.words(words).transpose(1, 2)))
-        return self.head(found.amax(dim=2))
-
-
 TASKS = {
     task.name: task
     for task in (
-        Task("fashion-mnist", _read_images, _small_cnn, _mirrored_images, _plain_images, False, 20, 128, 0.1, 512),
-        Task("fashion-mnist-resnet18", _read_images, _resnet18, _moved_images, _plain_images, False, 40, 128, 0.1, 128),
-        Task("spam", _read_mails, _TextCNN, _dropped_words, _mails, True, 20, 32, 3e-3, 512),
+        Task("fashion-mnist", _read_images, small_cnn, _mirrored_images, _plain_images, False, 20, 128, 0.1, 512),
+        Task("fashion-mnist-resnet18", _read_images, resnet18, _moved_images, _plain_images, False, 40, 128, 0.1, 128),
+        Task(
+            "fashion-mnist-resnet8",
+            _read_some_images,
+            resnet8,
+            _moved_images,
+            _plain_images,
+            False,
+            12,
+            128,
+            0.3,
+            256,
+            warmup=0.1,
+            bfloat16=False,
+        ),
+        Task("spam", _read_mails, TextCNN, _dropped_words, _mails, True, 20, 32, 3e-3, 512),
     )
 }

@@ -17,7 +17,11 @@ FIGURES = [
 ]
 
 
-QUICK = ("planning", "order")  # the others take three minutes: pytest -m slow tests/benchmarks/test_benchmarks.py
+QUICK = (
+    "planning",
+    "order",
+    "step_time",
+)  # the others take three minutes: pytest -m slow tests/benchmarks/test_benchmarks.py
 
 
 @pytest.mark.ddp

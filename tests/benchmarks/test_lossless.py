@@ -1,13 +1,16 @@
 """The lossless study: it trains what is missing side by side, and its page says what the runs say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 from support.idx_files import write_idx
 
 from benchmarks import lossless
-from benchmarks.lossless import FULL, VARIANTS, Run, done, schedule
-from benchmarks.lossless_page import Difference, against_peers, table, write
+from benchmarks.lossless import Run, done, schedule
+from benchmarks.lossless_page import Difference, against_peers, pairs, steps_table, table, write
+from benchmarks.lossless_variants import ALL, CONSTANT, FULL, PAIRS, TABLES, VARIANTS
 
 
 def noise(folder):
@@ -53,6 +56,29 @@ def test_the_study_runs_and_what_is_there_is_not_trained_again(tmp_path):
     assert (tmp_path / "lossless-fashion-mnist.png").exists()
 
 
+@pytest.mark.usefixtures("few_open_files")
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*NumPy array is not writable:UserWarning")
+def test_constant_steps_and_the_control_make_as_many_steps_as_full_data(tmp_path):
+    first, results, page = TABLES[CONSTANT].first, tmp_path / "results.jsonl", tmp_path / "page.md"
+    names = [FULL, "budget 40 %", "even, constant steps 50 %", "fewer epochs, smaller batches 50 %"]
+    lossless.TASKS["fashion-mnist-resnet8"].prepare(noise(tmp_path / "idx"), tmp_path, tiny=True)
+    for seed in (first, first + 1):
+        lossless.side_by_side("fashion-mnist-resnet8", names, seed, tmp_path, "cpu", 4, results, curve=False)
+    runs = {run.variant: run for run in done(results)}
+    assert [runs[name].steps for name in names] == [8, 6, 8, 8]  # of 256 samples, 128 a step
+    assert [runs[name].saved > 0.3 for name in names] == [False, True, True, True]
+    assert all(len(run.accuracy) == len(run.test_loss) == 1 for run in runs.values())
+    page.write_text(f"<!-- fashion-mnist-resnet8, {CONSTANT} -->\n<!-- end -->\n")
+    lossless.report(results, page)
+    assert all(f"\n| {name} | " in page.read_text() for name in names)
+
+
+def test_tables_and_questions_name_variants_that_there_are():
+    assert {name for table in TABLES.values() for name in table.rows} <= ALL.keys()
+    asked = {name for pair in PAIRS for name in pair}
+    assert {name for name in asked if name.endswith(("40 %", "50 %", "steps", "soft"))} <= set(TABLES[CONSTANT].rows)
+
+
 def runs_of(variant, accuracies, seconds, saved):
     pairs = enumerate(zip(accuracies, seconds, strict=True))
     return [Run("t", variant, n, "cpu", 1, [a], [10], [0.0], s, saved) for n, (a, s) in pairs]
@@ -79,6 +105,17 @@ def test_a_row_says_accuracy_difference_and_what_was_saved():
     peers = against_peers(RUNS, ["50 %"], ["budget"]).splitlines()
     assert peers[2].startswith("| budget 50 % | +1.07 (")
     assert peers[2].endswith(" |  |  | 0.99 |")
+
+
+def test_a_row_of_constant_steps_says_each_seed_and_steps_and_two_variants_are_paired():
+    rows = steps_table([replace(run, task="spam", steps=run.seed and 7) for run in RUNS], VARIANTS).splitlines()
+    assert rows[0].split(" | ")[3] == "seeds 0, 1, 2"
+    assert rows[2] == "| full data | 91.00 |  | 90.00 / 91.00 / 92.00 | 5 |  |"  # 1 of 32 for 10 samples; 7 and 7
+    assert rows[3].startswith("| budget 50 % | 91.07 | +0.07 (-0.56 to +0.69) | 90.10 / 90.80 / 92.30 | 5 | 50.0 % |")
+    questions = [("budget 50 %", "fewer epochs 50 %"), ("budget 50 %", "budget 40 %")]
+    assert pairs(RUNS, questions).splitlines()[2:] == [
+        "| budget 50 % | fewer epochs 50 % | 3 | +1.07 (+0.44 to +1.69) |"
+    ]
 
 
 @pytest.mark.parametrize("name", lossless.TASKS)
