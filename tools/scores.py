@@ -135,12 +135,17 @@ def simulate_command(
         0.875
     ),
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
+    include: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The samples of the run: .npy, or table.parquet:column.  [default: all]"),
+    ] = None,
     wish: Annotated[float | None, typer.Option(min=0, max=1, help="Recommend a policy that skips this share.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what policies would skip with the scores of a run, and how much noise that adds."""
     with reported():
         from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning, policies
+        from infobatch_stream.per_sample import mask_of
         from infobatch_stream.report.simulation import recommend, scores_of, simulate, table, usual_policies
         from infobatch_stream.report.snapshot import check_bounds
         from infobatch_stream.score_stats import share_known
@@ -148,7 +153,9 @@ def simulate_command(
         opened = ScoreStore.open(store, mode="r")
         check_bounds(opened)
         length = epochs or max(2, opened.epoch)
-        seeded = share_known(next(scores_of(opened)))
+        mask = mask_of(include, opened.num_samples)
+        samples = None if mask is None else mask.values
+        seeded = share_known(next(scores_of(opened)), samples)
         chosen: list[Policy | Schedule] = usual_policies(length, delta, seeded)
         if policy is PolicyName.SOFT:
             chosen = [SoftPruning(ratio)]
@@ -158,7 +165,7 @@ def simulate_command(
             chosen = [BudgetPruning(fraction)]
         elif policy is not None:  # as published
             chosen = [getattr(policies, f"{policy.capitalize()}Pruning")()]
-        outcomes = simulate(chosen, scores_of(opened), epochs=length, delta=delta, seed=seed)
+        outcomes = simulate(chosen, scores_of(opened), epochs=length, delta=delta, seed=seed, include=samples)
         best = None if wish is None else recommend(outcomes, wish)
     if as_json:
         recommended = None if best is None else repr(best.policy)

@@ -63,19 +63,21 @@ def simulate(
     epochs: int,
     delta: float = 0.875,
     seed: int = 0,
+    include: NDArray[np.bool_] | None = None,
 ) -> list[Outcome]:
     """What each of ``policies`` makes of a run of ``epochs``.
 
-    scores: what each epoch is planned with, float32[N], NaN = never seen. With those of a run, and its policy and seed,
-    what is kept is what that run kept. Raises ConfigError for a budget that no such run meets.
+    scores: what each epoch is planned with, float32[N], NaN = never seen. include: bool[N], the samples of the run;
+    None: all. With the scores of a run, its samples, policy and seed, what is kept is what that run kept. Raises
+    ConfigError for a budget that no such run meets.
     """
     policies, seeded = list(policies), 0.0
     shares: list[list[tuple[int, float]]] = [[] for _ in policies]
     size = 0
     for epoch, known in enumerate(islice(scores, epochs)):
-        size = known.size
+        size = known.size if include is None else int(np.count_nonzero(include))
         if epoch == 0:
-            seeded = share_known(known)
+            seeded = share_known(known, include)
         for policy, planned in zip(policies, shares, strict=True):
             skipped = epoch * size - sum(kept for kept, _ in planned)
             annealing = annealing_of(policy, delta, epochs)
@@ -84,7 +86,7 @@ def simulate(
                 moment = Moment(epoch, epochs, annealing, size, epoch * size, skipped, seeded)
                 chosen.check(moment)
                 chosen = chosen.at(moment)
-            planned.append(_plan(chosen, known, seed, epoch))
+            planned.append(_plan(chosen, known, seed, epoch, include))
     return [
         Outcome(policy, size, [kept for kept, _ in planned], [effective for _, effective in planned])
         for policy, planned in zip(policies, shares, strict=True)
@@ -105,21 +107,25 @@ def scores_of(store: ScoreStore) -> Iterator[NDArray[np.float32]]:
         yield store.scores
 
 
-def _plan(policy: Policy, scores: NDArray[np.float32], seed: int, epoch: int) -> tuple[int, float]:
+def _plan(
+    policy: Policy, scores: NDArray[np.float32], seed: int, epoch: int, include: NDArray[np.bool_] | None
+) -> tuple[int, float]:
     """How many samples are kept, and the effective share.
 
     With keep probabilities p and squared norms s of the gradients, the estimate of their sum has the variance
     sum(s (1/p - 1)), as if all were kept with the probability sum(s) / sum(s / p).
     """
-    summary = Summary(scores)
+    summary = Summary(scores, include=include)
     scores = summary.scores
     rule = rule_of(policy, summary)
-    selection = Selection(scores, rule, seed, epoch)
+    selection = Selection(scores, rule, seed, epoch, include)
     kept, squares, weighted = 0, 0.0, 0.0
     for start in range(0, scores.size, _BLOCK):
         part = scores[start : start + _BLOCK]
         stop = start + part.size
         square = np.maximum(np.nan_to_num(part.astype(np.float64)), 0)
+        if include is not None:
+            square *= include[start:stop]
         kept += int(np.count_nonzero(selection.keep(start, stop)))
         squares += float(square.sum())
         weighted += float(square @ selection.weight(np.arange(start, stop)))

@@ -244,6 +244,17 @@ def test_with_the_scores_policy_and_seed_of_a_run_it_keeps_what_the_run_kept(tmp
     assert found.saved == pytest.approx(run_.stats["saved"])
 
 
+def test_of_a_run_of_some_of_the_samples_it_keeps_what_the_run_kept(tmp_path):
+    include = np.arange(COUNT) % 3 != 0
+    np.save(tmp_path / "include.npy", include)
+    policy = BudgetPruning(0.4)
+    train(loader(tmp_path / "s.zarr", 10, policy=policy, seed=5, include=include))
+    options = ["--policy", "budget", "--fraction", "0.4", "--seed", "5", "--include", tmp_path / "include.npy"]
+    (found,) = json.loads(run("simulate", tmp_path / "s.zarr", *options, "--json"))["outcomes"]
+    assert found["kept"] == [row.kept for row in epochs(tmp_path / "s.zarr")]
+    assert found["saved"] == pytest.approx(0.4, abs=0.02)
+
+
 def test_another_policy_is_simulated_about_as_it_would_have_been(tmp_path):
     """The losses of this run do not depend on what was trained on, so a run with that policy can be compared."""
     train(loader(tmp_path / "full.zarr", 10, policy=FullData()))
