@@ -1,5 +1,6 @@
 """The scores that a run begins with, as users give them: another store, an array, or a file with a column."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from infobatch_stream.errors import ConfigError, MissingExtraError, StoreError
+from infobatch_stream.errors import StoreError
+from infobatch_stream.sample_file import read_sample_file
 from infobatch_stream.store.header import Seeded
 from infobatch_stream.store.score_store import ScoreStore
 from infobatch_stream.store.seed import digest_of, from_store, seed_values
@@ -16,8 +18,6 @@ from infobatch_stream.store.seed import digest_of, from_store, seed_values
 __all__ = ["GivenScores", "InitialScores"]
 
 GivenScores = ArrayLike | str | os.PathLike[str] | ScoreStore
-
-_INDEX = "index"
 
 
 class Dataset(Protocol):
@@ -66,7 +66,9 @@ class InitialScores:
             scores: Any
             scores, source = from_store(given)
         elif isinstance(given, str | os.PathLike):
-            scores, source = _read(os.fspath(given), dataset.num_samples), Path(given).name
+            size = dataset.num_samples
+            scores = read_sample_file("the scores to begin with", given, size, missing=math.nan, column="score")
+            source = Path(given).name
         else:
             scores, source = given, "an array"
         values, known = seed_values(scores, dataset.num_samples)
@@ -76,57 +78,3 @@ class InitialScores:
     def digest(self) -> str:
         """A short text that is another for other scores."""
         return digest_of(self.values)
-
-
-def _read(given: str, num_samples: int) -> NDArray[Any]:
-    path, _, column = given.partition(".parquet:")
-    file = Path(f"{path}.parquet" if column else path)
-    try:
-        if file.suffix == ".npy":
-            values: NDArray[Any] = np.load(file, allow_pickle=False)
-            return values
-        if file.suffix == ".parquet":
-            return _column(file, column, num_samples)
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{given} cannot be read: {error}") from error
-    raise ConfigError(f"{given}: scores are read from a score store, a file .npy, or 'table.parquet:column'.")
-
-
-def _column(file: Path, column: str, num_samples: int) -> NDArray[Any]:
-    """float64[N] by the column ``index``, NaN where there is no row; without it, the column as it is.
-
-    column: "" for ``score``, or the only one.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError.of("pyarrow", "tools") from error
-    names = pyarrow.parquet.read_schema(file).names
-    others = [name for name in names if name != _INDEX]
-    if not column and ("score" in names or len(others) == 1):  # as a store is exported
-        column = "score" if "score" in names else others[0]
-    if column not in names:
-        raise ConfigError(f"{file} has the columns {', '.join(names)}; name one of them, as '{file}:{names[-1]}'.")
-    table = pyarrow.parquet.read_table(file, columns=sorted({column} | ({_INDEX} & set(names))))
-    found: NDArray[Any] = table[column].to_numpy()
-    if _INDEX not in names:
-        return found
-    index = table[_INDEX].to_numpy()
-    if index.dtype.kind not in "iu":
-        raise ConfigError(f"the column {_INDEX} of {file} is {index.dtype}; it names samples, by whole numbers.")
-    outside = (index < 0) | (index >= num_samples)
-    if outside.any():
-        raise ConfigError(
-            f"the column {_INDEX} of {file} has {index[outside][0]}; the dataset has the samples 0 to "
-            f"{num_samples - 1:,}."
-        )
-    order, times = np.unique(index, return_counts=True)
-    if (times > 1).any():
-        raise ConfigError(f"the column {_INDEX} of {file} has sample {order[times > 1][0]} more than once.")
-    if found.dtype.kind not in "fiu":
-        raise ConfigError(f"the column {column} of {file} is {found.dtype}; scores are numbers.")
-    scores = np.full(num_samples, np.nan)
-    scores[index] = found
-    return scores

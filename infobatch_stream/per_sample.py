@@ -3,13 +3,13 @@
 import os
 from functools import cached_property
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from infobatch_stream.errors import ConfigError, MissingExtraError
+from infobatch_stream.errors import ConfigError
+from infobatch_stream.sample_file import read_sample_file
 
 __all__ = ["PerSample", "SampleValues", "mask_of", "weights_of"]
 
@@ -36,13 +36,14 @@ class SampleValues:
 def mask_of(include: PerSample | None, num_samples: int) -> SampleValues | None:
     """Which samples ``include`` names: bool[N]; None for all.
 
-    include: bool[N]; or indices, int[k], each once; or a file of either: ``.npy``, or ``table.parquet:column``.
+    include: bool[N]; or indices, int[k], each once; or a file of either (`read_sample_file`), in which samples that
+    have no row are not included.
 
     Raises ConfigError for what is neither, names no sample, or one twice, or one that there is not.
     """
     if include is None:
         return None
-    values = _values("include", include)
+    values = _values("include", include, num_samples, missing=False)
     if not values.size:
         values = values.astype(np.int64)  # an empty list has the type of a float
     if values.dtype == np.bool_ and values.shape == (num_samples,):
@@ -77,7 +78,7 @@ def weights_of(sample_weight: PerSample | None, num_samples: int) -> SampleValue
     """
     if sample_weight is None:
         return None
-    values = _values("sample_weight", sample_weight)
+    values = _values("sample_weight", sample_weight, num_samples, missing=None)
     if values.dtype.kind not in "fiu" or values.shape != (num_samples,):
         raise ConfigError(f"sample_weight is {values.dtype}{list(values.shape)}; give float[{num_samples}].")
     with np.errstate(over="ignore"):  # it is told below
@@ -91,32 +92,7 @@ def weights_of(sample_weight: PerSample | None, num_samples: int) -> SampleValue
     return SampleValues(weights)
 
 
-def _values(name: str, given: PerSample) -> NDArray[Any]:
-    if not isinstance(given, str | os.PathLike):
-        return np.asarray(given)
-    path, _, column = str(Path(given).expanduser()).partition(".parquet:")
-    file = Path(f"{path}.parquet" if column else path)
-    try:
-        if file.suffix == ".npy":
-            values: NDArray[Any] = np.load(file, allow_pickle=False)
-            return values
-        if file.suffix == ".parquet":
-            return _column(name, file, column)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}={str(given)!r} cannot be read: {error}") from error
-    raise ConfigError(f"{name}={str(given)!r}: give an array, a file .npy, or 'table.parquet:column'.")
-
-
-def _column(name: str, file: Path, column: str) -> NDArray[Any]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError.of("pyarrow", "tools") from error
-    names = pyarrow.parquet.read_schema(file).names
-    if column not in names:
-        raise ConfigError(f"{name}: {file} has the columns {', '.join(names)}; name one, as '{file}:{names[0]}'.")
-    found = pyarrow.parquet.read_table(file, columns=[column])[column].combine_chunks()
-    if found.null_count:
-        raise ConfigError(f"{name}: the column {column} of {file} has {found.null_count} empty rows; fill them first.")
-    values: NDArray[Any] = found.to_numpy(zero_copy_only=False)
-    return values
+def _values(name: str, given: PerSample, num_samples: int, missing: bool | None) -> NDArray[Any]:
+    if isinstance(given, str | os.PathLike):
+        return read_sample_file(name, given, num_samples, missing=missing)
+    return np.asarray(given)

@@ -267,6 +267,25 @@ def test_files_say_the_same_as_arrays(make, tmp_path):
     assert make(include=tmp_path / "mask.npy").include.tolist() == mask.tolist()
 
 
+def test_the_rows_of_a_table_belong_to_the_samples_that_its_index_names(make, tmp_path):
+    order = np.random.default_rng(0).permutation(N)
+    weights = np.linspace(0, 2, N)
+    table = pa.table({"index": order, "good": np.isin(order, EVERY_THIRD), "w": weights[order]})
+    pq.write_table(table, tmp_path / "mixed.parquet")
+    pq.write_table(table.slice(0, N // 2), tmp_path / "half.parquet")
+    loader = make(include=f"{tmp_path}/mixed.parquet:good", sample_weight=f"{tmp_path}/mixed.parquet:w")
+    assert np.flatnonzero(loader.include).tolist() == EVERY_THIRD.tolist()
+    _, picks = loader.peek()
+    assert picks.sample_weight.tolist() == weights[picks.index].astype(np.float32).tolist()
+    loader.include = f"{tmp_path}/half.parquet:good"  # what has no row is left out
+    assert np.flatnonzero(loader.include).tolist() == sorted({*EVERY_THIRD.tolist()} & {*order[: N // 2].tolist()})
+    with pytest.raises(ConfigError, match="has no row for 24 of 48 samples"):
+        make(sample_weight=f"{tmp_path}/half.parquet:w")
+    pq.write_table(pa.table({"index": [1, 1], "good": [True, False]}), tmp_path / "twice.parquet")
+    with pytest.raises(ConfigError, match="has sample 1 more than once"):
+        make(include=f"{tmp_path}/twice.parquet:good")
+
+
 def test_what_is_given_is_not_looked_at_again(make):
     mask = np.isin(np.arange(N), EVERY_THIRD)
     loader = make(include=mask, policy=FullData())

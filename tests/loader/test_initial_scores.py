@@ -117,7 +117,7 @@ def test_scores_are_taken_from_arrays_stores_and_files(tmp_path, form):
         ({"index": [0, -1], "loss": [1.0, 2]}, ":loss", "has -1; the dataset has the samples 0 to 999"),
         ({"index": [N], "loss": [1.0]}, ":loss", "has 1000; the dataset has"),
         ({"index": [0.5], "loss": [1.0]}, ":loss", "by whole numbers"),
-        ({"index": [0], "loss": ["a"]}, ":loss", "scores are numbers"),
+        ({"index": [0], "loss": ["a"]}, ":loss", "give one number for each of the samples"),
         ({"index": [0], "loss": [np.inf]}, ":loss", "1 are infinite"),
         ({"loss": [1.0, 2]}, ":loss", r"float64\[2\]; give one number for each"),
         ({"loss": [1.0], "other": [1.0]}, "", "has the columns loss, other; name one"),

@@ -20,9 +20,9 @@ FLOORS = [
     ["errors"],
     [
         *("_files", "_formatting", "_platform", "_pool", "_process_wide", "_urls", "_validation"),
-        *("per_sample", "picks", "score_stats"),
+        *("picks", "sample_file", "score_stats"),
     ],
-    ["distributed"],
+    ["distributed", "per_sample"],
     ["policies"],
     ["planning"],
     ["formats"],
