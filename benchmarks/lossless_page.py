@@ -87,7 +87,7 @@ def steps_table(runs: list[Run], names: Iterable[str]) -> str:
     seeds = sorted({run.seed for run in runs})
     each = len(seeds) < 5
     head = ["variant", "accuracy, %", "against full data, points (95 %)"]
-    head += [f"seeds {', '.join(map(str, seeds))}"] if each else ["seeds"]
+    head += [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if each else ["seeds"]
     head += ["steps", "samples skipped"]
     rows = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
     for name in names:
@@ -115,15 +115,16 @@ def _steps(run: Run) -> int:
 
 
 def pairs(runs: list[Run], questions: Iterable[tuple[str, str]]) -> str:
-    """A row for each of ``questions``, two variants that both have runs of one task, two seeds or more: Markdown."""
+    """A row for each of ``questions``, two variants with two seeds of one task or more: Markdown, or ""."""
     grouped = by_variant(runs)
-    rows = ["| | against | seeds | points (95 %) |", "| --- | --- | --- | --- |"]
+    head = ["| | against | seeds | points (95 %) |", "| --- | --- | --- | --- |"]
+    rows = []
     for first, second in questions:
         found, peer = accuracy(grouped.get(first, {})), accuracy(grouped.get(second, {}))
         if len(found.keys() & peer.keys()) > 1:
             gap = Difference.of(found, peer)
             rows.append(f"| {first} | {second} | {gap.pairs} | {gap} |")
-    return "\n".join(rows)
+    return "\n".join([*head, *rows]) if rows else ""
 
 
 def against_peers(runs: list[Run], budgets: Iterable[str], ways: Iterable[str]) -> str:
@@ -191,4 +192,4 @@ def write(page: Path, section: str, text: str) -> None:
         raise ValueError(f"{page} has no lines '<!-- {section} -->' and '<!-- end -->'")
     before, mark, rest = page.read_text().partition(f"<!-- {section} -->\n")
     _, end, after = rest.partition("<!-- end -->")
-    page.write_text(f"{before}{mark}{text}\n{end}{after}")
+    page.write_text(f"{before}{mark}{text.strip()}\n{end}{after}")

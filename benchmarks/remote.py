@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.servers import FaultyServer, s3_environment
 from torch.utils.data import DataLoader
 
 from benchmarks.contender import Contender, Epochs, infobatch, named, others
@@ -20,6 +19,7 @@ from benchmarks.measure import Spread, in_turn, ratio
 from benchmarks.report import Figure
 from benchmarks.shards import LARGE, TINY, Load, workspace, write
 from infobatch_stream import IndexedWebDataset
+from tests.support.servers import FaultyServer, s3_environment
 
 TITLE = "Loading remote shards, nothing here at the start"
 LOAD = replace(LARGE, count=26_800, batch=256)  # 40 shards of 64 MiB

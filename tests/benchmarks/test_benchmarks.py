@@ -1,5 +1,6 @@
 """Every benchmark runs, at sizes that say nothing; and the page that is made of what they find."""
 
+import importlib
 import subprocess
 import sys
 
@@ -37,6 +38,11 @@ def test_a_benchmark_runs(name, tmp_path):
     assert all(figure.value.low <= figure.value.median <= figure.value.high for figure in figures)
     text = (tmp_path / "RESULTS.md").read_text()
     assert all(f"| {figure.what} |" in text for figure in figures)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_can_be_imported_and_has_a_title(name):  # the slow ones are rarely run
+    assert importlib.import_module(f"benchmarks.{name}").TITLE
 
 
 def test_the_page_says_of_each_target_whether_it_is_reached():
