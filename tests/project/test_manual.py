@@ -97,7 +97,7 @@ def one_thread():
 def run_shell(code):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-euc", code], env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(["bash", "-euc", code], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
