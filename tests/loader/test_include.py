@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.ddp.data import Noisy, loss_of, wds, write_mds, write_wds
 
 from infobatch_stream import BudgetPruning, ConfigError, FullData, InfoBatchLoader, OutOfStepError, SoftPruning
+from infobatch_stream.curriculum import Curriculum
 from infobatch_stream.per_sample import mask_of, weights_of
 from infobatch_stream.policies import StepRule
 
@@ -253,6 +254,13 @@ def test_a_mask_and_its_indices_say_the_same(mask, random):
     assert whole.values.tolist() == listed.values.tolist() == mask
     assert whole.digest == listed.digest
     assert mask_of([not kept for kept in mask], len(mask)).digest != whole.digest
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=5), min_size=1, max_size=9).filter(lambda found: any(map(any, found))))
+def test_how_many_samples_of_each_shard_are_included(shards):
+    mask = [kept for shard in shards for kept in shard]
+    found = Curriculum(mask_of(mask, len(mask))).included_of(np.array([len(shard) for shard in shards]))
+    assert found.tolist() == [len(shard) if all(mask) else sum(shard) for shard in shards]
 
 
 def test_files_say_the_same_as_arrays(make, tmp_path):
