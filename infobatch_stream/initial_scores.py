@@ -55,7 +55,7 @@ class InitialScores:
             ConfigError: For what is not one finite number, or NaN, for each sample.
             StoreError: For a store of another dataset, or one that cannot be read.
         """
-        if isinstance(given, str | os.PathLike) and Path(given).is_dir():
+        if isinstance(given, str | os.PathLike) and Path(given).expanduser().is_dir():
             given = ScoreStore.open(given, mode="r")
         if isinstance(given, ScoreStore):
             if (given.num_samples, given.fingerprint) != (dataset.num_samples, dataset.fingerprint):

@@ -42,7 +42,7 @@ def read_sample_file(
             values: NDArray[Any] = np.load(file, allow_pickle=False)
             return values
         if file.suffix == ".parquet":
-            return _column(name, file, named or column, num_samples, missing)
+            return _column(name, file, named or _default(file, column), num_samples, missing)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
@@ -50,15 +50,26 @@ def read_sample_file(
     raise ConfigError(f"{name}={str(given)!r}: give an array, a file .npy, or 'table.parquet:column'.")
 
 
-def _column(name: str, file: Path, column: str, num_samples: int, missing: float | bool | None) -> NDArray[Any]:
+def _names(file: Path) -> list[str]:
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise MissingExtraError.of("pyarrow", "tools") from error
-    names = pyarrow.parquet.read_schema(file).names
+    names: list[str] = pyarrow.parquet.read_schema(file).names
+    return names
+
+
+def _default(file: Path, column: str) -> str:
+    """``column`` if the table has it, else the only one that it has beside its index; "" if there are more."""
+    names = _names(file)
     others = [other for other in names if other != _INDEX]
-    if column not in names and len(others) == 1 and column in ("", "score"):
-        column = others[0]
+    return column if column in names else others[0] if len(others) == 1 else ""
+
+
+def _column(name: str, file: Path, column: str, num_samples: int, missing: float | bool | None) -> NDArray[Any]:
+    import pyarrow.parquet
+
+    names = _names(file)
     if column not in names:
         raise ConfigError(f"{name}: {file} has the columns {', '.join(names)}; name one, as '{file}:{names[-1]}'.")
     table = pyarrow.parquet.read_table(file, columns=sorted({column} | ({_INDEX} & set(names))))

@@ -289,6 +289,9 @@ def test_the_rows_of_a_table_belong_to_the_samples_that_its_index_names(make, tm
     assert np.flatnonzero(loader.include).tolist() == sorted({*EVERY_THIRD.tolist()} & {*order[: N // 2].tolist()})
     with pytest.raises(ConfigError, match="has no row for 24 of 48 samples"):
         make(sample_weight=f"{tmp_path}/half.parquet:w")
+    pq.write_table(pa.table({"index": order, "loss": weights}), tmp_path / "loss.parquet")
+    with pytest.raises(ConfigError, match="has the columns index, loss; name one"):  # and takes no other
+        make(initial_scores=f"{tmp_path}/loss.parquet:score")
     pq.write_table(pa.table({"index": [1, 1], "good": [True, False]}), tmp_path / "twice.parquet")
     with pytest.raises(ConfigError, match="has sample 1 more than once"):
         make(include=f"{tmp_path}/twice.parquet:good")
