@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from benchmarks import lossless_page
-from benchmarks.lossless import PAGE, train_epoch
-from benchmarks.lossless_tasks import TASKS, Task
-from benchmarks.lossless_variants import Variant
+from benchmarks.lossless import page as pages
+from benchmarks.lossless.runs import PAGE
+from benchmarks.lossless.tasks import TASKS, Task
+from benchmarks.lossless.training import train_epoch
+from benchmarks.lossless.variants import Variant
 from infobatch_stream import BudgetPruning, InfoBatchLoader, ScoreStore, SoftPruning
 from infobatch_stream.policies.base import Policy, annealing_epoch
 from infobatch_stream.policies.budget import ProportionalPruning
@@ -62,7 +63,7 @@ def measure(task: Task, folder: Path, seed: int) -> list[tuple[NDArray[np.float3
 
     dataset = StreamingDataset(local=str(folder / "train"))
     chosen = np.random.default_rng(0).permutation(dataset.num_samples)[:SAMPLES]
-    inputs, labels = task.plain([dataset[int(index)] for index in chosen])
+    inputs, labels = task.data.plain([dataset[int(index)] for index in chosen])
     torch.manual_seed(seed)
     model = task.model()
     optimizer = task.optimizer(model.parameters())
@@ -76,7 +77,7 @@ def measure(task: Task, folder: Path, seed: int) -> list[tuple[NDArray[np.float3
         policy=variant.policy,
         seed=seed,
         existing="overwrite",
-        collate_fn=task.collate,
+        collate_fn=task.data.collate,
     ) as loader:
         for epoch in range(annealing_epoch(0.875, task.epochs)):
             if epoch % EVERY == 1:
@@ -122,8 +123,8 @@ def main(
     """Write the effective shares of many rules into PAGE."""
     folder = work / task
     folder.mkdir(parents=True, exist_ok=True)
-    TASKS[task].prepare(source, folder, tiny=False)
-    lossless_page.write(page, f"{task}, effective", tables(measure(TASKS[task], folder, seed)))
+    TASKS[task].data.prepare(source, folder, TASKS[task].samples)
+    pages.write(page, f"{task}, effective", tables(measure(TASKS[task], folder, seed)))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
 
-from benchmarks import lossless_page
-from benchmarks.lossless import schedule
-from benchmarks.lossless_tasks import TASKS
+from benchmarks.lossless import page as pages
+from benchmarks.lossless.tasks import TASKS
+from benchmarks.lossless.training import schedule
 from infobatch_stream import BudgetPruning, FullData, InfoBatchLoader, SoftPruning
 from infobatch_stream.convert import write_shards
 from infobatch_stream.report.export import staying_hard
@@ -52,7 +52,7 @@ def train(dataset: Any, store: Path, policy: Any, seed: int) -> Snapshot:
         seed=seed,
         history=True,
         existing="overwrite",
-        collate_fn=TASK.collate,
+        collate_fn=TASK.data.collate,
     ) as loader:
         for _ in range(EPOCHS):
             for (inputs, labels), picks in loader:
@@ -82,7 +82,7 @@ def main(
     from streaming import StreamingDataset
 
     if not (work / "train").exists():
-        samples, _ = TASK.read(source)
+        samples, _ = TASK.data.read(source)
         flip(samples, seed)
         write_shards(iter(samples), work / "train", "mds", shard_bytes=1 << 23)
     dataset = StreamingDataset(local=str(work / "train"), batch_size=TASK.batch)
@@ -96,7 +96,7 @@ def main(
             pairs = [found(values, wrong, share) for share in TAKEN]
             cells = [f"{100 * precision:.1f} % / {100 * recall:.1f} %" for precision, recall in pairs]
             lines.append(f"| {policy} | {name} | {' | '.join(cells)} |")
-    lossless_page.write(page, "labels", "\n".join(lines))
+    pages.write(page, "labels", "\n".join(lines))
 
 
 if __name__ == "__main__":

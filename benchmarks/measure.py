@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Spread", "anonymous_bytes", "disk_bytes_read", "drop_cache", "in_child", "in_turn", "ratio", "seconds"]
+__all__ = [
+    "Spread", "anonymous_bytes", "busy_seconds", "disk_bytes_read", "drop_cache", "in_child", "in_turn", "ratio",
+    "seconds",
+]  # fmt: skip
 
 _TICK = 0.005  # seconds between two looks at the memory of a child
 
@@ -39,6 +42,17 @@ def seconds(action: Callable[[], Any]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
+
+
+def busy_seconds(device: str) -> float:
+    """A clock for work on ``device``: on a CPU that of the processor, which other work on the machine does not move; on
+    another that of the wall, when all that was asked of the device is done."""
+    if device == "cpu":
+        return time.process_time()
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -5,7 +5,6 @@ a step of a smaller batch is shorter. In the published mode batches keep their s
 time is that of the processor, of one thread, so that other work on the machine does not count.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.lossless_models import TextCNN, resnet8, transformer
-from benchmarks.measure import Spread, in_turn, ratio
+from benchmarks.lossless.models import TextCNN, resnet8, transformer
+from benchmarks.measure import Spread, busy_seconds, in_turn, ratio
 from benchmarks.report import Figure
 
 __all__ = ["TITLE", "Subject", "run", "saved", "table"]
@@ -100,19 +99,11 @@ def _seconds(subject: Subject, device: str) -> Callable[[int, int], float]:
         start = 0.0
         for number in range(steps + 2):  # the first two do not count
             if number == 2:
-                start = _now(device)
+                start = busy_seconds(device)
             step(inputs, labels)
-        return (_now(device) - start) / steps
+        return (busy_seconds(device) - start) / steps
 
     return measure
-
-
-def _now(device: str) -> float:
-    """Seconds, when all that was asked of the device is done."""
-    if device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def saved(times: dict[float, float], skipped: float) -> float:

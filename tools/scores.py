@@ -36,6 +36,13 @@ class PolicyName(StrEnum):
     KAKURENBO = "kakurenbo"
 
 
+class Spread(StrEnum):
+    """Over which epochs a budget is spread."""
+
+    MIDDLE = "middle"
+    EVEN = "even"
+
+
 class TableFormat(StrEnum):
     """The formats of files that tables are written to."""
 
@@ -130,6 +137,9 @@ def simulate_command(
     quantiles: Annotated[str, typer.Option(help="quantile: bands of losses.")] = "0.20,0.85",
     keep: Annotated[str, typer.Option(help="quantile: share kept of each.")] = "0.25,0.5,1.0",
     fraction: Annotated[float, typer.Option(help="budget: share of the whole run to skip.")] = 0.4,
+    spread: Annotated[
+        Spread, typer.Option(help="budget: over the middle epochs, or over all of them.")
+    ] = Spread.MIDDLE,
     epochs: Annotated[int | None, typer.Option(min=2, help="Of the run.  [default: those of the store]")] = None,
     delta: Annotated[float, typer.Option(min=0, max=1, help="Share of the epochs after which nothing is skipped.")] = (
         0.875
@@ -138,6 +148,9 @@ def simulate_command(
     include: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="The samples of the run: .npy, or table.parquet:column.  [default: all]"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Of the loader: say what a step of constant steps holds, and is worth.")
     ] = None,
     wish: Annotated[float | None, typer.Option(min=0, max=1, help="Recommend a policy that skips this share.")] = None,
     as_json: AsJson = False,
@@ -162,7 +175,7 @@ def simulate_command(
         elif policy is PolicyName.QUANTILE:
             chosen = [QuantilePruning(_numbers(quantiles), _numbers(keep))]
         elif policy is PolicyName.BUDGET:
-            chosen = [BudgetPruning(fraction)]
+            chosen = [BudgetPruning(fraction, spread="even" if spread is Spread.EVEN else "middle")]
         elif policy is not None:  # as published
             chosen = [getattr(policies, f"{policy.capitalize()}Pruning")()]
         outcomes = simulate(chosen, scores_of(opened), epochs=length, delta=delta, seed=seed, include=samples)
@@ -171,7 +184,7 @@ def simulate_command(
         recommended = None if best is None else repr(best.policy)
         typer.echo(json.dumps({"recommended": recommended, "outcomes": [one.to_json() for one in outcomes]}))
     else:
-        Console().print(table(outcomes, best))
+        Console().print(table(outcomes, best, batch_size))
 
 
 def _numbers(text: str) -> list[float]:

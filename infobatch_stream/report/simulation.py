@@ -13,7 +13,7 @@ from rich.table import Table
 from infobatch_stream import BudgetPruning, FullData, QuantilePruning, ScoreStore, SoftPruning
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.planning.selection import Selection
-from infobatch_stream.policies.base import Moment, Policy, Schedule, StepRule, annealing_of, rule_of
+from infobatch_stream.policies.base import Moment, Policy, Schedule, StepRule, annealing_of, prunes_always, rule_of
 from infobatch_stream.score_stats import Summary, share_known
 from infobatch_stream.store.recorded_losses import replay
 
@@ -23,6 +23,10 @@ _BLOCK = 1 << 20
 _CAPTION = (
     "skipped: of the samples of the whole run. effective: what is kept estimates an epoch's gradient as well as so "
     "large a share chosen at random would, in the worst epoch."
+)
+_OF_BATCHES = (
+    "batch: the samples of a step with constant_steps, in the smallest epoch; effective batch: as many, chosen at "
+    "random, would give as good a gradient."
 )
 
 
@@ -44,6 +48,11 @@ class Outcome:
     def saved(self) -> float:
         """Share of the samples of all epochs that is not trained on."""
         return 1 - sum(self.kept) / (self.num_samples * len(self.kept))
+
+    @property
+    def least(self) -> float:
+        """The least share of the samples that an epoch keeps."""
+        return min(self.kept) / self.num_samples
 
     @property
     def worst(self) -> float:
@@ -119,11 +128,14 @@ def _plan(
     scores = summary.scores
     rule = rule_of(policy, summary)
     selection = Selection(scores, rule, seed, epoch, include)
+    # What has no score counts nothing where it is always kept, and else as of middling score, as the policy has it.
+    unseen = float(np.nanmedian(scores)) if summary.count else 1.0
+    unseen = unseen if prunes_always(policy) else 0.0
     kept, squares, weighted = 0, 0.0, 0.0
     for start in range(0, scores.size, _BLOCK):
         part = scores[start : start + _BLOCK]
         stop = start + part.size
-        square = np.maximum(np.nan_to_num(part.astype(np.float64)), 0)
+        square = np.maximum(np.nan_to_num(part.astype(np.float64), nan=unseen), 0)
         if include is not None:
             square *= include[start:stop]
         kept += int(np.count_nonzero(selection.keep(start, stop)))
@@ -140,7 +152,8 @@ def _percent(share: float) -> str:
 
 def usual_policies(epochs: int, delta: float = 0.875, seeded: float = 0.0) -> list[Policy | Schedule]:
     """What one might choose from; of budgets, those that such a run can meet (`BudgetPruning.largest`)."""
-    budgets = [BudgetPruning(fraction / 100) for fraction in (10, 20, 25, 30, 40, 50, 60, 70)]
+    shares = [percent / 100 for percent in (10, 20, 25, 30, 40, 50, 60, 70)]
+    budgets = [BudgetPruning(share) for share in shares] + [BudgetPruning(share, spread="even") for share in shares]
     return [
         *(SoftPruning(ratio) for ratio in (0.3, 0.5, 0.7, 0.9)),
         QuantilePruning(),
@@ -164,23 +177,37 @@ def recommend(outcomes: Iterable[Outcome], wish: float, tolerance: float = 0.01)
     return max((one for one in found if one.saved <= max(least, wish) + 5 * tolerance), key=lambda one: one.worst)
 
 
-def table(outcomes: Iterable[Outcome], best: Outcome | None = None) -> Table:
-    """A row for each outcome; of a single one, a row for each of its epochs. ``best`` is marked."""
+def table(outcomes: Iterable[Outcome], best: Outcome | None = None, batch_size: int | None = None) -> Table:
+    """A row for each outcome; of a single one, a row for each of its epochs. ``best`` is marked.
+
+    batch_size: of the loader; then it says what a step of constant steps holds, and is worth.
+    """
     outcomes = list(outcomes)
-    shown = Table(box=None, pad_edge=False, header_style="dim", caption=_CAPTION, caption_justify="left")
+    caption = _CAPTION if batch_size is None else f"{_CAPTION} {_OF_BATCHES}"
+    shown = Table(box=None, pad_edge=False, header_style="dim", caption=caption, caption_justify="left")
+    batches = [] if batch_size is None else ["batch", "effective batch"]
+
+    def of_batch(*shares: float) -> list[str]:
+        """Of a batch these shares; none where there is none."""
+        if batch_size is None:
+            return []
+        return ["biased" if math.isnan(share) else f"{batch_size * share:.0f}" for share in shares]
+
     if len(outcomes) == 1 and best is None:
         (one,) = outcomes
-        for name in ("epoch", "kept", "share", "effective"):
+        for name in ("epoch", "kept", "share", "effective", *batches):
             shown.add_column(name, justify="right")
         for epoch, (kept, effective) in enumerate(zip(one.kept, one.effective, strict=True)):
-            shown.add_row(f"{epoch}", f"{kept:,}", f"{kept / one.num_samples:.1%}", _percent(effective))
+            share = kept / one.num_samples
+            shown.add_row(f"{epoch}", f"{kept:,}", f"{share:.1%}", _percent(effective), *of_batch(share, effective))
         shown.add_section()
         shown.add_row("all", f"{sum(one.kept):,}", f"{1 - one.saved:.1%}")
         return shown
     shown.add_column("policy", overflow="fold")
-    for name in ("skipped", "effective", ""):
+    for name in ("skipped", "effective", *batches, ""):
         shown.add_column(name, justify="right", no_wrap=True)
     for one in outcomes:
         mark = "recommended" if one is best else ""
-        shown.add_row(repr(one.policy), f"{one.saved:.1%}", _percent(one.worst), mark)
+        batch = of_batch(one.least, one.worst)
+        shown.add_row(repr(one.policy), f"{one.saved:.1%}", _percent(one.worst), *batch, mark)
     return shown

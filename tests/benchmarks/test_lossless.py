@@ -1,16 +1,21 @@
-"""The lossless study: it trains what is missing side by side, and its page says what the runs say."""
+"""The lossless study: it trains what is missing, and its pages say what the runs say."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import ttest_rel
 from support.idx_files import write_idx
 
-from benchmarks import lossless
-from benchmarks.lossless import Run, done, schedule
-from benchmarks.lossless_page import Difference, against_peers, pairs, steps_table, table, write
-from benchmarks.lossless_variants import ALL, CONSTANT, FULL, PAIRS, TABLES, VARIANTS
+from benchmarks.lossless import families
+from benchmarks.lossless.page import Difference, against_peers, pairs, report, steps_table, table, write
+from benchmarks.lossless.runs import Run, read
+from benchmarks.lossless.tables import CONSTANT, LONG, PAIRS, SHORT, STUDY, TABLES
+from benchmarks.lossless.tasks import FAMILIES, TASKS
+from benchmarks.lossless.training import schedule, train, train_missing
+from benchmarks.lossless.variants import ALL, FULL, Growing
 
 
 def noise(folder):
@@ -23,32 +28,44 @@ def noise(folder):
     return folder
 
 
+@pytest.fixture
+def images(tmp_path):
+    """A folder for each task, with few samples of noise."""
+
+    def prepare(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        TASKS[name].data.prepare(noise(tmp_path / "idx"), folder, TASKS[name].tiny, 50)
+        return folder
+
+    return prepare
+
+
 @pytest.mark.usefixtures("few_open_files")  # of StreamingDatasets
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*NumPy array is not writable:UserWarning")  # MDS gives such arrays
-def test_the_study_runs_and_what_is_there_is_not_trained_again(tmp_path):
-    results = tmp_path / "results.jsonl"
-    lossless.TASKS["fashion-mnist"].prepare(noise(tmp_path / "idx"), tmp_path, tiny=True)
+def test_the_study_runs_and_what_is_there_is_not_trained_again(tmp_path, images):
+    results, folder = tmp_path / "results.jsonl", images("fashion-mnist")
 
-    def train(names):
+    def train_all(names):
         for seed in range(2):
-            lossless.side_by_side("fashion-mnist", names, seed, tmp_path, "cpu", 5, results)
+            train_missing(TASKS["fashion-mnist"], names, seed, folder, "cpu", 5, results, curve=True)
 
-    train([FULL])
-    assert [run.variant for run in done(results)] == [FULL] * 2
-    names = [FULL, *(name for name in VARIANTS if name.endswith("50 %"))]
-    train(names)
+    train_all([FULL])
+    assert [run.variant for run in read(results)] == [FULL] * 2
+    names = [FULL, *(name for name in TABLES[STUDY].rows if name.endswith("50 %"))]
+    train_all(names)
     before = results.read_text()
-    runs = {run.variant: run for run in done(results)}
+    runs = {run.variant: run for run in read(results)}
     assert sorted(runs) == sorted(names)
-    assert len(done(results)) == 2 * len(names)
-    assert all(len(run.accuracy) == (2 if "fewer" in name else 5) for name, run in runs.items())
+    assert len(read(results)) == 2 * len(names)
+    assert all(len(run.accuracy) == (3 if "fewer" in name else 5) for name, run in runs.items())
     assert all(run.saved == pytest.approx(0.5, abs=0.11) for name, run in runs.items() if name != FULL)
     assert runs[FULL].saved == 0
-    train(names)
+    train_all(names)
     assert results.read_text() == before
     page = tmp_path / "page.md"
     page.write_text("# Page\n<!-- fashion-mnist -->\nold\n<!-- end -->\nrest\n")
-    lossless.report(results, page)
+    report(read(results), page)
     text = page.read_text()
     assert "old" not in text
     assert text.endswith("<!-- end -->\nrest\n")
@@ -58,25 +75,67 @@ def test_the_study_runs_and_what_is_there_is_not_trained_again(tmp_path):
 
 @pytest.mark.usefixtures("few_open_files")
 @pytest.mark.filterwarnings("ignore:[\\s\\S]*NumPy array is not writable:UserWarning")
-def test_constant_steps_and_the_control_make_as_many_steps_as_full_data(tmp_path):
+def test_constant_steps_and_the_control_make_as_many_steps_as_full_data(tmp_path, images):
     first, results, page = TABLES[CONSTANT].first, tmp_path / "results.jsonl", tmp_path / "page.md"
     names = [FULL, "budget 40 %", "even, constant steps 50 %", "fewer epochs, smaller batches 50 %"]
-    lossless.TASKS["fashion-mnist-resnet8"].prepare(noise(tmp_path / "idx"), tmp_path, tiny=True)
+    folder = images("fashion-mnist-resnet8")
     for seed in (first, first + 1):
-        lossless.side_by_side("fashion-mnist-resnet8", names, seed, tmp_path, "cpu", 4, results, curve=False)
-    runs = {run.variant: run for run in done(results)}
+        train_missing(TASKS["fashion-mnist-resnet8"], names, seed, folder, "cpu", 4, results, curve=False)
+    runs = {run.variant: run for run in read(results)}
     assert [runs[name].steps for name in names] == [8, 6, 8, 8]  # of 256 samples, 128 a step
     assert [runs[name].saved > 0.3 for name in names] == [False, True, True, True]
     assert all(len(run.accuracy) == len(run.test_loss) == 1 for run in runs.values())
     page.write_text(f"<!-- fashion-mnist-resnet8, {CONSTANT} -->\n<!-- end -->\n")
-    lossless.report(results, page)
+    report(read(results), page)
     assert all(f"\n| {name} | " in page.read_text() for name in names)
 
 
-def test_tables_and_questions_name_variants_that_there_are():
+@pytest.mark.usefixtures("few_open_files")
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*NumPy array is not writable:UserWarning")
+def test_fewer_epochs_end_within_an_epoch_when_the_samples_are_spent(images):
+    folder = images("cnn-cpu")  # 300 samples, 64 a step
+    run = train(TASKS["cnn-cpu"], "fewer epochs 70 %", 0, folder, "cpu", 5)  # one and a half epochs
+    assert run.steps == 5 + 3
+    assert run.trained == [300, 300 + 3 * 64]
+    assert len(run.accuracy) == 1
+
+
+@pytest.mark.usefixtures("few_open_files")
+@pytest.mark.filterwarnings("ignore:[\\s\\S]*NumPy array is not writable:UserWarning")
+@pytest.mark.parametrize("name", ["even, smooth 0.8, constant steps 50 %", "growing, constant steps 50 %"])
+def test_the_ideas_skip_half(images, name):
+    run = train(TASKS["cnn-cpu"], name, 0, images("cnn-cpu"), "cpu", 8)
+    assert run.saved == pytest.approx(0.5, abs=0.05)
+    shares = np.diff([0, *run.trained]) / 300
+    assert (shares[0] > 0.85) == (shares[-1] < 0.2) == isinstance(ALL[name].policy, Growing)
+
+
+def test_texts_of_a_package_are_either_for_training_or_for_testing(tmp_path):
+    for number in range(40):
+        package = tmp_path / "packages" / f"package{number}"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"# {number:03d}\n" * 20)
+        (package / "test_it.py").write_text("never read")
+    task = TASKS["gpt-cpu"]
+    train_, test = task.data.read(tmp_path / "packages")
+    names = [{bytes(sample["data"])[2:5] for sample in samples} for samples in (train_, test)]
+    assert len(names[0]) > len(names[1]) > 0
+    assert not names[0] & names[1]
+    inputs, labels = task.data.plain(train_[:3])
+    assert inputs.shape == labels.shape == (3, 48)
+    assert torch.equal(inputs[:, 1:], labels[:, :-1])
+    model = task.model().eval()
+    changed = inputs.clone()
+    changed[:, 20:] = 0
+    assert torch.allclose(model(inputs)[:, :20], model(changed)[:, :20], atol=1e-5)  # it does not look ahead
+    assert not torch.allclose(model(inputs)[:, 20:], model(changed)[:, 20:], atol=1e-5)
+
+
+def test_tables_and_questions_name_variants_that_there_are_and_seeds_are_of_one_table():
     assert {name for table in TABLES.values() for name in table.rows} <= ALL.keys()
-    asked = {name for pair in PAIRS for name in pair}
-    assert {name for name in asked if name.endswith(("40 %", "50 %", "steps", "soft"))} <= set(TABLES[CONSTANT].rows)
+    assert {name for pair in PAIRS for name in pair} <= ALL.keys()
+    assert {task for tasks in FAMILIES.values() for task in tasks} <= TASKS.keys()
+    assert all(after - before >= 100 for before, after in pairwise(table.first for table in TABLES.values()))
 
 
 def runs_of(variant, accuracies, seconds, saved):
@@ -99,7 +158,7 @@ def test_an_interval_is_that_of_the_paired_differences():
 
 
 def test_a_row_says_accuracy_difference_and_what_was_saved():
-    rows = table(RUNS, VARIANTS).splitlines()
+    rows = table(RUNS, TABLES[STUDY].rows).splitlines()
     assert rows[2] == "| full data | 3 | 91.00 ± 1.00 |  |  | 133 |  |"
     assert rows[3].startswith("| budget 50 % | 3 | 91.07 ± 1.12 | +0.07 (-0.56 to +0.69) | 50.0 % | 67 | 49.3 % |")
     peers = against_peers(RUNS, ["50 %"], ["budget"]).splitlines()
@@ -108,7 +167,9 @@ def test_a_row_says_accuracy_difference_and_what_was_saved():
 
 
 def test_a_row_of_constant_steps_says_each_seed_and_steps_and_two_variants_are_paired():
-    rows = steps_table([replace(run, task="spam", steps=run.seed and 7) for run in RUNS], VARIANTS).splitlines()
+    rows = steps_table(
+        [replace(run, task="spam", steps=run.seed and 7) for run in RUNS], TABLES[STUDY].rows
+    ).splitlines()
     assert rows[0].split(" | ")[3] == "seeds 0, 1, 2"
     assert rows[2] == "| full data | 91.00 |  | 90.00 / 91.00 / 92.00 | 5 |  |"  # 1 of 32 for 10 samples; 7 and 7
     assert rows[3].startswith("| budget 50 % | 91.07 | +0.07 (-0.56 to +0.69) | 90.10 / 90.80 / 92.30 | 5 | 50.0 % |")
@@ -118,9 +179,28 @@ def test_a_row_of_constant_steps_says_each_seed_and_steps_and_two_variants_are_p
     ]
 
 
-@pytest.mark.parametrize("name", lossless.TASKS)
+def test_over_families_more_is_better_and_a_loss_is_in_percent_of_full_datas():
+    name = "even, constant steps 50 %"
+    runs = [
+        Run(task, variant, TABLES[SHORT].first + seed, "cpu", 1, [90 + gain + seed], [10], [], 60.0, saved, [loss])
+        for task in ("gpt-cpu", "spam")
+        for seed in range(3)
+        for variant, gain, saved, loss in ((FULL, 0, 0.0, 2.0), (name, 0.5 + 0.1 * seed, 0.5, 1.98))
+    ]
+    rows = families.against_full(runs, SHORT).splitlines()
+    assert rows[0] == "| variant | samples skipped | GPT, AdamW | text CNN, AdamW |"
+    assert rows[2] == "| full data |  | loss 2.000, 3 seeds | 91.00 %, 3 seeds |"
+    gaps = "+1.00 (+1.00 to +1.00) | +0.60 (+0.35 to +0.85)"
+    assert rows[3] == f"| {name} | 50 % | {gaps} |"
+    asked = families.questions(runs, SHORT, [(name, FULL), (FULL, "budget 50 %")]).splitlines()
+    assert asked[2:] == [f"| {name} | full data |  |  | {gaps} |  |"]
+    assert families.against_full(runs, LONG).count("\n") == 2  # no row
+    assert families.seconds(runs, [SHORT]).splitlines()[2] == "| 12 epochs, hours | 0.0 | 0.0 | 0.1 | 0.1 | 0.0 |"
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_by_the_root_rule_a_step_that_stands_for_4_times_as_many_samples_is_twice_as_large(name):
-    task = lossless.TASKS[name]
+    task = TASKS[name]
     by_weights = 1 if task.adaptive else 4  # times as large a step that the weights alone make
     assert task.rate(0.25) * by_weights == pytest.approx(2 * task.rate(1.0))
     assert task.rate(1.0) == task.peak

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.lossless_models import transformer
+from benchmarks.lossless.models import transformer
 from benchmarks.measure import Spread
 from benchmarks.report import Figure
 from benchmarks.step_time import saved, table

@@ -276,6 +276,31 @@ def test_the_effective_share_is_1_for_all_data_and_falls_with_what_is_skipped(pa
     assert worst[-1] == pytest.approx(np.mean(pruned), abs=0.05)  # of a choice at random: the share itself
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_budget_that_is_spread_evenly_begins_with_a_choice_at_random(path, power):
+    (found,) = simulate(
+        [BudgetPruning(0.5, power=power, spread="even")], scores_of(ScoreStore.open(path, "r")), epochs=8
+    )
+    assert found.kept == pytest.approx([COUNT / 2] * 8, rel=0.15)
+    assert found.effective[0] == pytest.approx(0.5, abs=0.05)
+    assert all((effective > 0.6) == (power > 0) for effective in found.effective[1:])
+
+
+def test_of_a_batch_it_says_what_a_constant_step_holds_and_is_worth(path):
+    text = run("simulate", path, "--policy", "budget", "--spread", "even", "--fraction", "0.5", "--batch-size", "1000")
+    head, *rows = [line.split() for line in text.splitlines() if line.strip()]
+    assert head[-3:] == ["batch", "effective", "batch"]
+    (found,) = simulate(
+        [BudgetPruning(0.5, spread="even")], scores_of(ScoreStore.open(path, "r")), epochs=max(2, len(rows) - 3)
+    )
+    first = rows[0]
+    assert first[:2] == ["0", f"{found.kept[0]:,}"]
+    assert [float(cell) for cell in first[-2:]] == [
+        pytest.approx(1000 * found.kept[0] / COUNT, abs=0.5), pytest.approx(1000 * found.effective[0], abs=0.5)
+    ]  # fmt: skip
+    assert "effective batch" in run("simulate", path, "--batch-size", "256")
+
+
 def test_what_is_recommended_skips_the_wish_and_is_the_best_that_does(path):
     found = simulate(usual_policies(20), scores_of(ScoreStore.open(path, "r")), epochs=20)
     best = recommend(found, 0.4)

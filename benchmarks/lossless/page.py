@@ -1,20 +1,50 @@
-"""What the lossless study found: tables and a plot for docs/lossless.md."""
+"""What the lossless study found: tables and plots for its pages."""
 
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import sub
 from pathlib import Path
 
-from benchmarks.lossless import Run
-from benchmarks.lossless_tasks import TASKS
-from benchmarks.lossless_variants import FULL
+from benchmarks import step_time
+from benchmarks.lossless.runs import Run
+from benchmarks.lossless.tables import BUDGETS, CONSTANT, PAIRS, STUDY, TABLES
+from benchmarks.lossless.tasks import TASKS
+from benchmarks.lossless.variants import FULL, percent
+from benchmarks.report import load
 
-__all__ = ["Difference", "against_peers", "pairs", "plot", "sections", "steps_table", "table", "write"]
+__all__ = ["Difference", "against_peers", "pairs", "plot", "report", "sections", "steps_table", "table", "write"]
 
 PEERS = ("fewer epochs", "at random", "at random, not rescaled")
+
+
+_TIMES = Path(__file__).resolve().parent.parent / "results" / "step_time.json"
+
+
+def report(runs: list[Run], page: Path) -> None:
+    """Write the tables and plots of ``page``, as far as it has places for them, and there are runs."""
+    places = sections(page)
+    if "step time" in places and _TIMES.exists():
+        write(page, "step time", step_time.table(load(_TIMES)[1]))
+    for task in TASKS:
+        for name, (first, rows, _) in TABLES.items():
+            section = task if name == STUDY else f"{task}, {name}"
+            seeds = range(first, first + 100)
+            found = [run for run in runs if run.task == task and run.variant in rows and run.seed in seeds]
+            if section not in places or not found:
+                continue
+            text = table(found, rows)
+            if name == CONSTANT:
+                text = f"{steps_table(found, rows)}\n\n{pairs(found, PAIRS)}"
+            if name == STUDY:
+                picture = page.with_name(f"lossless-{task}.png")
+                plot(picture, found, rows, f"{task}: accuracy for the samples it took")
+                peers = against_peers(found, map(percent, BUDGETS), ("budget", "budget, root"))
+                text = f"{text}\n\n{peers}\n\n![{task}]({picture.name})"
+            write(page, section, text)
 
 
 @dataclass(frozen=True)
@@ -27,11 +57,13 @@ class Difference:
     pairs: int
 
     @classmethod
-    def of(cls, first: dict[int, float], second: dict[int, float]) -> "Difference":
-        """first - second, of the seeds that both have, at least two."""
+    def of(
+        cls, first: dict[int, float], second: dict[int, float], gap: Callable[[float, float], float] = sub
+    ) -> "Difference":
+        """first - second, or another ``gap`` of them, of the seeds that both have, at least two."""
         from scipy.stats import t
 
-        gaps = [first[seed] - second[seed] for seed in first.keys() & second.keys()]
+        gaps = [gap(first[seed], second[seed]) for seed in first.keys() & second.keys()]
         mean = statistics.mean(gaps)
         half = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
         return cls(mean, mean - half, mean + half, len(gaps))

@@ -1,4 +1,4 @@
-"""What the lossless study trains: Fashion-MNIST with a small CNN or a ResNet-18, spam e-mails with a small text model.
+"""What the lossless study learns from: images of Fashion-MNIST, e-mails, and Python sources.
 
 Data are read from MDS shards that the project's own tools wrote, through the loader, as in any other run.
 """
@@ -6,75 +6,52 @@ Data are read from MDS shards that the project's own tools wrote, through the lo
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.lossless_models import WORDS, TextCNN, resnet8, resnet18, small_cnn
+from benchmarks.lossless.models import WORDS
 from infobatch_stream.convert import write_shards
 from infobatch_stream.convert.readers import read_source
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["MAILS", "MIRRORED", "MOVED", "Data", "sources"]
+
+Samples = list[dict[str, Any]]
+Collate = Callable[[Samples], tuple[Tensor, Tensor]]
 
 _LENGTH = 128  # words of a mail that are read
+_TESTS = 2_000  # texts for testing
 
 
 @dataclass(frozen=True)
-class Task:
-    """A dataset and a model.
+class Data:
+    """A dataset, and how its samples become tensors.
 
-    read(folder) -> (train, test): lists of {"data": array, "label": int}, without order. model(): fresh, on the CPU.
-    collate: samples to (inputs, labels), augmented. plain: the same without augmentation. adaptive: by AdamW, else SGD.
-    epochs, batch, peak: of the full run, peak being its highest learning rate. tiny: samples of a run that only shows
-    that it works. warmup: share of the run. bfloat16: on the CPU too; with CUDA always.
+    read(folder) -> (train, test): lists of {"data": array, "label": int}, without order; the first so many are taken.
+    collate: samples to (inputs, labels), augmented. plain: the same without augmentation.
     """
 
-    name: str
-    read: Callable[[Path], tuple[list[dict[str, Any]], list[dict[str, Any]]]]
-    model: Callable[[], nn.Module]
-    collate: Callable[[list[dict[str, Any]]], tuple[Tensor, Tensor]]
-    plain: Callable[[list[dict[str, Any]]], tuple[Tensor, Tensor]]
-    adaptive: bool
-    epochs: int
-    batch: int
-    peak: float
-    tiny: int
-    warmup: float = 0.15
-    bfloat16: bool = True
+    read: Callable[[Path], tuple[Samples, Samples]]
+    collate: Collate
+    plain: Collate
 
-    def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-        """Its learning rate is set before every step."""
-        if self.adaptive:
-            return torch.optim.AdamW(parameters, weight_decay=0.01)
-        return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-    def rate(self, kept: float) -> float:
-        """The highest learning rate by the square root rule, of an epoch that keeps this share.
-
-        Its batches stand for 1/kept times as many samples, for which the rule has sqrt(1/kept) times as large a rate
-        (SGD: Krizhevsky, 2014; Adam: Malladi et al., 2022). With SGD the weights alone make a step 1/kept times as
-        large, with AdamW they change nothing.
-        """
-        return self.peak * kept ** (-0.5 if self.adaptive else 0.5)
-
-    def prepare(self, source: Path, folder: Path, *, tiny: bool) -> None:
-        """Write ``folder``/train (MDS) and test.npz, unless they are there."""
+    def prepare(self, source: Path, folder: Path, samples: int | None, tests: int | None = None) -> None:
+        """Write ``folder``/train (MDS) and test.npz of so many ``samples`` and ``tests``, unless they are there."""
         if (folder / "test.npz").exists():
             return
         train, test = self.read(source)
-        if tiny:
-            train, test = train[: self.tiny], test[: self.tiny // 2]
-        write_shards(iter(train), folder / "train", "mds", shard_bytes=1 << 23)
+        write_shards(iter(train[:samples]), folder / "train", "mds", shard_bytes=1 << 23)
         np.savez(
             folder / "test.npz",
-            data=np.stack([sample["data"] for sample in test]),
-            label=np.array([sample["label"] for sample in test]),
+            data=np.stack([sample["data"] for sample in test[:tests]]),
+            label=np.array([sample["label"] for sample in test[:tests]]),
         )
 
     def test_set(self, folder: Path) -> tuple[Tensor, Tensor]:
@@ -87,7 +64,7 @@ class Task:
 # Fashion-MNIST ---------------------------------------------------------------------------------------------------
 
 
-def _read_images(source: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read_images(source: Path) -> tuple[Samples, Samples]:
     sets = {one.name: one for one in read_source(source)}
     both = [
         [{"data": sample["image"], "label": int(sample["label"])} for sample in _all(sets[name])]
@@ -96,32 +73,27 @@ def _read_images(source: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return both[0], both[1]
 
 
-def _read_some_images(source: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    train, test = _read_images(source)
-    return train[:20_000], test
-
-
 def _all(source: Any) -> Iterator[dict[str, Any]]:
     return (source[at] for at in range(len(source)))
 
 
-def _pictures(samples: list[dict[str, Any]]) -> tuple[NDArray[np.uint8], Tensor]:
+def _pictures(samples: Samples) -> tuple[NDArray[np.uint8], Tensor]:
     return np.stack([sample["data"] for sample in samples]), torch.tensor([sample["label"] for sample in samples])
 
 
-def _plain_images(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def _plain_images(samples: Samples) -> tuple[Tensor, Tensor]:
     """float32[b, 1, 28, 28] of mean 0 and deviation 1, int64[b]."""
     images, labels = _pictures(samples)
     return (torch.from_numpy(images)[:, None].float() / 255 - 0.286) / 0.353, labels
 
 
-def _mirrored_images(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def _mirrored_images(samples: Samples) -> tuple[Tensor, Tensor]:
     """The same, each mirrored with probability 1/2."""
     images, labels = _plain_images(samples)
     return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images), labels
 
 
-def _moved_images(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def _moved_images(samples: Samples) -> tuple[Tensor, Tensor]:
     """The same, cropped with a padding of 2 and mirrored at random, as drawn from torch's generator."""
     images, labels = _pictures(samples)
     count, side = len(images), images.shape[-1]
@@ -135,10 +107,13 @@ def _moved_images(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(moved)[:, None].float() / 255 - 0.286) / 0.353, labels
 
 
+MIRRORED = Data(_read_images, _mirrored_images, _plain_images)
+MOVED = Data(_read_images, _moved_images, _plain_images)
+
 # Spam Assassin's e-mails -----------------------------------------------------------------------------------------
 
 
-def _read_mails(source: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read_mails(source: Path) -> tuple[Samples, Samples]:
     """Spam or ham, of the words of subject and body; a fifth of the mails, drawn once and for all, for testing."""
     samples = []
     for file in sorted(source.glob("*-*/*.json")):
@@ -154,37 +129,54 @@ def _read_mails(source: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     return [samples[at] for at in order[cut:]], [samples[at] for at in order[:cut]]
 
 
-def _mails(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def _mails(samples: Samples) -> tuple[Tensor, Tensor]:
     """int64[b, 128] words, int64[b] labels."""
     words = torch.from_numpy(np.stack([sample["data"] for sample in samples]))
     return words, torch.tensor([sample["label"] for sample in samples])
 
 
-def _dropped_words(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def _dropped_words(samples: Samples) -> tuple[Tensor, Tensor]:
     """The same with a tenth of the words left out at random."""
     words, labels = _mails(samples)
     return words * (torch.rand(words.shape) >= 0.1), labels
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("fashion-mnist", _read_images, small_cnn, _mirrored_images, _plain_images, False, 20, 128, 0.1, 512),
-        Task("fashion-mnist-resnet18", _read_images, resnet18, _moved_images, _plain_images, False, 40, 128, 0.1, 128),
-        Task(
-            "fashion-mnist-resnet8",
-            _read_some_images,
-            resnet8,
-            _moved_images,
-            _plain_images,
-            False,
-            12,
-            128,
-            0.3,
-            256,
-            warmup=0.1,
-            bfloat16=False,
-        ),
-        Task("spam", _read_mails, TextCNN, _dropped_words, _mails, True, 20, 32, 3e-3, 512),
-    )
-}
+MAILS = Data(_read_mails, _dropped_words, _mails)
+
+# Python sources --------------------------------------------------------------------------------------------------
+
+
+def _read_sources(length: int, source: Path) -> tuple[Samples, Samples]:
+    """Texts of ``length`` + 1 bytes from the packages in the folder ``source``, such as site-packages.
+
+    A package is either for training or, one of four by its name, for testing. Its own tests are left out. In an order
+    drawn once and for all.
+    """
+    kinds: tuple[list[bytes], list[bytes]] = [], []
+    for package in sorted(folder for folder in source.iterdir() if (folder / "__init__.py").exists()):
+        test = zlib.crc32(package.name.encode()) % 4 == 0
+        files = (file for file in sorted(package.rglob("*.py")) if "test" not in str(file.relative_to(package)))
+        kinds[test].extend(_texts(files, length + 1))
+    both = []
+    for texts in kinds:
+        order = np.random.default_rng(0).permutation(len(texts))
+        both.append([{"data": np.frombuffer(texts[at], dtype=np.uint8), "label": 0} for at in order])
+    return both[0], both[1][:_TESTS]
+
+
+def _texts(files: Iterable[Path], length: int) -> Iterator[bytes]:
+    """One after another from each of ``files``; what is left of a file is left out."""
+    for file in files:
+        text = file.read_bytes()
+        yield from (text[start : start + length] for start in range(0, len(text) - length + 1, length))
+
+
+def _next_bytes(samples: Samples) -> tuple[Tensor, Tensor]:
+    """int64[b, length] bytes, int64[b, length] those that follow each."""
+    text = torch.from_numpy(np.stack([sample["data"] for sample in samples])).long()
+    return text[:, :-1], text[:, 1:]
+
+
+def sources(length: int) -> Data:
+    """Texts of ``length`` bytes, of each of which the next is to be told."""
+    return Data(partial(_read_sources, length), _next_bytes, _next_bytes)

@@ -1,0 +1,91 @@
+"""Does it pay? Tables over all families of models, for docs/does-it-pay.md."""
+
+import statistics
+from collections.abc import Callable, Iterable
+from operator import sub
+
+from benchmarks.lossless.page import Difference, by_variant
+from benchmarks.lossless.runs import Run
+from benchmarks.lossless.tables import TABLES
+from benchmarks.lossless.tasks import FAMILIES, TASKS
+from benchmarks.lossless.variants import FULL
+
+__all__ = ["against_full", "gap", "questions", "seconds"]
+
+Grouped = dict[str, dict[int, Run]]  # by variant and seed
+
+
+def gap(task: str, first: dict[int, Run], second: dict[int, Run]) -> Difference | None:
+    """How much better ``first`` ended than ``second``, of the seeds of both; None where these are not two.
+
+    Points of accuracy, or percent of the test loss that it has less, so that more is better.
+    """
+    if len(first.keys() & second.keys()) < 2:
+        return None
+    by_loss = TASKS[task].by_loss
+    ends = [
+        {seed: run.test_loss[-1] if by_loss else run.accuracy[-1] for seed, run in runs.items()}
+        for runs in (first, second)
+    ]
+    less: Callable[[float, float], float] = lambda one, other: 100 * (1 - one / other)  # noqa: E731
+    return Difference.of(*ends, less if by_loss else sub)
+
+
+def _of(runs: Iterable[Run], table: str) -> dict[str, tuple[str, Grouped]]:
+    """By family: its task, and the runs of it in ``table``, of the size that has most."""
+    seeds = range(TABLES[table].first, TABLES[table].first + 100)
+    found = [run for run in runs if run.seed in seeds and run.variant in TABLES[table].rows]
+    sizes = {
+        family: max(tasks, key=lambda task: sum(run.task == task for run in found))
+        for family, tasks in FAMILIES.items()
+    }
+    return {family: (task, by_variant(run for run in found if run.task == task)) for family, task in sizes.items()}
+
+
+def against_full(runs: Iterable[Run], table: str) -> str:
+    """A row for each variant, a column for each family: what it ends better than full data. Markdown."""
+    families = {family: found for family, found in _of(runs, table).items() if FULL in found[1]}
+    head = ["variant", "samples skipped", *families]
+    rows = [head, ["---"] * len(head), [FULL, "", *(_full(*found) for found in families.values())]]
+    for name in TABLES[table].rows:
+        ends = {family: gap(task, grouped.get(name, {}), grouped[FULL]) for family, (task, grouped) in families.items()}
+        if name == FULL or not any(ends.values()):
+            continue
+        saved = [run.saved for _, grouped in families.values() for run in grouped.get(name, {}).values()]
+        rows.append(
+            [name, f"{100 * statistics.mean(saved):.0f} %", *("" if e is None else str(e) for e in ends.values())]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _full(task: str, grouped: Grouped) -> str:
+    """How full data ended, and of how many seeds."""
+    ends = grouped[FULL].values()
+    mean = statistics.mean(run.test_loss[-1] if TASKS[task].by_loss else run.accuracy[-1] for run in ends)
+    return f"loss {mean:.3f}, {len(ends)} seeds" if TASKS[task].by_loss else f"{mean:.2f} %, {len(ends)} seeds"
+
+
+def questions(runs: Iterable[Run], table: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """A row for each of ``pairs`` of variants, a column for each family: what the first ends better. Markdown."""
+    families = _of(runs, table)
+    head = ["", "against", *families]
+    rows = [head, ["---"] * len(head)]
+    for first, second in pairs:
+        ends = [gap(task, grouped.get(first, {}), grouped.get(second, {})) for task, grouped in families.values()]
+        if any(ends):
+            rows.append([first, second, *("" if end is None else str(end) for end in ends)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def seconds(runs: Iterable[Run], tables: Iterable[str]) -> str:
+    """What the runs of each family took, in hours of a processor; Markdown."""
+    runs = list(runs)
+    head = ["", *FAMILIES]
+    rows = [head, ["---"] * len(head)]
+    for table in tables:
+        spent = [
+            sum(run.seconds for seeds in grouped.values() for run in seeds.values())
+            for _, grouped in _of(runs, table).values()
+        ]
+        rows.append([f"{table}, hours", *(f"{one / 3600:.1f}" for one in spent)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
