@@ -64,6 +64,19 @@ def run(
 
 
 @app.command()
+def pack(
+    folder: Annotated[Path, typer.Argument(help="Where wheels and data go.")],
+    images: Annotated[Path, typer.Option(help="Folder of the idx files of Fashion-MNIST.")],
+    packages: Annotated[Path, typer.Option(help="Folder of Python packages, such as site-packages.")],
+) -> None:
+    """Prepare what `benchmarks.lossless.gpu` needs on a machine with a GPU and without a network."""
+    from benchmarks.lossless import gpu
+
+    sources = {name: packages if TASKS[name].by_loss else images for name in gpu.SIZED_FOR_GPUS}
+    print(f"{folder}: {gpu.pack(folder, sources) >> 20} MiB")
+
+
+@app.command()
 def report(
     results: Annotated[Path, typer.Option(help="Where runs were added.")] = RESULTS,
     page: Annotated[Path, typer.Option(help="The page whose tables are replaced; plots go beside it.")] = PAGE,

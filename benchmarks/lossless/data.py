@@ -34,10 +34,12 @@ _TESTS = 2_000  # texts for testing
 class Data:
     """A dataset, and how its samples become tensors.
 
-    read(folder) -> (train, test): lists of {"data": array, "label": int}, without order; the first so many are taken.
-    collate: samples to (inputs, labels), augmented. plain: the same without augmentation.
+    name: of a folder of samples for several tasks. read(folder) -> (train, test): lists of {"data": array, "label":
+    int}, without order; the first so many are taken. collate: samples to (inputs, labels), augmented. plain: the same
+    without augmentation.
     """
 
+    name: str
     read: Callable[[Path], tuple[Samples, Samples]]
     collate: Collate
     plain: Collate
@@ -48,17 +50,40 @@ class Data:
             return
         train, test = self.read(source)
         write_shards(iter(train[:samples]), folder / "train", "mds", shard_bytes=1 << 23)
-        np.savez(
-            folder / "test.npz",
-            data=np.stack([sample["data"] for sample in test[:tests]]),
-            label=np.array([sample["label"] for sample in test[:tests]]),
-        )
+        _save(folder / "test.npz", test[:tests])
+
+    def pack(self, source: Path, folder: Path, samples: int | None) -> None:
+        """The same as two files, for where StreamingDataset is not installed."""
+        train, test = self.read(source)
+        _save(folder / "train.npz", train[:samples])
+        _save(folder / "test.npz", test)
+
+    @staticmethod
+    def open(folder: Path, batch: int) -> Any:
+        """The samples for training, as a dataset for the loader."""
+        if (folder / "train.npz").exists():
+            return _load(folder / "train.npz")
+        from streaming import StreamingDataset
+
+        return StreamingDataset(local=str(folder / "train"), batch_size=batch)
 
     def test_set(self, folder: Path) -> tuple[Tensor, Tensor]:
         """(inputs, labels) of all test samples."""
-        with np.load(folder / "test.npz", allow_pickle=False) as saved:
-            pairs = zip(saved["data"], saved["label"], strict=True)
-            return self.plain([{"data": data, "label": int(label)} for data, label in pairs])
+        return self.plain(_load(folder / "test.npz"))
+
+
+def _save(file: Path, samples: Samples) -> None:
+    np.savez_compressed(
+        file,
+        data=np.stack([sample["data"] for sample in samples]),
+        label=np.array([sample["label"] for sample in samples]),
+    )
+
+
+def _load(file: Path) -> Samples:
+    with np.load(file, allow_pickle=False) as saved:
+        pairs = zip(saved["data"], saved["label"].tolist(), strict=True)
+        return [{"data": data, "label": label} for data, label in pairs]
 
 
 # Fashion-MNIST ---------------------------------------------------------------------------------------------------
@@ -107,8 +132,8 @@ def _moved_images(samples: Samples) -> tuple[Tensor, Tensor]:
     return (torch.from_numpy(moved)[:, None].float() / 255 - 0.286) / 0.353, labels
 
 
-MIRRORED = Data(_read_images, _mirrored_images, _plain_images)
-MOVED = Data(_read_images, _moved_images, _plain_images)
+MIRRORED = Data("images", _read_images, _mirrored_images, _plain_images)
+MOVED = Data("images", _read_images, _moved_images, _plain_images)
 
 # Spam Assassin's e-mails -----------------------------------------------------------------------------------------
 
@@ -141,7 +166,7 @@ def _dropped_words(samples: Samples) -> tuple[Tensor, Tensor]:
     return words * (torch.rand(words.shape) >= 0.1), labels
 
 
-MAILS = Data(_read_mails, _dropped_words, _mails)
+MAILS = Data("mails", _read_mails, _dropped_words, _mails)
 
 # Python sources --------------------------------------------------------------------------------------------------
 
@@ -179,4 +204,4 @@ def _next_bytes(samples: Samples) -> tuple[Tensor, Tensor]:
 
 def sources(length: int) -> Data:
     """Texts of ``length`` bytes, of each of which the next is to be told."""
-    return Data(partial(_read_sources, length), _next_bytes, _next_bytes)
+    return Data(f"texts-{length}", partial(_read_sources, length), _next_bytes, _next_bytes)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from benchmarks.lossless.variants import FULL, IDEAS_TRIED, SWEEP, percent
 
-__all__ = ["CONSTANT", "IDEAS", "LONG", "PAIRS", "SHORT", "STUDY", "TABLES", "Table"]
+__all__ = ["CONSTANT", "IDEAS", "LONG", "MAIN", "PAIRS", "SHORT", "STUDY", "TABLES", "Table"]
 
 STUDY, CONSTANT, SHORT, LONG, IDEAS = "study", "constant steps", "12 epochs", "36 epochs", "ideas"
 BUDGETS = (0.25, 0.4, 0.5)  # of the study
@@ -63,6 +63,10 @@ TABLES = {
     LONG: Table(400, (FULL, *_with((0.3,), EVEN, CONTROL), *_with((0.5,), "budget", EVEN, RANDOM, CONTROL)), 36),
     IDEAS: Table(500, (FULL, *_with((0.5,), EVEN, CONTROL), *IDEAS_TRIED), 12),
 }  # fmt: skip
+MAIN = [  # rows that answer most; these have more seeds
+    *(FULL, *SOFT, *_with((0.3,), EVEN, CONTROL)),
+    *_with((0.5,), "budget", "budget, constant steps", EVEN, RANDOM, "fewer epochs", CONTROL),
+]
 PAIRS = (  # questions to a table: does the first lose less than the second?
     (SOFT[1], SOFT[0]),
     *(

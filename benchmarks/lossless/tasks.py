@@ -68,7 +68,7 @@ TASKS = {
         Task("fashion-mnist-resnet8", MOVED, resnet8, 12, 128, 0.3, 256, samples=20_000, warmup=0.1),
         Task("spam", MAILS, TextCNN, 20, 32, 3e-3, 512, adaptive=True, decay=0.01, bfloat16=True),
         Task("cnn-cpu", MIRRORED, small_cnn, 12, 64, 0.05, 512, samples=12_000),
-        Task("resnet18-cpu", MOVED, partial(resnet18, 8, 2), 12, 64, 0.1, 256, samples=5_000),
+        Task("resnet18-cpu", MOVED, partial(resnet18, 8, 2), 12, 64, 0.05, 256, samples=5_000),
         Task("resnet18", MOVED, partial(resnet18, 32), 12, 256, 0.2, 256),
         Task(
             "vit-cpu", MOVED, partial(ViT, 64, 4, 7), 12, 64, 2e-3, 256,

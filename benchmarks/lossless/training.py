@@ -19,8 +19,6 @@ __all__ = ["on_one_thread", "schedule", "train", "train_epoch", "train_missing"]
 
 def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: int, *, curve: bool = False) -> Run:
     """Train one variant; it is tested after each epoch if there is to be a ``curve``, else at the end."""
-    from streaming import StreamingDataset
-
     variant = ALL[name]
     length, batch = variant.length(epochs), variant.batch(task.batch)
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
@@ -30,8 +28,8 @@ def train(task: Task, name: str, seed: int, folder: Path, device: str, epochs: i
     optimizer = task.optimizer(model.parameters())
     inputs, labels = task.data.test_set(folder)
     with InfoBatchLoader(
-        StreamingDataset(local=str(folder / "train"), batch_size=batch),
-        folder / f"{name} {seed}.zarr",
+        task.data.open(folder, batch),
+        folder / f"{task.name} {name} {seed}.zarr",
         batch_size=batch,
         epochs=math.ceil(length),
         policy=variant.policy,

@@ -9,10 +9,10 @@ import torch
 from scipy.stats import ttest_rel
 from support.idx_files import write_idx
 
-from benchmarks.lossless import families
+from benchmarks.lossless import families, gpu
 from benchmarks.lossless.page import Difference, against_peers, pairs, report, steps_table, table, write
 from benchmarks.lossless.runs import Run, read
-from benchmarks.lossless.tables import CONSTANT, LONG, PAIRS, SHORT, STUDY, TABLES
+from benchmarks.lossless.tables import CONSTANT, LONG, MAIN, PAIRS, SHORT, STUDY, TABLES
 from benchmarks.lossless.tasks import FAMILIES, TASKS
 from benchmarks.lossless.training import schedule, train, train_missing
 from benchmarks.lossless.variants import ALL, FULL, Growing
@@ -108,6 +108,20 @@ def test_the_ideas_skip_half(images, name):
     assert run.saved == pytest.approx(0.5, abs=0.05)
     shares = np.diff([0, *run.trained]) / 300
     assert (shares[0] > 0.85) == (shares[-1] < 0.2) == isinstance(ALL[name].policy, Growing)
+
+
+def test_on_a_machine_without_streamingdataset_packed_samples_train_side_by_side_until_the_time_is_over(tmp_path):
+    task = TASKS["cnn-cpu"]
+    packed = tmp_path / "data" / task.data.name
+    packed.mkdir(parents=True)
+    task.data.pack(noise(tmp_path / "idx"), packed, 200)
+    arguments = [tmp_path / "data", tmp_path / "results.jsonl", "--tasks", "cnn-cpu", "--epochs", "8", "--seeds", "2"]
+    gpu.main([*map(str, arguments), "--minutes", "5"])
+    found = {(run.variant, run.seed) for run in read(tmp_path / "results.jsonl")}
+    assert found == {(name, TABLES[SHORT].first + seed) for name in MAIN for seed in range(2)}
+    before = (tmp_path / "results.jsonl").read_text()
+    gpu.main([*map(str, arguments), "--minutes", "0", "--first", "2"])
+    assert (tmp_path / "results.jsonl").read_text() == before
 
 
 def test_texts_of_a_package_are_either_for_training_or_for_testing(tmp_path):
