@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from benchmarks.lossless import page as pages
-from benchmarks.lossless.runs import PAGE
+from benchmarks.lossless.runs import DOCS
 from benchmarks.lossless.tasks import TASKS, Task
 from benchmarks.lossless.training import train_epoch
 from benchmarks.lossless.variants import Variant
@@ -118,7 +118,7 @@ def main(
     source: Annotated[Path, typer.Argument(help="Folder of the idx files, or of the e-mails.")],
     work: Annotated[Path, typer.Option(help="Folder for shards and score stores.")] = Path("lossless"),
     seed: Annotated[int, typer.Option(help="Of the run.")] = 100,
-    page: Annotated[Path, typer.Option(help="The page whose tables are replaced.")] = PAGE,
+    page: Annotated[Path, typer.Option(help="The page whose tables are replaced.")] = DOCS / "lossless.md",
 ) -> None:
     """Write the effective shares of many rules into PAGE."""
     folder = work / task

@@ -14,8 +14,9 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.lossless import families
 from benchmarks.lossless import page as pages
-from benchmarks.lossless.runs import PAGE, RESULTS, read
+from benchmarks.lossless.runs import DOCS, RESULTS, read
 from benchmarks.lossless.tables import STUDY, TABLES
 from benchmarks.lossless.tasks import TASKS
 from benchmarks.lossless.training import on_one_thread
@@ -79,10 +80,12 @@ def pack(
 @app.command()
 def report(
     results: Annotated[Path, typer.Option(help="Where runs were added.")] = RESULTS,
-    page: Annotated[Path, typer.Option(help="The page whose tables are replaced; plots go beside it.")] = PAGE,
+    folder: Annotated[Path, typer.Option(help="Of the pages whose tables are replaced; plots go there too.")] = DOCS,
 ) -> None:
-    """Write the tables and plots of PAGE from what is in RESULTS."""
-    pages.report(read(results), page)
+    """Write the tables and plots of lossless.md and does-it-pay.md from what is in RESULTS."""
+    runs = read(results)
+    pages.report(runs, folder / "lossless.md")
+    families.report(runs, folder / "does-it-pay.md")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 import statistics
 from collections.abc import Callable, Iterable
 from operator import sub
+from pathlib import Path
 
-from benchmarks.lossless.page import Difference, by_variant
+import numpy as np
+
+from benchmarks.lossless.page import Difference, by_variant, sections, write
 from benchmarks.lossless.runs import Run
-from benchmarks.lossless.tables import TABLES
+from benchmarks.lossless.tables import IDEAS, LONG, QUESTIONS, SHORT, TABLES, TIME
 from benchmarks.lossless.tasks import FAMILIES, TASKS
 from benchmarks.lossless.variants import FULL
 
-__all__ = ["against_full", "gap", "questions", "seconds"]
+__all__ = ["against_full", "gap", "plot", "questions", "report", "seconds"]
 
 Grouped = dict[str, dict[int, Run]]  # by variant and seed
 
@@ -89,3 +92,38 @@ def seconds(runs: Iterable[Run], tables: Iterable[str]) -> str:
         ]
         rows.append([f"{table}, hours", *(f"{one / 3600:.1f}" for one in spent)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def plot(file: Path, runs: Iterable[Run]) -> None:
+    """Accuracy after each epoch against the seconds that it took until then; the mean of the seeds, and their range."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    families = {family: found for family, found in _of(runs, TIME).items() if FULL in found[1]}
+    figure, axes = plt.subplots(1, len(families), figsize=(4.5 * len(families), 4), layout="constrained", squeeze=False)
+    for (family, (task, grouped)), axis in zip(families.items(), axes[0], strict=True):
+        for name in TABLES[TIME].rows:
+            ends = [run.test_loss if TASKS[task].by_loss else run.accuracy for run in grouped[name].values()]
+            seconds = np.mean([run.elapsed for run in grouped[name].values()], axis=0)
+            (line,) = axis.plot(seconds, np.mean(ends, axis=0), marker=".", label=f"{name} ({len(ends)} seeds)")
+            axis.fill_between(seconds, np.min(ends, axis=0), np.max(ends, axis=0), color=line.get_color(), alpha=0.15)
+        measure = "test loss" if TASKS[task].by_loss else "test accuracy, %"
+        axis.set(title=family, xlabel="seconds of training, loading and planning", ylabel=measure)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize="small")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def report(runs: list[Run], page: Path) -> None:
+    """Write the tables of ``page``, as far as it has places for them."""
+    places = sections(page)
+    tables = {name: against_full(runs, name) for name in (SHORT, LONG, IDEAS)}
+    asked = {f"{name}, questions": questions(runs, name, QUESTIONS) for name in (SHORT, LONG)}
+    for section, text in {**tables, **asked, "hours": seconds(runs, (SHORT, LONG, IDEAS))}.items():
+        if section in places:
+            write(page, section, text)
+    if any(run.seed // 100 == TABLES[TIME].first // 100 for run in runs):
+        plot(page.with_name("time-to-accuracy.png"), runs)

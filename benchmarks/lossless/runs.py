@@ -4,11 +4,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-__all__ = ["PAGE", "RESULTS", "Run", "append", "read"]
+__all__ = ["DOCS", "RESULTS", "Run", "append", "read"]
 
 _BENCHMARKS = Path(__file__).resolve().parent.parent
 RESULTS = _BENCHMARKS / "results" / "lossless.jsonl"
-PAGE = _BENCHMARKS.parent / "docs" / "lossless.md"
+DOCS = _BENCHMARKS.parent / "docs"
 
 
 @dataclass

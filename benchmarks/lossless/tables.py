@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 from benchmarks.lossless.variants import FULL, IDEAS_TRIED, SWEEP, percent
 
-__all__ = ["CONSTANT", "IDEAS", "LONG", "MAIN", "PAIRS", "SHORT", "STUDY", "TABLES", "Table"]
+__all__ = ["CONSTANT", "IDEAS", "LONG", "MAIN", "PAIRS", "QUESTIONS", "SHORT", "STUDY", "TABLES", "TIME", "Table"]
 
-STUDY, CONSTANT, SHORT, LONG, IDEAS = "study", "constant steps", "12 epochs", "36 epochs", "ideas"
+STUDY, CONSTANT, SHORT, LONG, IDEAS, TIME = (
+    "study", "constant steps", "12 epochs", "36 epochs", "ideas", "time"
+)  # fmt: skip
 BUDGETS = (0.25, 0.4, 0.5)  # of the study
 SOFT = ("InfoBatch, soft", "InfoBatch, soft, constant steps")
 EVEN, RANDOM, CONTROL = "even, constant steps", "even, at random, constant steps", "fewer epochs, smaller batches"
@@ -62,6 +64,7 @@ TABLES = {
     ),
     LONG: Table(400, (FULL, *_with((0.3,), EVEN, CONTROL), *_with((0.5,), "budget", EVEN, RANDOM, CONTROL)), 36),
     IDEAS: Table(500, (FULL, *_with((0.5,), EVEN, CONTROL), *IDEAS_TRIED), 12),
+    TIME: Table(600, (FULL, *_with((0.5,), "budget", EVEN, CONTROL)), 12),  # with a curve
 }  # fmt: skip
 MAIN = [  # rows that answer most; these have more seeds
     *(FULL, *SOFT, *_with((0.3,), EVEN, CONTROL)),
@@ -84,3 +87,18 @@ PAIRS = (  # questions to a table: does the first lose less than the second?
         )
     ),
 )
+QUESTIONS = [  # to the tables of all families
+    (SOFT[1], SOFT[0]),
+    *(
+        (f"{first} {percent(share)}", f"{second} {percent(share)}")
+        for first, second in (
+            ("budget, constant steps", "budget"),
+            (EVEN, "budget, constant steps"),
+            (EVEN, RANDOM),
+            (EVEN, CONTROL),
+            (EVEN, "fewer epochs"),
+            (CONTROL, "fewer epochs"),
+        )
+        for share in (0.3, 0.5, 0.7)
+    ),
+]

@@ -76,7 +76,7 @@ TASKS = {
         ),
         Task("vit", MOVED, partial(ViT, 192, 6, 4), 12, 256, 1e-3, 256, adaptive=True, decay=0.05, clip=1.0),
         Task(
-            "gpt-cpu", sources(48), partial(GPT, 64, 2, 48), 12, 32, 3e-3, 256,
+            "gpt-cpu", sources(48), partial(GPT, 64, 2, 48), 12, 32, 8e-3, 256,
             samples=2_000, adaptive=True, decay=0.1, clip=1.0, by_loss=True,
         ),
         Task(

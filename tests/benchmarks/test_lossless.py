@@ -10,9 +10,10 @@ from scipy.stats import ttest_rel
 from support.idx_files import write_idx
 
 from benchmarks.lossless import families, gpu
-from benchmarks.lossless.page import Difference, against_peers, pairs, report, steps_table, table, write
+from benchmarks.lossless import page as pages
+from benchmarks.lossless.page import Difference, against_peers, pairs, steps_table, table, write
 from benchmarks.lossless.runs import Run, read
-from benchmarks.lossless.tables import CONSTANT, LONG, MAIN, PAIRS, SHORT, STUDY, TABLES
+from benchmarks.lossless.tables import CONSTANT, LONG, MAIN, PAIRS, SHORT, STUDY, TABLES, TIME
 from benchmarks.lossless.tasks import FAMILIES, TASKS
 from benchmarks.lossless.training import schedule, train, train_missing
 from benchmarks.lossless.variants import ALL, FULL, Growing
@@ -65,7 +66,7 @@ def test_the_study_runs_and_what_is_there_is_not_trained_again(tmp_path, images)
     assert results.read_text() == before
     page = tmp_path / "page.md"
     page.write_text("# Page\n<!-- fashion-mnist -->\nold\n<!-- end -->\nrest\n")
-    report(read(results), page)
+    pages.report(read(results), page)
     text = page.read_text()
     assert "old" not in text
     assert text.endswith("<!-- end -->\nrest\n")
@@ -86,7 +87,7 @@ def test_constant_steps_and_the_control_make_as_many_steps_as_full_data(tmp_path
     assert [runs[name].saved > 0.3 for name in names] == [False, True, True, True]
     assert all(len(run.accuracy) == len(run.test_loss) == 1 for run in runs.values())
     page.write_text(f"<!-- fashion-mnist-resnet8, {CONSTANT} -->\n<!-- end -->\n")
-    report(read(results), page)
+    pages.report(read(results), page)
     assert all(f"\n| {name} | " in page.read_text() for name in names)
 
 
@@ -210,6 +211,25 @@ def test_over_families_more_is_better_and_a_loss_is_in_percent_of_full_datas():
     assert asked[2:] == [f"| {name} | full data |  |  | {gaps} |  |"]
     assert families.against_full(runs, LONG).count("\n") == 2  # no row
     assert families.seconds(runs, [SHORT]).splitlines()[2] == "| 12 epochs, hours | 0.0 | 0.0 | 0.1 | 0.1 | 0.0 |"
+
+
+def test_the_page_of_families_has_its_tables_and_a_plot_of_accuracy_over_time(tmp_path):
+    runs = [
+        Run(
+            "spam", name, TABLES[table].first + seed, "cpu", 1, [80.0, 90.0], [5, 9], [], 8.0, 0.1, [1.0], 4, [5.0, 8.0]
+        )
+        for table in (SHORT, TIME)
+        for name in TABLES[table].rows
+        for seed in range(2)
+    ]
+    page = tmp_path / "page.md"
+    places = [SHORT, LONG, f"{SHORT}, questions", "hours"]
+    page.write_text("".join(f"<!-- {place} -->\nold\n<!-- end -->\n" for place in places))
+    families.report(runs, page)
+    text = page.read_text()
+    assert "old" not in text
+    assert all(f"\n| {name} | " in text for name in TABLES[SHORT].rows)
+    assert (tmp_path / "time-to-accuracy.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("name", TASKS)
