@@ -69,19 +69,22 @@ TASKS = {
         Task("spam", MAILS, TextCNN, 20, 32, 3e-3, 512, adaptive=True, decay=0.01, bfloat16=True),
         Task("cnn-cpu", MIRRORED, small_cnn, 12, 64, 0.05, 512, samples=12_000),
         Task("resnet18-cpu", MOVED, partial(resnet18, 8, 2), 12, 64, 0.05, 256, samples=5_000),
-        Task("resnet18", MOVED, partial(resnet18, 32), 12, 256, 0.2, 256),
+        Task("resnet18", MOVED, partial(resnet18, 32), 12, 256, 0.2, 256, samples=30_000),
         Task(
             "vit-cpu", MOVED, partial(ViT, 64, 4, 7), 12, 64, 2e-3, 256,
             samples=4_000, adaptive=True, decay=0.05, clip=1.0,
         ),
-        Task("vit", MOVED, partial(ViT, 192, 6, 4), 12, 256, 1e-3, 256, adaptive=True, decay=0.05, clip=1.0),
+        Task(
+            "vit", MOVED, partial(ViT, 192, 6, 4), 12, 256, 1e-3, 256,
+            samples=30_000, adaptive=True, decay=0.05, clip=1.0,
+        ),
         Task(
             "gpt-cpu", sources(48), partial(GPT, 64, 2, 48), 12, 32, 8e-3, 256,
             samples=2_000, adaptive=True, decay=0.1, clip=1.0, by_loss=True,
         ),
         Task(
             "gpt", sources(255), partial(GPT, 256, 6, 255), 12, 64, 1e-3, 128,
-            samples=20_000, adaptive=True, decay=0.1, clip=1.0, by_loss=True,
+            samples=6_000, adaptive=True, decay=0.1, clip=1.0, by_loss=True,
         ),
     )
 }  # fmt: skip
