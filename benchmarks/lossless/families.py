@@ -18,14 +18,13 @@ __all__ = ["against_full", "gap", "plot", "questions", "report", "seconds"]
 Grouped = dict[str, dict[int, Run]]  # by variant and seed
 
 
-def gap(task: str, first: dict[int, Run], second: dict[int, Run]) -> Difference | None:
+def gap(first: dict[int, Run], second: dict[int, Run], *, by_loss: bool) -> Difference | None:
     """How much better ``first`` ended than ``second``, of the seeds of both; None where these are not two.
 
-    Points of accuracy, or percent of the test loss that it has less, so that more is better.
+    Points of accuracy, or by how many percent its test loss is less, so that more is better.
     """
     if len(first.keys() & second.keys()) < 2:
         return None
-    by_loss = TASKS[task].by_loss
     ends = [
         {seed: run.test_loss[-1] if by_loss else run.accuracy[-1] for seed, run in runs.items()}
         for runs in (first, second)
@@ -45,13 +44,19 @@ def _of(runs: Iterable[Run], table: str) -> dict[str, tuple[str, Grouped]]:
     return {family: (task, by_variant(run for run in found if run.task == task)) for family, task in sizes.items()}
 
 
-def against_full(runs: Iterable[Run], table: str) -> str:
-    """A row for each variant, a column for each family: what it ends better than full data. Markdown."""
+def against_full(runs: Iterable[Run], table: str, *, by_loss: bool = False) -> str:
+    """A row for each variant, a column for each family: what it ends better than full data. Markdown.
+
+    by_loss: of all families, and not only of those that have no accuracy.
+    """
     families = {family: found for family, found in _of(runs, table).items() if FULL in found[1]}
     head = ["variant", "samples skipped", *families]
-    rows = [head, ["---"] * len(head), [FULL, "", *(_full(*found) for found in families.values())]]
+    rows = [head, ["---"] * len(head), [FULL, "", *(_full(*found, by_loss) for found in families.values())]]
     for name in TABLES[table].rows:
-        ends = {family: gap(task, grouped.get(name, {}), grouped[FULL]) for family, (task, grouped) in families.items()}
+        ends = {
+            family: gap(grouped.get(name, {}), grouped[FULL], by_loss=by_loss or TASKS[task].by_loss)
+            for family, (task, grouped) in families.items()
+        }
         if name == FULL or not any(ends.values()):
             continue
         saved = [run.saved for _, grouped in families.values() for run in grouped.get(name, {}).values()]
@@ -61,20 +66,24 @@ def against_full(runs: Iterable[Run], table: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _full(task: str, grouped: Grouped) -> str:
+def _full(task: str, grouped: Grouped, by_loss: bool) -> str:
     """How full data ended, and of how many seeds."""
     ends = grouped[FULL].values()
-    mean = statistics.mean(run.test_loss[-1] if TASKS[task].by_loss else run.accuracy[-1] for run in ends)
-    return f"loss {mean:.3f}, {len(ends)} seeds" if TASKS[task].by_loss else f"{mean:.2f} %, {len(ends)} seeds"
+    if by_loss or TASKS[task].by_loss:
+        return f"loss {statistics.mean(run.test_loss[-1] for run in ends):.3f}, {len(ends)} seeds"
+    return f"{statistics.mean(run.accuracy[-1] for run in ends):.2f} %, {len(ends)} seeds"
 
 
-def questions(runs: Iterable[Run], table: str, pairs: Iterable[tuple[str, str]]) -> str:
+def questions(runs: Iterable[Run], table: str, pairs: Iterable[tuple[str, str]], *, by_loss: bool = False) -> str:
     """A row for each of ``pairs`` of variants, a column for each family: what the first ends better. Markdown."""
     families = _of(runs, table)
     head = ["", "against", *families]
     rows = [head, ["---"] * len(head)]
     for first, second in pairs:
-        ends = [gap(task, grouped.get(first, {}), grouped.get(second, {})) for task, grouped in families.values()]
+        ends = [
+            gap(grouped.get(first, {}), grouped.get(second, {}), by_loss=by_loss or TASKS[task].by_loss)
+            for task, grouped in families.values()
+        ]
         if any(ends):
             rows.append([first, second, *("" if end is None else str(end) for end in ends)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -120,9 +129,12 @@ def plot(file: Path, runs: Iterable[Run]) -> None:
 def report(runs: list[Run], page: Path) -> None:
     """Write the tables of ``page``, as far as it has places for them."""
     places = sections(page)
-    tables = {name: against_full(runs, name) for name in (SHORT, LONG, IDEAS)}
-    asked = {f"{name}, questions": questions(runs, name, QUESTIONS) for name in (SHORT, LONG)}
-    for section, text in {**tables, **asked, "hours": seconds(runs, (SHORT, LONG, IDEAS))}.items():
+    texts = {"hours": seconds(runs, (SHORT, LONG, IDEAS))}
+    for name in (SHORT, LONG, IDEAS):
+        for by_loss, which in ((False, name), (True, f"{name}, by loss")):
+            texts[which] = against_full(runs, name, by_loss=by_loss)
+            texts[f"{which}, questions"] = questions(runs, name, QUESTIONS, by_loss=by_loss)
+    for section, text in texts.items():
         if section in places:
             write(page, section, text)
     if any(run.seed // 100 == TABLES[TIME].first // 100 for run in runs):

@@ -207,6 +207,9 @@ def test_over_families_more_is_better_and_a_loss_is_in_percent_of_full_datas():
     assert rows[2] == "| full data |  | loss 2.000, 3 seeds | 91.00 %, 3 seeds |"
     gaps = "+1.00 (+1.00 to +1.00) | +0.60 (+0.35 to +0.85)"
     assert rows[3] == f"| {name} | 50 % | {gaps} |"
+    assert "| 50 % | +1.00 (+1.00 to +1.00) | +1.00 (+1.00 to +1.00) |" in families.against_full(
+        runs, SHORT, by_loss=True
+    )
     asked = families.questions(runs, SHORT, [(name, FULL), (FULL, "budget 50 %")]).splitlines()
     assert asked[2:] == [f"| {name} | full data |  |  | {gaps} |  |"]
     assert families.against_full(runs, LONG).count("\n") == 2  # no row
