@@ -82,10 +82,11 @@ def report(
     results: Annotated[Path, typer.Option(help="Where runs were added.")] = RESULTS,
     folder: Annotated[Path, typer.Option(help="Of the pages whose tables are replaced; plots go there too.")] = DOCS,
 ) -> None:
-    """Write the tables and plots of lossless.md and does-it-pay.md from what is in RESULTS."""
+    """Write the tables and plots of lossless.md, and of does-it-pay.md if it is there, from what is in RESULTS."""
     runs = read(results)
     pages.report(runs, folder / "lossless.md")
-    families.report(runs, folder / "does-it-pay.md")
+    if (page := folder / "does-it-pay.md").exists():
+        families.report(runs, page)
 
 
 if __name__ == "__main__":
