@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.lossless.page import Difference, by_variant, sections, write
 from benchmarks.lossless.runs import Run
-from benchmarks.lossless.tables import IDEAS, LONG, QUESTIONS, SHORT, TABLES, TIME
+from benchmarks.lossless.tables import IDEAS, LONG, PAIRS, SHORT, TABLES, TIME
 from benchmarks.lossless.tasks import FAMILIES, TASKS
 from benchmarks.lossless.variants import FULL
 
@@ -133,7 +133,7 @@ def report(runs: list[Run], page: Path) -> None:
     for name in (SHORT, LONG, IDEAS):
         for by_loss, which in ((False, name), (True, f"{name}, by loss")):
             texts[which] = against_full(runs, name, by_loss=by_loss)
-            texts[f"{which}, questions"] = questions(runs, name, QUESTIONS, by_loss=by_loss)
+            texts[f"{which}, questions"] = questions(runs, name, PAIRS, by_loss=by_loss)
     for section, text in texts.items():
         if section in places:
             write(page, section, text)

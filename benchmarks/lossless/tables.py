@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from benchmarks.lossless.variants import FULL, IDEAS_TRIED, SWEEP, percent
 
-__all__ = ["CONSTANT", "IDEAS", "LONG", "MAIN", "PAIRS", "QUESTIONS", "SHORT", "STUDY", "TABLES", "TIME", "Table"]
+__all__ = ["CONSTANT", "IDEAS", "LONG", "MAIN", "PAIRS", "SHORT", "STUDY", "TABLES", "TIME", "Table"]
 
 STUDY, CONSTANT, SHORT, LONG, IDEAS, TIME = (
     "study", "constant steps", "12 epochs", "36 epochs", "ideas", "time"
@@ -87,18 +87,3 @@ PAIRS = (  # questions to a table: does the first lose less than the second?
         )
     ),
 )
-QUESTIONS = [  # to the tables of all families
-    (SOFT[1], SOFT[0]),
-    *(
-        (f"{first} {percent(share)}", f"{second} {percent(share)}")
-        for first, second in (
-            ("budget, constant steps", "budget"),
-            (EVEN, "budget, constant steps"),
-            (EVEN, RANDOM),
-            (EVEN, CONTROL),
-            (EVEN, "fewer epochs"),
-            (CONTROL, "fewer epochs"),
-        )
-        for share in (0.3, 0.5, 0.7)
-    ),
-]

@@ -129,8 +129,9 @@ def _plan(
     rule = rule_of(policy, summary)
     selection = Selection(scores, rule, seed, epoch, include)
     # What has no score counts nothing where it is always kept, and else as of middling score, as the policy has it.
-    unseen = float(np.nanmedian(scores)) if summary.count else 1.0
-    unseen = unseen if prunes_always(policy) else 0.0
+    unseen = 0.0
+    if prunes_always(policy):
+        unseen = float(np.nanmedian(scores)) if summary.count else 1.0
     kept, squares, weighted = 0, 0.0, 0.0
     for start in range(0, scores.size, _BLOCK):
         part = scores[start : start + _BLOCK]
