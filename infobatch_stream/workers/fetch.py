@@ -128,6 +128,15 @@ class Fetcher(Dataset[Any]):
 
     def __getitems__(self, request: Request) -> tuple[Any, Picks]:
         """The batch of ``request``; the same bits in whichever process, and whatever was fetched before."""
+        try:
+            return self._batch(request)
+        except StopIteration as error:  # of the user's code; a loop over batches would end, as if there were no more
+            raise DataError(
+                f"the dataset or collate_fn raised StopIteration (epoch {request.epoch}, step {request.seed[2]}), of "
+                "which the cause says more; perhaps next() was called on an iterator that had ended."
+            ) from error
+
+    def _batch(self, request: Request) -> tuple[Any, Picks]:
         keep_batch_memory()
         entries = request.entries
         replaced: tuple[str, ...] = ()

@@ -146,6 +146,22 @@ def test_a_shard_that_is_lost_under_way_is_named(path, tmp_path, damage, workers
         list(loader)
 
 
+class Stops(Noisy):
+    """A dataset whose sample 11 asks an iterator for more than there is."""
+
+    def __getitem__(self, index):
+        return next(iter(())) if index == 11 else super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("where", ["the dataset", "collate_fn"])
+def test_stop_iteration_of_the_users_code_does_not_end_the_epoch_silently(path, where, workers):
+    options = {"collate_fn": lambda samples: next(iter(()))} if where == "collate_fn" else {}
+    loader = loader_of(path, Noisy(N) if options else Stops(N), num_workers=workers, **options)
+    with pytest.raises(DataError, match=f"{where}.* raised StopIteration"):
+        list(loader)
+
+
 def test_a_missing_extra_is_named(tmp_path):
     code = (
         "import sys; sys.modules['webdataset'] = None\n"  # as if it were not installed
