@@ -159,7 +159,7 @@ def simulate_command(
     with reported():
         from infobatch_stream import BudgetPruning, QuantilePruning, ScoreStore, SoftPruning, policies
         from infobatch_stream.per_sample import mask_of
-        from infobatch_stream.report.simulation import recommend, scores_of, simulate, table, usual_policies
+        from infobatch_stream.report.simulation import doubts, recommend, scores_of, simulate, table, usual_policies
         from infobatch_stream.report.snapshot import check_bounds
         from infobatch_stream.score_stats import share_known
 
@@ -180,11 +180,15 @@ def simulate_command(
             chosen = [getattr(policies, f"{policy.capitalize()}Pruning")()]
         outcomes = simulate(chosen, scores_of(opened), epochs=length, delta=delta, seed=seed, include=samples)
         best = None if wish is None else recommend(outcomes, wish)
+        doubtful = doubts(outcomes if best is None else [best], length)
     if as_json:
         recommended = None if best is None else repr(best.policy)
-        typer.echo(json.dumps({"recommended": recommended, "outcomes": [one.to_json() for one in outcomes]}))
+        found = {"recommended": recommended, "doubts": doubtful, "outcomes": [one.to_json() for one in outcomes]}
+        typer.echo(json.dumps(found))
     else:
         Console().print(table(outcomes, best, batch_size))
+        for doubt in doubtful:
+            say(f"Note: {doubt}")
 
 
 def _numbers(text: str) -> list[float]:

@@ -313,6 +313,24 @@ def test_what_is_recommended_skips_the_wish_and_is_the_best_that_does(path):
     assert "none of these policies skips 95%" in run("simulate", path, "--wish", "0.95", code=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "short", "middle"),
+    [
+        (["--policy", "budget", "--fraction", "0.1", "--spread", "even"], False, False),
+        (["--policy", "budget", "--fraction", "0.4", "--spread", "even"], True, False),
+        (["--policy", "budget", "--fraction", "0.4", "--spread", "even", "--epochs", "40"], False, False),
+        (["--policy", "budget", "--fraction", "0.4", "--epochs", "40"], False, True),
+        (["--policy", "budget", "--fraction", "0.4", "--epochs", "12"], True, True),
+    ],
+)
+def test_it_says_where_the_study_found_that_it_costs_accuracy(path, options, short, middle):
+    told = json.loads(run("simulate", path, *options, "--json"))["doubts"]
+    assert any("epochs are few" in doubt for doubt in told) == short
+    assert any("spread evenly" in doubt for doubt in told) == middle
+    assert len(told) == short + middle
+    assert run("simulate", path, *options).count("Note: ") == len(told)
+
+
 @pytest.mark.parametrize("name", ["seta", "order", "kakurenbo"])
 def test_where_a_policy_is_biased_there_is_no_effective_share(path, name):
     told = json.loads(run("simulate", path, "--policy", name, "--epochs", "5", "--json"))
