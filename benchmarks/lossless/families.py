@@ -99,7 +99,8 @@ def seconds(runs: Iterable[Run], tables: Iterable[str]) -> str:
             sum(run.seconds for seeds in grouped.values() for run in seeds.values())
             for _, grouped in _of(runs, table).values()
         ]
-        rows.append([f"{table}, hours", *(f"{one / 3600:.1f}" for one in spent)])
+        if any(spent):
+            rows.append([f"{table}, hours", *(f"{one / 3600:.1f}" for one in spent)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
