@@ -86,4 +86,5 @@ PAIRS = (  # questions to a table: does the first lose less than the second?
             (CONTROL, "fewer epochs"),
         )
     ),
+    *((idea, f"{EVEN} 50 %") for idea in IDEAS_TRIED),
 )
