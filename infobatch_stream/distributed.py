@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.distributed.device_mesh import DeviceMesh
 
 from infobatch_stream._process_wide import let_gloo_end
 from infobatch_stream.errors import ConfigError, LostRanksError, OutOfStepError
@@ -52,7 +53,7 @@ class Ranks:
         """Whether it can be told by now who the ranks are."""
         return _initialised() or int(os.environ.get("WORLD_SIZE", "1")) <= 1
 
-    def __init__(self, process_group: "dist.ProcessGroup | None" = None) -> None:
+    def __init__(self, process_group: "dist.ProcessGroup | DeviceMesh | None" = None) -> None:
         self.rank, self.world_size, self.nodes = 0, 1, 1
         self.process, self.processes = 0, 1
         self.records = True
@@ -67,6 +68,7 @@ class Ranks:
             return
         let_gloo_end()
         self.process, self.processes = dist.get_rank(), dist.get_world_size()
+        process_group = _group_of(process_group)
         self.rank, self.world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
         if self.rank < 0:
             raise ConfigError(
@@ -231,6 +233,20 @@ def _parcel(losses: NDArray[np.float32]) -> NDArray[np.int32]:
     seen = ~np.isnan(losses)
     values: NDArray[np.int32] = losses[np.flatnonzero(seen)].view(np.int32)
     return np.concatenate([np.packbits(seen).view(np.int32), values])
+
+
+def _group_of(given: "dist.ProcessGroup | DeviceMesh | None") -> "dist.ProcessGroup | None":
+    """The process group that a mesh of one dimension stands for. Raises ConfigError for one of several."""
+    if not isinstance(given, DeviceMesh):
+        return given
+    if given.ndim != 1:
+        names = given.mesh_dim_names or ()
+        raise ConfigError(
+            f"process_group is a DeviceMesh of {given.ndim} dimensions {names}: give the one over which data is split, "
+            'as mesh["dp"]. If it is split over several, as with hybrid sharding, make one of them first: '
+            'mesh["replicate", "shard"]._flatten("dp"), and then mesh["dp"].'
+        )
+    return given.get_group()
 
 
 def _initialised() -> bool:
