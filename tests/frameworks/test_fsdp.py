@@ -1,5 +1,6 @@
-"""FSDP2, tensor parallelism and torch.distributed.checkpoint, in four processes with gloo. torchrun runs this file as them."""
+"""FSDP2, tensor parallelism and distributed checkpoints, in four processes with gloo: torchrun runs this file."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from support.framework_runs import (
     EPOCHS,
     LR,
     check_equal,
+    check_example,
     check_refused,
     check_whole,
     digits,
@@ -24,6 +26,7 @@ from support.framework_runs import (
     shape,
     steps_of,
 )
+from support.paths import ROOT
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.device_mesh import init_device_mesh
@@ -57,7 +60,7 @@ class Model:
 
 
 def sharded(mesh):
-    """A network over ``mesh``: its parameters sharded over dp, its layers split over tp if there is such a dimension."""
+    """A network over ``mesh``: parameters sharded over dp, layers split over tp if there is such a dimension."""
     net = network()
     if "tp" in mesh.mesh_dim_names:
         parallelize_module(net, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
@@ -205,6 +208,19 @@ def test_a_mesh_of_two_dimensions_is_refused_and_goes_flattened(runs):
 def test_a_loader_is_what_the_distributed_checkpoint_calls_stateful(tmp_path):
     loader = InfoBatchLoader(digits(), tmp_path / "scores.zarr", batch_size=BATCH, epochs=EPOCHS)
     assert isinstance(loader, Stateful)
+
+
+def test_the_page_runs_as_a_script(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "trainers" / "fsdp.md").read_text(), re.M | re.S)
+    script = tmp_path / "page.py"
+    script.write_text("".join([*blocks, "dist.destroy_process_group()\n"]))
+    torchrun(script)
+
+
+def test_the_example_goes_on_with_its_checkpoint(tmp_path):
+    accuracy = check_example("fsdp.py", tmp_path, 4, ["--tp", 2, "--epochs", 4], stop_after=20)
+    assert accuracy > 0.8
 
 
 if __name__ == "__main__":

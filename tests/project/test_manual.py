@@ -41,6 +41,7 @@ HERE = {
 # Pages whose blocks need more than that have tests of their own.
 ELSEWHERE = {
     "docs/frameworks.md": "tests/project/test_pages.py",
+    "docs/trainers/fsdp.md": "tests/frameworks/test_fsdp.py",
     "docs/questions.md": "tests/project/test_questions.py",
     "docs/policies.md": "tests/policies/test_policies.py",
     "docs/losses.md": "tests/examples/test_other_losses.py",
@@ -173,7 +174,7 @@ def test_links_lead_to_files_and_headings_that_are_there(page):
 
 
 def test_the_site_has_every_page():
-    listed = re.findall(r": ([\w-]+\.md)$", text_of("mkdocs.yml"), re.M)
+    listed = re.findall(r": ([\w/-]+\.md)$", text_of("mkdocs.yml"), re.M)
     assert sorted(listed) == [page.removeprefix("docs/") for page in pages()[1:]]
 
 
