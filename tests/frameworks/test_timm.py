@@ -1,4 +1,4 @@
-"""timm's parts over an InfoBatchLoader, as examples/timm_train.py has them. torchrun runs this file as two processes."""
+"""timm's parts over an InfoBatchLoader, in examples/timm_train.py. torchrun runs this file as two processes."""
 
 import os
 import re

@@ -47,7 +47,7 @@ def recorded(name, *options):
 
 
 def check_rest(whole, rest, done):
-    """What is left of ``whole``, of [steps of a rank], after ``done`` steps has the same places, indices and weights."""
+    """On each rank ``rest`` has the places, indices, weights and losses of ``whole`` after ``done`` steps."""
     for mine, its in zip(whole, rest, strict=True):
         assert len(its) == len(mine) - done
         for one, other in zip(mine[done:], its, strict=True):
