@@ -1,5 +1,6 @@
 """timm's parts over an InfoBatchLoader, in examples/timm_train.py. torchrun runs this file as two processes."""
 
+import gc
 import os
 import re
 import subprocess
@@ -235,6 +236,7 @@ def test_timm_puts_the_next_picture_for_a_broken_one_unless_it_is_told_not_to_re
         assert broken not in rows
     else:  # so a loss of another picture would be recorded for it
         assert np.array_equal(rows[broken][0], rows[broken + 1][0])
+    gc.collect()  # the files that timm leaves open, of which no other test should hear
 
 
 # ---- the page
