@@ -82,9 +82,9 @@ def test_two_ranks_share_an_epoch_and_their_scores(tmp_path):
 
 
 PACKAGES = {
-    "accelerate_ddp": "accelerate", "cifar": "timm", "detection": "torchvision", "diffusion": "scipy",
-    "finetune": "transformers", "hf_trainer": "tokenizers", "imagenet": "torchvision", "lightning_ddp": "lightning",
-    "live": "tensorboard", "segmentation": "PIL", "train": "PIL",
+    "accelerate_ddp": "accelerate", "cifar": "timm", "contrastive": "webdataset", "detection": "torchvision",
+    "diffusion": "scipy", "finetune": "transformers", "hf_trainer": "tokenizers", "imagenet": "torchvision",
+    "lightning_ddp": "lightning", "live": "tensorboard", "segmentation": "PIL", "timm_train": "timm", "train": "PIL",
 }  # fmt: skip
 
 

@@ -47,6 +47,8 @@ ELSEWHERE = {
     "docs/losses.md": "tests/examples/test_other_losses.py",
     "docs/seeing.md": "tests/loader/test_seeing.py",
     "docs/format.md": "tests/store/test_format.py",
+    "docs/trainers/contrastive.md": "tests/frameworks/test_contrastive.py",
+    "docs/trainers/timm.md": "tests/frameworks/test_timm.py",
 }
 # What takes an afternoon is cut to what takes a moment.
 SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 3": "--epochs 2"}
