@@ -31,6 +31,7 @@ _REMEDY = (
 # By default process group: one beside it of the same processes, so that a call of ours that a rank makes alone never
 # meets another collective of the user's. They last as long as the default one, which takes them along when it ends.
 _OWN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+_NODES: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by default process group: on how many nodes it is
 
 
 class Ranks:
@@ -44,7 +45,7 @@ class Ranks:
         rank, world_size: among those over which data is split.
         process, processes: this one's number among all, and their number.
         records: whether this process's losses are recorded: one of each set of peers does.
-        nodes: how many machines the processes are on, as torchrun tells; else 1.
+        nodes: how many machines the processes are on, as their launcher tells; else 1. A guess until `count_nodes`.
     """
 
     @staticmethod
@@ -74,9 +75,17 @@ class Ranks:
                 "group over which its own data is split."
             )
         self.records = process_group is None or 0 in dist.get_process_group_ranks(process_group)
-        # LOCAL_WORLD_SIZE, which other launchers set too, is not the same on nodes of unequal size.
-        told, local = (int(os.environ.get(name, "0")) for name in ("GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-        self.nodes = told or (max(1, self.processes // local) if local > 0 else 1)
+        guess = max(1, self.processes // (_told("LOCAL_WORLD_SIZE") or self.processes))
+        self.nodes = _told("GROUP_WORLD_SIZE") or _NODES.get(dist.group.WORLD) or guess
+
+    def count_nodes(self) -> None:
+        """Have `nodes` equal on all processes, as it has to be before anything is planned. Collective.
+
+        torchrun tells it. Other launchers, as Ray Train, only tell each process how many there are on its own node.
+        """
+        if self.processes > 1 and not _told("GROUP_WORLD_SIZE") and dist.group.WORLD not in _NODES:
+            everyone = self._exchange("counting the nodes", {"local": _told("LOCAL_WORLD_SIZE") or self.processes})
+            self.nodes = _NODES[dist.group.WORLD] = max(1, round(sum(1 / facts["local"] for facts in everyone)))
 
     def gather(self, value: T) -> list[T]:
         """``value`` of every process, in the order of their ranks. Collective."""
@@ -231,6 +240,11 @@ def _parcel(losses: NDArray[np.float32]) -> NDArray[np.int32]:
     seen = ~np.isnan(losses)
     values: NDArray[np.int32] = losses[np.flatnonzero(seen)].view(np.int32)
     return np.concatenate([np.packbits(seen).view(np.int32), values])
+
+
+def _told(name: str) -> int:
+    """What the launcher tells in this environment variable; 0: nothing."""
+    return int(os.environ.get(name) or "0")
 
 
 def _initialised() -> bool:
