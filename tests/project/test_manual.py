@@ -46,6 +46,7 @@ ELSEWHERE = {
     "docs/losses.md": "tests/examples/test_other_losses.py",
     "docs/seeing.md": "tests/loader/test_seeing.py",
     "docs/format.md": "tests/store/test_format.py",
+    "docs/trainers/ray.md": "tests/frameworks/test_ray_train.py",
 }
 # What takes an afternoon is cut to what takes a moment.
 SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 3": "--epochs 2"}
