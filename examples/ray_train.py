@@ -22,7 +22,7 @@ from torch import nn
 from infobatch_stream import InfoBatchLoader
 from infobatch_stream.convert import write_shards
 
-NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,tools,mds,ray]'"
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,tools,mds]' 'ray[train]'"
 
 try:
     import ray
@@ -31,7 +31,7 @@ try:
     from ray.train.torch import TorchTrainer, get_device, prepare_model
     from sklearn.datasets import load_digits
     from streaming import StreamingDataset
-except ModuleNotFoundError as error:
+except ImportError as error:  # Ray's own, where parts of ray[train] are missing
     raise SystemExit(NEEDS.format(error)) from error
 
 TRAIN = 1500  # of 1,797; the rest are held out

@@ -161,8 +161,9 @@ def run_page():
 
 
 def run_example():
-    sys.argv = ["ray_train.py", "--epochs", "3", "--kill-after", "35"]
-    runpy.run_path(str(ROOT / "examples" / "ray_train.py"), run_name="__main__")
+    for epochs in ("3", "4"):  # of the second run there is one epoch left
+        sys.argv = ["ray_train.py", "--epochs", epochs, "--kill-after", "35"]
+        runpy.run_path(str(ROOT / "examples" / "ray_train.py"), run_name="__main__")
 
 
 # ---- what they found
@@ -248,10 +249,11 @@ def test_every_example_of_the_page_runs(ran):
     assert not error.exists(), error.read_text() + ran[1]
 
 
-def test_the_example_goes_on_with_its_checkpoint_after_a_kill(ran):
+def test_the_example_goes_on_with_its_checkpoint_after_a_kill_and_when_it_is_started_again(ran):
     error = ran[0] / "example" / "error"
     assert not error.exists(), error.read_text() + ran[1]
     assert "goes on at step 10 of epoch 1" in ran[1]
+    assert "goes on at step 0 of epoch 3" in ran[1]
     assert float(ran[1].split("accuracy ")[-1].split()[0]) > 0.5
 
 
