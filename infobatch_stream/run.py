@@ -221,6 +221,7 @@ class Run:
 
     def open(self, contents: Contents | None = None) -> None:
         """Have the store open on all ranks. Collective when it is not yet, or when there are ``contents``."""
+        self.ranks.count_nodes()
         facts = {"lanes": self.batch.lanes, "epochs": self.epochs, "epoch": self.position.epoch}
         if self.scores.open(self.ranks, contents, **self._settings, **facts):
             self._planned = None

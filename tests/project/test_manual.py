@@ -49,6 +49,7 @@ ELSEWHERE = {
     "docs/format.md": "tests/store/test_format.py",
     "docs/trainers/contrastive.md": "tests/frameworks/test_contrastive.py",
     "docs/trainers/timm.md": "tests/frameworks/test_timm.py",
+    "docs/trainers/ray.md": "tests/frameworks/test_ray_train.py",
 }
 # What takes an afternoon is cut to what takes a moment.
 SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 3": "--epochs 2"}
