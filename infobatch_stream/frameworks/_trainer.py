@@ -146,8 +146,9 @@ class LoaderTrainer(Trainer):
         if folder:  # if there is none, the Trainer says so
             self._go_on(Path(folder))
             return super().train(folder, *args, **kwargs)
-        if self._loader.spent:  # of a training that was broken off: the iterator would begin the next epoch
-            self._loader.commit()
+        # Opens the store, without which the length of a first epoch that prunes is not known; and ends the epoch of a
+        # training that was broken off, as the iterator would.
+        self._loader.commit()
         if not resume_from_checkpoint and self._loader.epoch >= self._loader.epochs:
             raise ConfigError(
                 f"all {self._loader.epochs} epochs of the loader are done, so there is nothing to train. To train on, "

@@ -90,7 +90,7 @@ class InfoBatchSFTTrainer(LoaderTrainer, SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         if self.padding_free and lengths is None:
             raise ConfigError(
-                "a flattened batch lacks the lengths of its samples: give collate_fn=trainer.data_collator."
+                "a flattened batch is without the lengths of its samples: give collate_fn=trainer.data_collator."
             )
         found: list[Any] = []
         hook = model.register_forward_hook(lambda _, __, outputs: found.append(outputs))
