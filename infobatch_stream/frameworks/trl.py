@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import trl
 from numpy.typing import NDArray
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.sft_trainer import SFTTrainer
@@ -53,21 +55,19 @@ class InfoBatchSFTTrainer(LoaderTrainer, SFTTrainer):
 
     def __init__(self, *args: Any, loader: Callable[["InfoBatchSFTTrainer"], InfoBatchLoader], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(self.train_dataset, Sized):
-            raise ConfigError("train_dataset is streamed, and the loader needs its samples by number: load it whole.")
+        self._refuse()
         self.train_dataset = self._remove_unused_columns(self.train_dataset, description="training")
         if self.padding_free:
             self.data_collator = _Flattened(self.data_collator)
         self.loader = loader(self)
         self._use(self.loader)
 
-    def _check(self) -> None:
-        super()._check()
-        if self._loader.num_samples != len(self.train_dataset):
-            found = f"{self._loader.num_samples} samples, the prepared dataset {len(self.train_dataset)}"
-            raise ConfigError(
-                f"the loader has {found}: let loader= make it of the trainer.train_dataset that it is given."
-            )
+    def _refuse(self) -> None:
+        """What cannot work with any loader, before one is made, for which the model may go over all data."""
+        if Version(trl.__version__) < Version("1.16"):
+            raise ConfigError(f"trl {trl.__version__} gives no loss of each token: update it to 1.16 or newer.")
+        if not isinstance(self.train_dataset, Sized):
+            raise ConfigError("train_dataset is streamed, and the loader needs its samples by number: load it whole.")
         if self.compute_loss_func is not None or self.args.label_smoothing_factor:
             raise ConfigError(
                 "compute_loss_func gives a loss of the whole batch, and with label_smoothing_factor TRL gives no loss "
@@ -78,6 +78,14 @@ class InfoBatchSFTTrainer(LoaderTrainer, SFTTrainer):
             raise ConfigError(
                 "with tensor, context or sequence parallelism several processes share a sample, and the loader gives "
                 "each its own: leave tp_size, cp_size and sp_size at 1."
+            )
+
+    def _check(self) -> None:
+        super()._check()
+        if self._loader.num_samples != len(self.train_dataset):
+            found = f"{self._loader.num_samples} samples, the prepared dataset {len(self.train_dataset)}"
+            raise ConfigError(
+                f"the loader has {found}: let loader= make it of the trainer.train_dataset that it is given."
             )
 
     def compute_loss(

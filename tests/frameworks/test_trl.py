@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.ddp.launch import process_group
-from support.framework_runs import check_equal, loader_at, one_process, plain_run, ranks_of, report
+from support.framework_runs import check_equal, check_example, loader_at, one_process, plain_run, ranks_of, report
 
 from infobatch_stream import ConfigError
 
@@ -327,9 +327,21 @@ def refused(tmp_path, says, **options):
 
 
 def test_arguments_that_do_not_go_with_the_loader_are_refused(tmp_path):
-    refused(tmp_path, "label_smoothing_factor", label_smoothing_factor=0.1)
     refused(tmp_path, "num_train_epochs=2", num_train_epochs=2)
     refused(tmp_path, "max_steps out", max_steps=3)
+
+
+def test_what_cannot_work_is_refused_before_the_model_goes_over_the_data(tmp_path, monkeypatch):
+    import trl
+
+    passes = []
+    monkeypatch.setattr("infobatch_stream.frameworks.trl.InfoBatchSFTTrainer.sample_losses", passes.append)
+    with pytest.raises(ConfigError, match="label_smoothing_factor"):
+        trainer_of(tmp_path, "text", label_smoothing_factor=0.1)
+    monkeypatch.setattr(trl, "__version__", "1.15.0")
+    with pytest.raises(ConfigError, match=r"trl 1\.15\.0 .* 1\.16 or newer"):
+        trainer_of(tmp_path, "text")
+    assert not passes
 
 
 def test_a_loader_of_another_dataset_is_refused(tmp_path):
