@@ -3,8 +3,8 @@
     python examples/composer_train.py --epochs 10
     composer -n 2 examples/composer_train.py --epochs 10     # or: torchrun --nproc-per-node 2 ...
 
-Composer 0.32 wants torch 2.7: give it an environment of its own. Run the example again to go on from the last checkpoint
-in --folder; --stop-after N ends a run after N batches, to try that.
+Composer 0.32 wants torch 2.7: give it an environment of its own. Run the example again to go on from the last
+checkpoint in --folder; --stop-after N ends a run after N batches, to try that.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, cast
 
 from composer import Callback, DataSpec, Logger, State
@@ -60,9 +61,7 @@ class InfoBatchCallback(Callback):
             split_batch=self._split,
             microbatch_transforms=self._unpack,
             get_num_samples_in_batch=lambda batch: _count(batch, len),
-            get_num_tokens_in_batch=lambda batch: _count(
-                batch, lambda _: self._data.get_num_tokens_in_batch(batch[0])
-            ),
+            get_num_tokens_in_batch=lambda batch: _count(batch, lambda _: self._data.get_num_tokens_in_batch(batch[0])),
         )
 
     # Batches and losses ------------------------------------------------------------------------------------------
@@ -78,7 +77,7 @@ class InfoBatchCallback(Callback):
         parts = min(-(-largest // size), len(picks))
         ends = [len(picks) * part // parts for part in range(parts + 1)]
         found = []
-        for start, end in zip(ends, ends[1:], strict=False):
+        for start, end in pairwise(ends):
             rows = slice(start, end)
             share = 1.0 if self._loader.constant_steps else (end - start) / len(picks)
             found.append((self._rows(data, rows) if parts > 1 else data, picks[rows], start == 0, share))
@@ -125,7 +124,7 @@ class InfoBatchCallback(Callback):
             raise ConfigError(
                 f"Composer stands at batch {batch} of epoch {epoch}, the loader at step {here[1]} of epoch "
                 f"{here[0] - self._began}: the checkpoint is without the state of the loader, or a training was broken "
-                "off by an error. Make loader and Trainer anew, and load a checkpoint that was saved with this callback."
+                "off by an error. Make loader and Trainer anew, and load a checkpoint saved with this callback."
             )
         self._check_duration(state)
         state.dataset_resumption["train"] = True  # the loader itself goes on where it stood

@@ -19,7 +19,6 @@ from support.framework_runs import (
     BATCH,
     EPOCHS,
     LR,
-    check_equal,
     check_example,
     check_like_plain,
     check_rest,
@@ -88,7 +87,9 @@ class SaveAt:
     def __call__(self, state, event):
         batch = int(state.timestamp.batch_in_epoch)
         here = (int(state.timestamp.epoch), event)
-        return here == (3, Event.EPOCH_CHECKPOINT) or (here == (1, Event.BATCH_CHECKPOINT) and batch in (5, len(self.loader)))
+        return here == (3, Event.EPOCH_CHECKPOINT) or (
+            here == (1, Event.BATCH_CHECKPOINT) and batch in (5, len(self.loader))
+        )
 
 
 def with_dropout():
@@ -152,7 +153,7 @@ def in_each_process(out):
         found[name] = fit(out / f"{name}.zarr", **saved, **options)
         found[f"rest {name}"] = fit(out / f"rest-{name}.zarr", load_path=str(out / name / "ba20.pt"), **options)
     parts = []
-    trainer, loader, *_ = trainer_of(out / "parts.zarr", device_train_microbatch_size=2, **mode(True))
+    trainer, *_ = trainer_of(out / "parts.zarr", device_train_microbatch_size=2, **mode(True))
     split = trainer._train_data_spec.split_batch
 
     def counted(batch, size):
@@ -296,14 +297,14 @@ def test_a_scheduler_of_composer_counts_the_constant_steps(tmp_path):
 def test_a_function_of_the_progress_is_a_scheduler(tmp_path):
     loaders = []
     options = {"schedulers": lambda state: 1 - loaders[0].progress / 2 if loaders else 1.0, "duration": "2ep"}
-    trainer, loader, seen, net, watch = trainer_of(tmp_path / "scores.zarr", **options)
+    trainer, loader, seen, _, watch = trainer_of(tmp_path / "scores.zarr", **options)
     loaders.append(loader)
     trainer.fit()
     trainer.close()
     first, second = steps_of({"seen": seen})[:2]
-    progress = [step / first / EPOCHS for step in range(first)] + [(1 + step / second) / EPOCHS for step in range(second)]
+    epochs = [step / first for step in range(first)] + [1 + step / second for step in range(second)]
     assert second < first
-    assert watch.rates == pytest.approx([LR * (1 - done / 2) for done in progress])
+    assert watch.rates == pytest.approx([LR * (1 - done / EPOCHS / 2) for done in epochs])
 
 
 REFUSED = {

@@ -46,6 +46,7 @@ ELSEWHERE = {
     "docs/losses.md": "tests/examples/test_other_losses.py",
     "docs/seeing.md": "tests/loader/test_seeing.py",
     "docs/format.md": "tests/store/test_format.py",
+    "docs/trainers/composer.md": "tests/frameworks/test_composer.py",  # in an environment of its own
 }
 # What takes an afternoon is cut to what takes a moment.
 SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 3": "--epochs 2"}
