@@ -12,7 +12,7 @@ from support.ddp.network import nodes_of
 from support.ddp.nodes import EPOCHS, N, make
 
 from infobatch_stream import _platform as node
-from infobatch_stream import distributed as sync
+from infobatch_stream.distributed import process_group
 
 ddp = pytest.mark.ddp
 
@@ -100,9 +100,9 @@ def test_node_in_a_path_is_the_number_of_the_node_or_its_name(monkeypatch, envir
     ],
 )
 def test_scores_are_exchanged_on_the_cpu_unless_the_backend_has_only_gpus(monkeypatch, config, device):
-    monkeypatch.setattr(sync.dist, "get_backend_config", lambda: config)
-    monkeypatch.setattr(sync.torch.cuda, "current_device", lambda: 1)
-    assert sync._device() == torch.device(device, 1 if device == "cuda" else None)
+    monkeypatch.setattr(process_group.dist, "get_backend_config", lambda: config)
+    monkeypatch.setattr(process_group.torch.cuda, "current_device", lambda: 1)
+    assert process_group.device_of_exchange() == torch.device(device, 1 if device == "cuda" else None)
 
 
 # ---- ranks that discover each other

@@ -50,6 +50,7 @@ ELSEWHERE = {
     "docs/trainers/contrastive.md": "tests/frameworks/test_contrastive.py",
     "docs/trainers/timm.md": "tests/frameworks/test_timm.py",
     "docs/trainers/ray.md": "tests/frameworks/test_ray_train.py",
+    "docs/trainers/composer.md": "tests/frameworks/test_composer.py",  # in an environment of its own
 }
 # What takes an afternoon is cut to what takes a moment.
 SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 3": "--epochs 2"}
