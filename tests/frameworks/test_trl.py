@@ -235,8 +235,6 @@ def test_the_loss_that_balances_experts_is_added_to_that_of_the_samples(tmp_path
 
 CASES = {
     "published": {"kind": "completion"},
-    "with constant steps": {"kind": "completion", "loader_options": {"constant_steps": True}},
-    "packed": {"kind": "packed"},
     "packed, with constant steps": {"kind": "packed", "loader_options": {"constant_steps": True}},
     "LoRA": {"kind": "assistant", "gradient_checkpointing": True, "peft_config": True},
     "LoRA, with constant steps": {
