@@ -41,12 +41,13 @@ HERE = {
 # Pages whose blocks need more than that have tests of their own.
 ELSEWHERE = {
     "docs/frameworks.md": "tests/project/test_pages.py",
-    "docs/trainers/fsdp.md": "tests/frameworks/test_fsdp.py",
     "docs/questions.md": "tests/project/test_questions.py",
     "docs/policies.md": "tests/policies/test_policies.py",
     "docs/losses.md": "tests/examples/test_other_losses.py",
     "docs/seeing.md": "tests/loader/test_seeing.py",
     "docs/format.md": "tests/store/test_format.py",
+    "docs/trainers/fsdp.md": "tests/frameworks/test_fsdp.py",
+    "docs/trainers/trl.md": "tests/frameworks/test_trl.py",
     "docs/trainers/contrastive.md": "tests/frameworks/test_contrastive.py",
     "docs/trainers/timm.md": "tests/frameworks/test_timm.py",
     "docs/trainers/ray.md": "tests/frameworks/test_ray_train.py",
