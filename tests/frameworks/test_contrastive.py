@@ -252,7 +252,7 @@ def test_every_example_of_the_page_runs(tmp_path):
     script = "".join(f"exec(compile({block!r}, 'block of contrastive.md', 'exec'), names)\n" for block in blocks)
     end = "assert names['loader'].epoch == 3, names['loader'].epoch\n"
     run = [sys.executable, "-c", f"names = {{}}\n{script}{end}"]
-    done = subprocess.run(run, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(run, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -253,7 +253,7 @@ def test_every_example_of_the_page_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"names = {{}}\n{script}{ends}"],
         cwd=tmp_path, env={**environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
