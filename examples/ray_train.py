@@ -22,7 +22,7 @@ from torch import nn
 from infobatch_stream import InfoBatchLoader
 from infobatch_stream.convert import write_shards
 
-NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples,tools,mds]' 'ray[train]'"
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[mds,tools,trainers]'"
 
 try:
     import ray

@@ -30,7 +30,7 @@ import torch
 
 from infobatch_stream import InfoBatchLoader
 
-NEEDS = "{}. What this example needs: pip install 'infobatch-stream[examples]' trl peft"
+NEEDS = "{}. What this example needs: pip install 'infobatch-stream[trainers]'"
 
 try:
     from datasets import Dataset
