@@ -129,7 +129,7 @@ def main() -> None:
     config = {name: value for name, value in vars(args).items() if name not in {"workers", "folder"}}
     config |= {"shards": str(folder / "shards"), "held_out": order[TRAIN:]}
     if not os.environ.get("RAY_ADDRESS"):
-        ray.init(num_cpus=args.workers)
+        ray.init("local", num_cpus=args.workers)
     trainer = TorchTrainer(
         train,
         train_loop_config=config,
