@@ -17,7 +17,7 @@ from infobatch_stream.frameworks._processes import check_processes
 __all__ = ["InfoBatchCallback"]
 
 
-class InfoBatchCallback(Callback):
+class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is not installed
     """Has a Trainer train from ``loader``, with a model whose ``loss()`` returns one number per sample:
 
         infobatch = InfoBatchCallback(loader)
