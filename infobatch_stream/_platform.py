@@ -13,11 +13,15 @@ _NETWORK = re.compile(
     r"fuse\.(?!mergerfs|overlayfs|fuse-overlayfs|ntfs|exfat).+"
 )
 
+# Of torchrun; of Ray Train and others; of Slurm. That comes last: it counts the nodes of a job step, and is 0 on all
+# nodes where Ray is started on each by a step of its own.
+_NODE_NUMBERS = ("GROUP_RANK", "NODE_RANK", "SLURM_NODEID")
+
 
 def fill_in_node(path: str) -> str:
-    """Replace ``{node}`` in ``path`` by the number of this node (of torchrun or Slurm), else by the host's name."""
-    node = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or socket.gethostname()
-    return path.replace("{node}", node)
+    """Replace ``{node}`` in ``path`` by the number of this node, else by the host's name."""
+    told = (os.environ.get(name) for name in _NODE_NUMBERS)
+    return path.replace("{node}", next(filter(None, told), None) or socket.gethostname())
 
 
 def kernel() -> str:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import google_crc32c
@@ -17,9 +17,8 @@ from infobatch_stream.store.score_store import ScoreStore
 
 __all__ = ["Saved", "pack", "unpack"]
 
-_FORMAT = 3
-_FORMAT_BEFORE = 2  # read, and written where it says all
-_NOT_BEFORE = {"constant_steps": False, "include": None, "sample_weight": None}  # what it does not say, with defaults
+_FORMATS = (2, 3, 4)  # read; written is the first that says all, so that earlier versions read what they can
+_NOT_IN_2 = {"constant_steps": False, "include": None, "sample_weight": None}  # what it does not say, with defaults
 _BLOCK = 1 << 18  # scores whose checksum is taken at once: they stay in the cache
 
 
@@ -47,23 +46,32 @@ class Saved:
 
 
 def pack(
-    settings: dict[str, Any], progress: dict[str, Any], masks: NDArray[np.uint8] | None, store: ScoreStore | None
+    settings: dict[str, Any],
+    progress: dict[str, Any],
+    masks: NDArray[np.uint8] | None,
+    store: ScoreStore,
+    *,
+    with_scores: bool,
 ) -> dict[str, Any]:
-    """A state of plain values and tensors, for torch.save; with the scores of ``store`` unless that is None.
+    """A state of plain values and tensors, for torch.save and torch.distributed.checkpoint.
+
+    The latter loads into a state of the loader that goes on, leaf by leaf, and of several ranks it keeps the leaf of
+    any one. So every state has the same leaves, in which tensors have the same shapes; what a run may or may not have
+    is a tuple, which is a leaf whatever it holds; and only the rank that has the scores has what depends on them.
 
     settings: what must be equal for the picks to repeat, as plain values by name. progress: of `RunPosition.to_state`.
-    masks: of `Curriculum.to_state`.
+    masks: of `Curriculum.to_state`. with_scores: whether those of ``store`` are in it.
     """
-    seeded = store is not None and store.seeded is not None  # an older version would prune its first epoch otherwise
-    newer = seeded or masks is not None or any(settings[name] != old for name, old in _NOT_BEFORE.items())
-    state: dict[str, Any] = {"format": _FORMAT if newer else _FORMAT_BEFORE, "settings": settings, "progress": progress}
-    if masks is not None:
-        state["masks"] = torch.from_numpy(masks)
-    if store is not None:
+    seeded = store.seeded
+    needed = (
+        4 if seeded or masks is not None else 3 if any(settings[name] != old for name, old in _NOT_IN_2.items()) else 2
+    )
+    state: dict[str, Any] = {"format": needed, "settings": settings, "progress": progress}
+    state["curriculum"] = None if masks is None else (torch.from_numpy(masks),)
+    if with_scores:
         state["scores"], state["pending"] = (_finite(torch.tensor(losses)) for losses in (store.scores, store.pending))
-        if store.seeded:
-            state["seeded"] = asdict(store.seeded)
-    state["checksum"] = _checksum(state)
+        state["seeded"] = seeded and astuple(seeded)
+        state["checksum"] = _checksum(state)
     return state
 
 
@@ -85,8 +93,9 @@ def _checksum(state: dict[str, Any]) -> int:
     """CRC-32C of all that a state holds, but for the checksum itself."""
     plain = {name: state[name] for name in ("format", "settings", "progress", "seeded") if name in state}
     found: int = google_crc32c.value(json.dumps(plain, sort_keys=True, default=repr).encode())
-    for name in ("scores", "pending", "masks"):
-        for block in state[name].cpu().split(_BLOCK) if name in state else ():
+    parts = [state[name] for name in ("scores", "pending", "masks") if name in state]
+    for part in (*parts, *(state.get("curriculum") or ())):
+        for block in part.cpu().split(_BLOCK):
             found = google_crc32c.extend(found, block.numpy().tobytes())
     return found
 
@@ -98,12 +107,12 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     another format, damaged, or lacks the scores.
     """
     found = state.get("format") if isinstance(state, dict) else None
-    if isinstance(found, int) and found > 0 and found not in (_FORMAT_BEFORE, _FORMAT):
+    if isinstance(found, int) and found > 0 and found not in _FORMATS:
         raise ConfigError(
-            f"the state has format {found}; this version of infobatch-stream reads formats {_FORMAT_BEFORE} and "
-            f"{_FORMAT}. Install the version that saved it."
+            f"the state has format {found}; this version of infobatch-stream reads formats {_FORMATS[0]} to "
+            f"{_FORMATS[-1]}. Install the version that saved it."
         )
-    if found not in (_FORMAT_BEFORE, _FORMAT):
+    if found not in _FORMATS:
         raise ConfigError(
             f"not a loader state (a {type(state).__name__} of format {found!r}); give what state_dict() returned."
         )
@@ -111,14 +120,14 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
     if not isinstance(saved, dict):
         raise ConfigError("the state is damaged: it has no settings; load another one.")
     for name, here in settings.items():
-        there = saved.get(name, _NOT_BEFORE.get(name))
+        there = saved.get(name, _NOT_IN_2.get(name))
         if here != there:
             raise ConfigError(
                 f"the state was saved with {name}={there!r}, this loader has {name}={here!r}. Picks repeat only with "
                 "equal settings (the world size may change if batch_size * world size stays): make the loader as it "
                 "was, or begin anew."
             )
-    masks = _masks(state.get("masks"))
+    masks = _masks(state)
     try:
         position, done, lanes = RunPosition.of_state(state["progress"])
         if settings["global_batch"] % lanes:
@@ -126,7 +135,7 @@ def unpack(state: dict[str, Any], settings: dict[str, Any], *, with_scores: bool
         if not with_scores:
             return Saved(position, done, lanes, None, None, masks)
         scores, pending = (_losses(state[name]) for name in ("scores", "pending"))
-        seeded = Seeded.of(state.get("seeded"))
+        seeded = _seeded(state.get("seeded"))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the state is incomplete or damaged ({error}); the scores are in the state_dict() of rank 0: load that "
@@ -152,11 +161,22 @@ def _losses(saved: Any) -> NDArray[np.float32]:
     return losses
 
 
-def _masks(saved: Any) -> NDArray[np.uint8] | None:
+def _masks(state: dict[str, Any]) -> NDArray[np.uint8] | None:
     """uint8[2, n]. Raises ConfigError for what `pack` does not save."""
+    saved = state.get("curriculum")
+    if isinstance(saved, (tuple, list)) and len(saved) == 1:
+        saved = saved[0]
+    saved = state.get("masks", saved)  # of format 3
     if saved is None:
         return None
     if not isinstance(saved, torch.Tensor) or saved.dtype != torch.uint8 or saved.ndim != 2:
         raise ConfigError("the state is damaged: its masks are no bits in two rows; load another one.")
     masks: NDArray[np.uint8] = saved.cpu().numpy()
     return masks
+
+
+def _seeded(saved: Any) -> Seeded | None:
+    """Raises ValueError for what `pack` does not save."""
+    if isinstance(saved, (tuple, list)) and len(saved) == 2:
+        saved = dict(zip(("samples", "source"), saved, strict=True))
+    return Seeded.of(saved)  # in format 3 it is a dict

@@ -29,6 +29,7 @@ from infobatch_stream.workers.fetch import OnError, Request
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["InfoBatchLoader"]
 
@@ -63,7 +64,8 @@ class InfoBatchLoader(LoaderFacts):
         existing: What to do with a store that holds epochs: "error", "overwrite" or "continue".
         predownload: How many steps ahead the shards that this rank needs are downloaded (StreamingDataset's: samples).
         history: Keep the losses of every epoch in the store (`ScoreStore.at`), not only what became of it.
-        process_group: The group over which data is split, when that is not all processes.
+        process_group: The group over which data is split, when that is not all processes; or a DeviceMesh of one
+            dimension, as mesh["dp"].
         collate_fn: As of DataLoader: takes the list of the samples, and returns the data, row by row in the order of
             the list. It may sort the list itself, which is followed; a sorted copy is not, and is refused where a trial
             on a few samples shows it.
@@ -105,7 +107,7 @@ class InfoBatchLoader(LoaderFacts):
         existing: Existing = "error",
         predownload: int = 64,
         history: bool = False,
-        process_group: "dist.ProcessGroup | None" = None,
+        process_group: "dist.ProcessGroup | DeviceMesh | None" = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         collate_with_picks: Callable[[list[Any], Picks], tuple[Any, Picks]] | None = None,
         include: PerSample | None = None,

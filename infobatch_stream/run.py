@@ -31,6 +31,7 @@ from infobatch_stream.store.history import Epoch
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["Run"]
 
@@ -63,7 +64,7 @@ class Run:
         canonical_nodes: int | None,
         existing: Existing,
         history: bool,
-        process_group: "dist.ProcessGroup | None",
+        process_group: "dist.ProcessGroup | DeviceMesh | None",
         include: SampleValues | None,
         sample_weight: SampleValues | None,
         initial_scores: InitialScores | None = None,
@@ -220,6 +221,7 @@ class Run:
 
     def open(self, contents: Contents | None = None) -> None:
         """Have the store open on all ranks. Collective when it is not yet, or when there are ``contents``."""
+        self.ranks.count_nodes()
         facts = {"lanes": self.batch.lanes, "epochs": self.epochs, "epoch": self.position.epoch}
         if self.scores.open(self.ranks, contents, **self._settings, **facts):
             self._planned = None
@@ -264,10 +266,9 @@ class Run:
         self.open()
         self._meet("state_dict()")
         progress = self.position.to_state(self.plan().steps, self.batch.lanes)
-        merged = self.scores.merge()
-        store = merged if self.ranks.process == 0 else None
-        parts = self._settings, progress, self.curriculum.to_state(), store
-        return self.ranks.together("state_dict()", lambda: pack(*parts))
+        parts = self._settings, progress, self.curriculum.to_state(), self.scores.merge()
+        leads = self.ranks.process == 0
+        return self.ranks.together("state_dict()", lambda: pack(*parts, with_scores=leads))
 
     @collective("load_state_dict()")
     def load_state_dict(self, state: dict[str, Any]) -> None:

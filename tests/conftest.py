@@ -28,12 +28,12 @@ _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE of its mount.h
 _BIND = 0x1000  # MS_BIND
 
 LONG = {
-    "accelerate", "benchmarks", "cifar", "conversion_runs", "crash", "ddp", "demo", "destinations", "download",
-    "elastic", "faults", "foreign_files", "imagenet", "index_command", "leaks", "lightning", "lossless", "lost_nodes",
-    "lost_processes", "manual", "mds", "node_rules", "nodes", "notebook", "other_losses", "packaging", "pages", "pool",
-    "prefetch", "readers", "readers_real", "remote_mds", "remote_report", "remote_webdataset", "report_browser",
-    "resume", "resumed", "roundtrip_tables", "run_lock", "scores_commands", "seeing", "signals", "store_machine",
-    "transformers", "unlock", "verify",
+    "accelerate", "benchmarks", "cifar", "composer", "contrastive", "conversion_runs", "crash", "ddp", "demo",
+    "destinations", "download", "elastic", "faults", "foreign_files", "fsdp", "imagenet", "index_command", "leaks",
+    "lightning", "lossless", "lost_nodes", "lost_processes", "manual", "mds", "node_rules", "nodes", "notebook",
+    "other_losses", "packaging", "pages", "pool", "prefetch", "ray_train", "readers", "readers_real", "remote_mds",
+    "remote_report", "remote_webdataset", "report_browser", "resume", "resumed", "roundtrip_tables", "run_lock",
+    "scores_commands", "seeing", "signals", "store_machine", "timm", "transformers", "trl", "unlock", "verify",
 }  # fmt: skip
 """What is tested in the files that take longest; `long`, so that what a change broke is soon known."""
 

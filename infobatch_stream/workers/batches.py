@@ -27,6 +27,7 @@ _OURS = {
         "with a score of its own); of a StreamingDataset Stream(repeat=) or Stream(proportion=)"
     ),
     "in_order": "batches come in the order of the plan",
+    "snapshot_every_n_steps": "state_dict() is exact after any step, and workers keep nothing to take a snapshot of",
 }
 _FAILURES = (RuntimeError, OSError, EOFError)  # as which the loss of a worker shows
 

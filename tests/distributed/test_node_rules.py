@@ -12,7 +12,7 @@ from support.ddp.network import nodes_of
 from support.ddp.nodes import EPOCHS, N, make
 
 from infobatch_stream import _platform as node
-from infobatch_stream import distributed as sync
+from infobatch_stream.distributed import process_group
 
 ddp = pytest.mark.ddp
 
@@ -74,13 +74,14 @@ def test_local_file_systems_are_not_taken_for_network_ones(name):
 @pytest.mark.parametrize(
     ("environment", "path"),
     [
-        ({"GROUP_RANK": "3", "SLURM_NODEID": "5"}, "/shared/3-3.zarr"),
+        ({"GROUP_RANK": "3", "NODE_RANK": "4", "SLURM_NODEID": "5"}, "/shared/3-3.zarr"),
+        ({"NODE_RANK": "4", "SLURM_NODEID": "5"}, "/shared/4-4.zarr"),  # Ray Train's, in a job of Slurm
         ({"SLURM_NODEID": "5"}, "/shared/5-5.zarr"),
         ({}, "/shared/somehost-somehost.zarr"),
     ],
 )
 def test_node_in_a_path_is_the_number_of_the_node_or_its_name(monkeypatch, environment, path):
-    for name in ("GROUP_RANK", "SLURM_NODEID"):
+    for name in ("GROUP_RANK", "NODE_RANK", "SLURM_NODEID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -99,9 +100,9 @@ def test_node_in_a_path_is_the_number_of_the_node_or_its_name(monkeypatch, envir
     ],
 )
 def test_scores_are_exchanged_on_the_cpu_unless_the_backend_has_only_gpus(monkeypatch, config, device):
-    monkeypatch.setattr(sync.dist, "get_backend_config", lambda: config)
-    monkeypatch.setattr(sync.torch.cuda, "current_device", lambda: 1)
-    assert sync._device() == torch.device(device, 1 if device == "cuda" else None)
+    monkeypatch.setattr(process_group.dist, "get_backend_config", lambda: config)
+    monkeypatch.setattr(process_group.torch.cuda, "current_device", lambda: 1)
+    assert process_group.device_of_exchange() == torch.device(device, 1 if device == "cuda" else None)
 
 
 # ---- ranks that discover each other
@@ -129,11 +130,19 @@ def check_refused(found, *words, kinds=("ConfigError",), seconds=10):
 
 
 @ddp
-@pytest.mark.parametrize("ranks", [(3, 1), (1, 1, 1), pytest.param((1, 2, 1), marks=pytest.mark.slow)])
-def test_nodes_may_have_different_numbers_of_ranks(on_loopback, tmp_path, ranks):
+@pytest.mark.parametrize(
+    ("ranks", "torchrun"),
+    [
+        ((3, 1), True),
+        ((3, 1), False),  # a launcher, as Ray Train, that tells a rank only how many are on its own node
+        ((1, 1, 1), True),
+        pytest.param((1, 2, 1), True, marks=pytest.mark.slow),
+    ],
+)
+def test_nodes_may_have_different_numbers_of_ranks(on_loopback, tmp_path, ranks, torchrun):
     nodes, folder = on_loopback
-    name = "-".join(map(str, ranks))
-    found = nodes.run("exchanged", folder / f"of {name}", ranks=ranks, name=name)
+    name = "-".join(map(str, ranks)) + ("" if torchrun else "-untold")
+    found = nodes.run("exchanged", folder / f"of {name}", ranks=ranks, name=name, torchrun=torchrun)
     batch = 2 * sum(ranks)  # a lane per node where that divides it
     alone = make(tmp_path, "alone", batch_size=batch, canonical_nodes=1 if batch % len(ranks) else len(ranks))
     wanted = [epoch["scores"] for epoch in train(alone)]

@@ -82,9 +82,10 @@ def test_two_ranks_share_an_epoch_and_their_scores(tmp_path):
 
 
 PACKAGES = {
-    "accelerate_ddp": "accelerate", "cifar": "timm", "detection": "torchvision", "diffusion": "scipy",
-    "finetune": "transformers", "hf_trainer": "tokenizers", "imagenet": "torchvision", "lightning_ddp": "lightning",
-    "live": "tensorboard", "segmentation": "PIL", "train": "PIL",
+    "accelerate_ddp": "accelerate", "cifar": "timm", "contrastive": "webdataset", "detection": "torchvision",
+    "diffusion": "scipy", "finetune": "transformers", "fsdp": "sklearn", "hf_trainer": "tokenizers",
+    "imagenet": "torchvision", "lightning_ddp": "lightning", "live": "tensorboard", "ray_train": "ray",
+    "segmentation": "PIL", "sft": "trl", "timm_train": "timm", "train": "PIL",
 }  # fmt: skip
 
 

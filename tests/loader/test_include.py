@@ -238,9 +238,14 @@ def test_damaged_masks_are_refused(make):
     loader.include = [3]
     iter(loader)
     state = loader.state_dict()
-    for masks in (state["masks"][:, :2], state["masks"].float(), state["masks"][0], ~state["masks"]):
+    (masks,) = state["curriculum"]
+    for damaged in (masks[:, :2], masks.float(), masks[0], ~masks):
+        for saved in ({"curriculum": (damaged,)}, {"curriculum": None, "masks": damaged}):  # as of format 3
+            with pytest.raises(ConfigError, match="damaged"):
+                make("resumed").load_state_dict({**state, **saved})
+    for curriculum in ((masks, masks), (), masks.tolist(), {"now": masks}):
         with pytest.raises(ConfigError, match="damaged"):
-            make("resumed").load_state_dict({**state, "masks": masks})
+            make("resumed").load_state_dict({**state, "curriculum": curriculum})
 
 
 # ---- what may be given

@@ -204,9 +204,25 @@ def test_from_a_step_of_the_first_epoch_a_run_goes_on_exactly_also_when_its_stor
     other = make(tmp_path / "other.zarr", initial_scores=SCORES * 2, **options)
     other.load_state_dict(state)
     assert begun + train(other) == whole
-    state["seeded"]["samples"] = 1
+    state["seeded"] = (1, *state["seeded"][1:])
     with pytest.raises(ConfigError, match="the state is damaged"):
         other.load_state_dict(state)
+
+
+def test_a_state_of_format_3_is_read(tmp_path):
+    """In it, masks and where scores came from had other forms; a state without a checksum is one of before that."""
+    options = {"delta": 1.0}
+    whole = make(tmp_path / "whole.zarr", initial_scores=SCORES, **options)
+    iter(whole)
+    whole.include = np.arange(0, len(SCORES), 2)
+    state = whole.state_dict()
+    (masks,) = state.pop("curriculum")
+    del state["checksum"]
+    state |= {"format": 3, "masks": masks, "seeded": dict(zip(("samples", "source"), state["seeded"], strict=True))}
+    rest = make(tmp_path / "rest.zarr", **options)
+    rest.load_state_dict(state)
+    assert rest.store.seeded == whole.store.seeded
+    assert train(rest) == train(whole)
 
 
 @pytest.mark.usefixtures("few_open_files")

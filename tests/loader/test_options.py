@@ -14,6 +14,7 @@ from support.ddp.data import Noisy, loss_of, write_mds, write_wds
 from support.paths import ROOT
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 from webdataset import WebDataset
 
 from infobatch_stream import ConfigError, IndexedWebDataset, InfoBatchLoader
@@ -35,6 +36,14 @@ def table(title):
 @pytest.mark.parametrize("kind", [StreamingDataset, Stream, DataLoader, WebDataset])
 def test_each_option_is_on_the_page(kind):
     assert signature(kind).parameters.keys() <= table(kind.__name__).keys()  # other versions may have fewer
+
+
+def test_what_a_stateful_data_loader_has_beside_is_on_the_page_and_refused(make):
+    both = [signature(kind).parameters.keys() for kind in (StatefulDataLoader, DataLoader)]
+    (option,) = both[0] - both[1]
+    assert f"| `{option}` | refused: " in PAGE.split("\n### From torchdata's StatefulDataLoader\n")[1].split("\n## ")[0]
+    with pytest.raises(ConfigError, match=rf"{option}=.*exact after any step"):
+        make(Noisy(50), **{option: 1})
 
 
 def test_each_argument_of_the_loader_is_on_the_page_with_its_default():

@@ -77,10 +77,20 @@ PARAMETERS = {
     "skip=False, allow_empty=False)",
     "live.progress": "(loader, **options)",
     "frameworks.accelerate.AcceleratedLoader": "(loader, accelerator)",
+    "frameworks.composer.InfoBatchCallback": "(loader, *, score=None, rows=None, **options)",
     "frameworks.lightning.InfoBatchCallback": "(loader)",
     "frameworks.transformers.InfoBatchTrainer": "(*args, loader, sample_loss=None, **kwargs)",
+    "frameworks.transformers.causal_lm_loss": "(outputs, labels)",
+    "frameworks.trl.InfoBatchSFTTrainer": "(*args, loader, **kwargs)",
+    "frameworks.trl.InfoBatchSFTTrainer.sample_losses": "(self)",
 }
-NEEDS = {"accelerate": "accelerate", "lightning": "lightning.pytorch", "transformers": "transformers"}
+NEEDS = {
+    "accelerate": "accelerate",
+    "composer": "composer",
+    "lightning": "lightning.pytorch",
+    "transformers": "transformers",
+    "trl": "trl",
+}
 ATTRIBUTES = {
     "InfoBatchLoader": (
         *("epoch", "epochs", "step", "progress", "kept_share", "stats", "store", "include"),

@@ -46,6 +46,12 @@ ELSEWHERE = {
     "docs/losses.md": "tests/examples/test_other_losses.py",
     "docs/seeing.md": "tests/loader/test_seeing.py",
     "docs/format.md": "tests/store/test_format.py",
+    "docs/trainers/fsdp.md": "tests/frameworks/test_fsdp.py",
+    "docs/trainers/trl.md": "tests/frameworks/test_trl.py",
+    "docs/trainers/contrastive.md": "tests/frameworks/test_contrastive.py",
+    "docs/trainers/timm.md": "tests/frameworks/test_timm.py",
+    "docs/trainers/ray.md": "tests/frameworks/test_ray_train.py",
+    "docs/trainers/composer.md": "tests/frameworks/test_composer.py",  # in an environment of its own
 }
 # What takes an afternoon is cut to what takes a moment.
 SHORTER = {"epochs=90": "epochs=2", "num_workers=8": "num_workers=1", "--epochs 3": "--epochs 2"}
@@ -173,7 +179,7 @@ def test_links_lead_to_files_and_headings_that_are_there(page):
 
 
 def test_the_site_has_every_page():
-    listed = re.findall(r": ([\w-]+\.md)$", text_of("mkdocs.yml"), re.M)
+    listed = re.findall(r": ([\w/-]+\.md)$", text_of("mkdocs.yml"), re.M)
     assert sorted(listed) == [page.removeprefix("docs/") for page in pages()[1:]]
 
 

@@ -180,7 +180,7 @@ OPTIONS = {
     "another dataset": {"kind": "wds"},
 }
 STATES = {
-    "newer format": (("format",), 4),
+    "newer format": (("format",), 5),
     "older format": (("format",), 1),
     "no format": (("format",), KeyError),
     "no settings": (("settings",), KeyError),

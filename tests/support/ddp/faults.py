@@ -129,8 +129,14 @@ def absent(out, here, rank):
     os._exit(0)
 
 
-def exchanged(out, here, rank, name):
-    """A whole run in small blocks: its scores and files, and the sizes of this rank's exchanges."""
+def exchanged(out, here, rank, name, torchrun=True):
+    """A whole run in small blocks: its scores and files, and the sizes of this rank's exchanges.
+
+    torchrun: whether the launcher tells how many nodes there are.
+    """
+    if not torchrun:
+        os.environ["NODE_RANK"] = os.environ.pop("GROUP_RANK")
+        del os.environ["GROUP_WORLD_SIZE"]
     with nodes.small_blocks(CHUNK) as sent:
         epochs = train_noting(make(here, name, batch_size=2, canonical_nodes=None))
     return [epoch["scores"] for epoch in epochs], [epoch["note"] for epoch in epochs], sent
