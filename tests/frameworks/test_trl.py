@@ -1,6 +1,8 @@
 """TRL's SFTTrainer over an InfoBatchLoader, and the Trainer for causal language models. torchrun runs this file too."""
 
 import os
+import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -8,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support.ddp.launch import process_group
+from support.ddp.launch import environment, process_group
 from support.framework_runs import check_equal, check_example, loader_at, one_process, plain_run, ranks_of, report
+from support.paths import ROOT
 
 from infobatch_stream import ConfigError
 
@@ -455,6 +458,18 @@ def test_the_example_goes_on_with_its_checkpoint(tmp_path, ranks, options):
 
     sizes = ["--samples", 80, "--epochs", 2, "--batch-size", 8, "--save-steps", 3]
     assert check_example("sft.py", tmp_path, ranks, [spam(), *sizes, *options], stop_after=3) >= 0
+
+
+def test_every_example_of_the_page_runs(tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "trainers" / "trl.md").read_text(), re.M | re.S)
+    assert len(blocks) == 4
+    script = "".join(f"exec(compile({block!r}, 'block of trl.md', 'exec'), names)\n" for block in blocks)
+    done = subprocess.run(
+        [sys.executable, "-c", f"names = {{}}\n{script}"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of the samples were not trained on" in done.stdout
 
 
 if __name__ == "__main__":
