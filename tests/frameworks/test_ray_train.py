@@ -37,11 +37,12 @@ MODES = {"published": {}, "constant": {"constant_steps": True}}
 EARLY, SAVED, LATE = (1, 2), (1, 3), (1, 5)  # (epoch, step): a kill without a checkpoint; a checkpoint; another kill
 SECONDS = 900  # half a minute on an idle machine
 ADDRESSES = "127.0.0.2", "127.0.0.3"  # of the nodes: Ray tells them apart by that
-QUIET = {
+OPTIONS = {  # of Ray: quiet, on loopback, and patient where other work runs beside it
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # between looks at the workers
+    "RAY_worker_register_timeout_seconds": "300",
     "GLOO_SOCKET_IFNAME": "lo",
 }
 
@@ -176,7 +177,7 @@ def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("ray")
     command = [sys.executable, __file__, out]
     with (out / "log").open("wb") as log:
-        driver = subprocess.Popen(command, env=environment() | QUIET, stdout=log, stderr=log)
+        driver = subprocess.Popen(command, env=environment() | OPTIONS, stdout=log, stderr=log)
         try:
             code = driver.wait(SECONDS)
         except subprocess.TimeoutExpired:
