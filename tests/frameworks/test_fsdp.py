@@ -219,7 +219,7 @@ def test_the_page_runs_as_a_script(tmp_path, monkeypatch):
 
 
 def test_the_example_goes_on_with_its_checkpoint(tmp_path):
-    accuracy = check_example("fsdp.py", tmp_path, 4, ["--tp", 2, "--epochs", 4], stop_after=20)
+    accuracy = check_example("fsdp.py", tmp_path, 2, ["--epochs", 4], stop_after=20)
     assert accuracy > 0.8
 
 
