@@ -146,7 +146,7 @@ def at_20(state, event):
 
 def in_each_process(out):
     os.environ["NODE_RANK"] = os.environ["GROUP_RANK"]  # Composer's own launcher sets it, torchrun does not
-    dist.initialize_dist("cpu", timeout=60)
+    dist.initialize_dist("cpu")
     torch.set_num_threads(1)
     rank = dist.get_global_rank()
     found = {}
