@@ -3,6 +3,7 @@
 Composer needs an older torch: .ci/composer makes an environment for it, and runs this file there.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -453,6 +454,15 @@ def test_microbatches_hold_the_rows_of_the_batch_in_their_order(tmp_path, data):
     else:
         assert both[0] + both[1] == flat(data)
     assert isinstance(parts[0][1], Picks)
+
+
+def test_parameters_and_their_defaults_are_those_that_are_promised():
+    """As tests/project/test_exported_names.py has it for all others: a change of one is a change for users."""
+    found = [
+        (one.name, None if one.default is one.empty else repr(one.default))
+        for one in inspect.signature(InfoBatchCallback).parameters.values()
+    ]
+    assert found == [("loader", None), ("score", "None"), ("rows", "None"), ("options", None)]
 
 
 # ---- the example and the page

@@ -323,12 +323,16 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(path, tmp_path, o
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda state: state.update(format=1), "has format 1; this version of infobatch-stream reads formats 2 and 3"),
-        (lambda state: state.update(format=4), "has format 4; this version of infobatch-stream reads formats 2 and 3"),
+        (lambda state: state.update(format=1), "has format 1; this version of infobatch-stream reads formats 2 to 4"),
+        (lambda state: state.update(format=5), "has format 5; this version of infobatch-stream reads formats 2 to 4"),
         (lambda state: state.clear(), "not a loader state"),
         (lambda state: state.pop("scores"), "rank 0"),
         (lambda state: state.pop("pending"), "rank 0"),
         (lambda state: state.pop("progress"), "incomplete"),
+        (lambda state: state.update(seeded=(3,)), "incomplete"),
+        (lambda state: state.update(seeded=("three", "a model")), "incomplete"),
+        (lambda state: state.update(seeded=(3, "a model")), "the checksum it says"),
+        (lambda state: state.update(curriculum=([1, 2],)), "its masks are no bits in two rows"),
         (lambda state: state.update(scores=state["scores"][:-1]), "29 scores, 30 are needed"),
         (lambda state: state["progress"].pop("step"), "incomplete"),
         (lambda state: state["scores"].neg_(), "the checksum it says"),

@@ -77,7 +77,6 @@ PARAMETERS = {
     "skip=False, allow_empty=False)",
     "live.progress": "(loader, **options)",
     "frameworks.accelerate.AcceleratedLoader": "(loader, accelerator)",
-    "frameworks.composer.InfoBatchCallback": "(loader, *, score=None, rows=None, **options)",
     "frameworks.lightning.InfoBatchCallback": "(loader)",
     "frameworks.transformers.InfoBatchTrainer": "(*args, loader, sample_loss=None, **kwargs)",
     "frameworks.transformers.causal_lm_loss": "(outputs, labels)",
@@ -86,7 +85,6 @@ PARAMETERS = {
 }
 NEEDS = {
     "accelerate": "accelerate",
-    "composer": "composer",
     "lightning": "lightning.pytorch",
     "transformers": "transformers",
     "trl": "trl",
