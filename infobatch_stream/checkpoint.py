@@ -63,11 +63,13 @@ def pack(
     masks: of `Curriculum.to_state`. with_scores: whether those of ``store`` are in it.
     """
     seeded = store.seeded
-    needed = (
-        4 if seeded or masks is not None else 3 if any(settings[name] != old for name, old in _NOT_IN_2.items()) else 2
-    )
-    state: dict[str, Any] = {"format": needed, "settings": settings, "progress": progress}
-    state["curriculum"] = None if masks is None else (torch.from_numpy(masks),)
+    needed = 3 if any(settings[name] != old for name, old in _NOT_IN_2.items()) else 2
+    if seeded or masks is not None:
+        needed = 4
+    curriculum = None if masks is None else (torch.from_numpy(masks),)
+    state: dict[str, Any] = {
+        "format": needed, "settings": settings, "progress": progress, "curriculum": curriculum,
+    }  # fmt: skip
     if with_scores:
         state["scores"], state["pending"] = (_finite(torch.tensor(losses)) for losses in (store.scores, store.pending))
         state["seeded"] = seeded and astuple(seeded)

@@ -173,7 +173,6 @@ def run_example():
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """(the folder of all that was found, what was printed)."""
-    pytest.importorskip("ray.train", reason="needs ray[train]")
     for _ in range(3):
         out = tmp_path_factory.mktemp("ray")
         with (out / "log").open("wb") as log:

@@ -16,8 +16,6 @@ from support.paths import ROOT
 
 from infobatch_stream import ConfigError
 
-pytest.importorskip("trl")
-
 pytestmark = [pytest.mark.ddp, one_process]
 
 ROWS, BATCH, EPOCHS = 45, 8, 3  # with scores to begin with, of the epochs 0 and 1 are pruned
