@@ -1,5 +1,6 @@
 """InfoBatch (ICLR 2024) for datasets too large for one file: MDS and WebDataset shards, and map-style data."""
 
+from infobatch_stream.augmentation import augmentation_rng
 from infobatch_stream.errors import (
     ConfigError,
     DataError,
@@ -25,6 +26,7 @@ __all__ = [
     "StreamedWebDataset",
     "ScoreStore",
     "Picks",
+    "augmentation_rng",
     "SoftPruning",
     "QuantilePruning",
     "BudgetPruning",

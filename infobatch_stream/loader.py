@@ -62,6 +62,9 @@ class InfoBatchLoader(LoaderFacts):
             fewer steps of ``batch_size``. Then no optimizer and no schedule notices that samples are skipped.
         on_error: "raise", or "replace" to put a readable sample with weight 0 for one that cannot be read.
         existing: What to do with a store that holds epochs: "error", "overwrite" or "continue".
+        num_threads: Make batches by so many threads of this process, instead of in the loop or by the worker processes
+            of num_workers. Then the dataset is read by several threads at once, and random augmentation should draw
+            from `augmentation_rng`.
         predownload: How many steps ahead the shards that this rank needs are downloaded (StreamingDataset's: samples).
         history: Keep the losses of every epoch in the store (`ScoreStore.at`), not only what became of it.
         process_group: The group over which data is split, when that is not all processes; or a DeviceMesh of one
@@ -105,6 +108,7 @@ class InfoBatchLoader(LoaderFacts):
         constant_steps: bool = False,
         on_error: OnError = "raise",
         existing: Existing = "error",
+        num_threads: int = 0,
         predownload: int = 64,
         history: bool = False,
         process_group: "dist.ProcessGroup | DeviceMesh | None" = None,
@@ -125,7 +129,7 @@ class InfoBatchLoader(LoaderFacts):
         source = open_source(dataset, batch_size=self.batch_size, shuffle=shuffle)
         weights = weights_of(sample_weight, source.num_samples)
         collation = Collation(collate_fn, collate_with_picks)
-        self._batches = Batches(source, collation, on_error, weights, dataloader)
+        self._batches = Batches(source, collation, on_error, weights, num_threads, dataloader)
         self.dataloader: DataLoader[Any] = self._batches.dataloader
         self._run = Run(
             source,

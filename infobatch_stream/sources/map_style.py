@@ -1,9 +1,11 @@
 """Any dataset with a length and items: samples without shards."""
 
+from collections.abc import Callable
 from typing import Any
 
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
+from infobatch_stream.augmentation import sample_read
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.planning.shape import Pool
 from infobatch_stream.sources.base import SourceType, name_sample
@@ -40,12 +42,13 @@ class MapStyleSource:
 
     def read(self, index: int) -> Any:
         """``dataset[index]``."""
+        sample_read(index)
         return self._dataset[index]
 
     def read_many(self, indices: list[int]) -> list[Any]:
         """All at once by the dataset's own ``__getitems__`` where it has one, else one by one."""
-        several = getattr(self._dataset, "__getitems__", None)
-        if not callable(several):
+        several = _several(self._dataset)
+        if several is None:
             return [self._read_named(index) for index in indices]
         try:
             return list(several(indices))
@@ -56,7 +59,7 @@ class MapStyleSource:
 
     def _read_named(self, index: int) -> Any:
         try:
-            return self._dataset[index]
+            return self.read(index)
         except Exception as error:
             name_sample(error, [index], self._dataset)
             raise
@@ -68,6 +71,15 @@ class MapStyleSource:
         except Exception as error:
             return type(error) is kind
         return False
+
+
+def _several(dataset: Any) -> Callable[[list[int]], Any] | None:
+    """What reads several samples of ``dataset`` at once. A Subset has a method for it, which may be but a loop."""
+    inner = dataset
+    while type(inner) is Subset:
+        inner = inner.dataset
+    several = getattr(inner, "__getitems__", None)
+    return getattr(dataset, "__getitems__", None) if callable(several) else None
 
 
 def _accepts(dataset: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader
 
+from infobatch_stream._validation import whole_number
 from infobatch_stream.errors import ConfigError
 from infobatch_stream.per_sample import SampleValues
 from infobatch_stream.picks import Picks
@@ -15,6 +16,7 @@ from infobatch_stream.sources.base import Source
 from infobatch_stream.workers.collation import Collation
 from infobatch_stream.workers.fetch import Fetcher, OnError, Request, Requests
 from infobatch_stream.workers.health import advise, lost_worker, widen
+from infobatch_stream.workers.threads import ThreadedBatches
 
 __all__ = ["Batches"]
 
@@ -29,14 +31,15 @@ _OURS = {
     "in_order": "batches come in the order of the plan",
     "snapshot_every_n_steps": "state_dict() is exact after any step, and workers keep nothing to take a snapshot of",
 }
+_OF_WORKERS = ("num_workers", "worker_init_fn", "timeout", "persistent_workers", "multiprocessing_context")
 _FAILURES = (RuntimeError, OSError, EOFError)  # as which the loss of a worker shows
 
 
 class Batches:
-    """Makes (data, picks) of the requests of a rank, in workers or in this process.
+    """Makes (data, picks) of the requests of a rank, in worker processes, in threads of this process, or in itself.
 
-    sample_weight: float32[N], for the picks. options: of DataLoader. Raises ConfigError for those that are not the
-    user's to choose.
+    sample_weight: float32[N], for the picks. num_threads: 0 without. options: of DataLoader. Raises ConfigError for
+    those that are not the user's to choose.
 
     Attributes:
         dataloader: the DataLoader.
@@ -48,10 +51,19 @@ class Batches:
         collation: Collation,
         on_error: OnError,
         sample_weight: SampleValues | None,
+        num_threads: int,
         options: dict[str, Any],
     ) -> None:
         for name in _OURS.keys() & options.keys():
             raise ConfigError(f"{name}= is not an option of InfoBatchLoader: {_OURS[name]}.")
+        self._threads = whole_number("num_threads", num_threads, 0)
+        if self._threads:
+            for name in filter(options.get, _OF_WORKERS):
+                raise ConfigError(
+                    f"{name}={options[name]!r} is for worker processes, num_threads={num_threads} for threads instead "
+                    "of them: leave one of the two out."
+                )
+            self._ahead = self._threads * whole_number("prefetch_factor", options.pop("prefetch_factor", None) or 2, 1)
         options.setdefault("generator", torch.Generator())  # else iter() would draw from the user's global one
         self._requests = Requests(sample_weight)
         self._fetcher = Fetcher(source, collation, on_error)
@@ -67,6 +79,8 @@ class Batches:
     def begin(self, plan: EpochPlan, first: int, **whose: Any) -> Iterator[tuple[Any, Picks]]:
         """The steps first.. of ``plan``, whose workers start now; ``whose``: as `Requests.begin` has it."""
         self._requests.begin(plan, first, **whose)
+        if self._threads:
+            return self._threaded()
         try:
             batches = iter(self.dataloader)
             widen(batches)
@@ -74,6 +88,16 @@ class Batches:
             self.look_after_workers(error, self.dataloader._iterator)
             raise
         return self._each(batches)
+
+    def _threaded(self) -> Iterator[tuple[Any, Picks]]:
+        def queued() -> Iterator[Request]:
+            for request in requests:
+                fetcher.queue(request)
+                yield request
+
+        requests, fetcher = iter(self._requests), self._fetcher
+        pin = self.dataloader.pin_memory
+        return ThreadedBatches(queued(), fetcher.make, threads=self._threads, ahead=self._ahead, pin_memory=pin)
 
     def _each(self, batches: Iterator[Any]) -> Iterator[tuple[Any, Picks]]:
         while True:

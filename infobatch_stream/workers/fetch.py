@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from infobatch_stream._process_wide import keep_batch_memory
+from infobatch_stream.augmentation import batch_read, sample_read
 from infobatch_stream.errors import DataError
 from infobatch_stream.per_sample import SampleValues
 from infobatch_stream.picks import Origin, Picks
@@ -128,24 +129,34 @@ class Fetcher(Dataset[Any]):
 
     def __getitems__(self, request: Request) -> tuple[Any, Picks]:
         """The batch of ``request``; the same bits in whichever process, and whatever was fetched before."""
+        self.queue(request)
+        return self.make(request, seed_globals=self._draws)
+
+    def queue(self, request: Request) -> None:
+        """Have the shards fetched that are needed after the batch of ``request``; called in the order of the steps."""
+        if request.shards:
+            self._prefetcher.queue((request.epoch, request.seed[2]), request.readahead)
+
+    def make(self, request: Request, *, seed_globals: bool = False) -> tuple[Any, Picks]:
+        """The batch of ``request``; several threads may call it at once, unless the global random state is seeded."""
         try:
-            return self._batch(request)
+            return self._batch(request, seed_globals)
         except StopIteration as error:  # of the user's code; a loop over batches would end, as if there were no more
             raise DataError(
                 f"the dataset or collate_fn raised StopIteration (epoch {request.epoch}, step {request.seed[2]}), of "
                 "which the cause says more; perhaps next() was called on an iterator that had ended."
             ) from error
 
-    def _batch(self, request: Request) -> tuple[Any, Picks]:
+    def _batch(self, request: Request, seed_globals: bool) -> tuple[Any, Picks]:
         keep_batch_memory()
         entries = request.entries
         replaced: tuple[str, ...] = ()
         lost: dict[int, Exception] = {}
         if request.shards:
-            lost = self._prefetcher.fetch((request.epoch, request.seed[2]), request.shards, request.readahead)
+            lost = self._prefetcher.fetch(request.shards)
         if lost and self._on_error == "raise":
             raise next(iter(lost.values()))
-        with seeded(request.seed) if self._draws else nullcontext():
+        with seeded(request.seed) if seed_globals else nullcontext(), batch_read(request.seed):
             if self._on_error == "raise":
                 samples = self._source.read_many(entries.index.tolist())
             else:
@@ -158,9 +169,10 @@ class Fetcher(Dataset[Any]):
                 Origin(request.run, request.epoch, request.step, replaced),
                 None if entries.sample_weight is None else torch.from_numpy(entries.sample_weight),
             )
-            return self._collate(request, samples, picks)
+            sample_read(None)
+            return self._collate(request, samples, picks, seed_globals)
 
-    def _collate(self, request: Request, samples: list[Any], picks: Picks) -> tuple[Any, Picks]:
+    def _collate(self, request: Request, samples: list[Any], picks: Picks, seed_globals: bool) -> tuple[Any, Picks]:
         if len(samples) != len(picks):
             raise DataError(
                 f"the dataset gave {len(samples)} samples for {len(picks)} indices, so it cannot be told which is "
@@ -168,8 +180,9 @@ class Fetcher(Dataset[Any]):
                 'cannot be read, and give on_error="replace".'
             )
         if request.tried and not self._collation.is_known:
-            with random_state_kept():
-                set_seed(request.seed)
+            with random_state_kept() if seed_globals else nullcontext(), batch_read(request.seed):
+                if seed_globals:
+                    set_seed(request.seed)
                 Trial(self._collation, samples, picks).run()
         try:
             return self._collation(samples, picks)

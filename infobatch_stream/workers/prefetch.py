@@ -107,12 +107,10 @@ class Prefetcher(PerProcess):
         self._wanted = _Wanted(self._source)
         weakref.finalize(self, self._wanted.later.clear).atexit = False
 
-    def fetch(self, place: tuple[int, int], now: Iterable[Iterable[int]], later: Iterable[int]) -> dict[int, Exception]:
-        """Return when the shards ``now`` are local, and start to fetch those for ``later``; what failed, by shard.
+    def queue(self, place: tuple[int, int], later: Iterable[int]) -> None:
+        """Have the shards ``later`` fetched by threads, which start at the next `fetch`.
 
-        place: (epoch, step) that asks. If it does not follow the one before, what was queued for later is dropped.
-        now: groups of shards. A group is complete before the next begins: otherwise the next batch's shards would take
-            bandwidth from those of the batch that is waited for.
+        place: (epoch, step) that asks. If it does not follow the one before, what was queued before is dropped.
         """
         if self._process != os.getpid():
             self._renew()  # forked: the threads, and whoever held the lock, are of another process
@@ -122,6 +120,14 @@ class Prefetcher(PerProcess):
                 wanted.later.clear()
             self._place = place
             wanted.later.extend(later)
+
+    def fetch(self, now: Iterable[Iterable[int]]) -> dict[int, Exception]:
+        """Return when the shards ``now`` are local; what failed, by shard. Several threads may call it at once.
+
+        now: groups of shards. A group is complete before the next begins: otherwise the next batch's shards would take
+            bandwidth from those of the batch that is waited for.
+        """
+        wanted = self._wanted
         missing = [part for group in now if (part := [shard for shard in group if shard not in wanted.here])]
         failed = wanted.fetch_groups(missing) if missing else {}
         wanted.begin(len(wanted.later))

@@ -30,7 +30,7 @@ HELD = [
 ]
 KINDS = ["map", "wds", "mds"]
 kinds = pytest.mark.parametrize("kind", KINDS)
-ways = pytest.mark.parametrize("way", ["persistent", "fresh", "reload"])
+ways = pytest.mark.parametrize("way", ["persistent", "fresh", "threads", "reload"])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,9 @@ def test_every_way_of_training_had_its_workers(facts, kind, way):
 
 # Python's own warning that forking a process with threads is risky; workers are forked here as users fork them.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}, {"num_threads": 2}], ids=str
+)
 def test_a_dropped_loader_is_freed_at_once(tmp_path, options):
     """Its store with it: the maps and the lock."""
     loader = InfoBatchLoader(Noisy(16), tmp_path / "scores.zarr", batch_size=8, epochs=2, **options)

@@ -23,6 +23,8 @@ ENDS = {
     "Ctrl-C": ("plain", PERSISTENT, signal.SIGINT, True, 1),
     "Ctrl-C in a with": ("with", FORKED, signal.SIGINT, True, 1),
     "SIGINT without workers": ("with", {}, signal.SIGINT, False, 1),
+    "SIGINT with threads": ("with", {"num_threads": 2}, signal.SIGINT, False, 1),
+    "SIGTERM with threads": ("plain", {"num_threads": 2}, signal.SIGTERM, False, -signal.SIGTERM),
     "SIGKILL": ("with", PERSISTENT, signal.SIGKILL, False, -signal.SIGKILL),
     "SIGHUP": ("plain", {}, signal.SIGHUP, True, -signal.SIGHUP),
 }

@@ -35,6 +35,11 @@ def shards_of(entries, sizes):
     return set(np.searchsorted(np.cumsum(sizes), entries.index, side="right").tolist())
 
 
+def fetched(ahead, place, now, later):
+    ahead.queue(place, later)
+    return ahead.fetch(now)
+
+
 def flat(groups):
     return [shard for group in groups for shard in group]
 
@@ -153,12 +158,12 @@ def _no_thread_is_left():
 def test_what_a_batch_waits_for_is_here_when_it_goes_on_and_the_rest_comes_by_itself():
     source = Source(seconds=0.002)
     ahead = Prefetcher(source)
-    assert ahead.fetch((0, 0), ((5, 3), (8, 1)), (2, 9, 4)) == {}
+    assert fetched(ahead, (0, 0), ((5, 3), (8, 1)), (2, 9, 4)) == {}
     assert {5, 3, 8, 1} <= set(source.asked)
     settle(lambda: {2, 9, 4} <= set(source.asked))
     settle(lambda: not threads())
     before = list(source.asked)
-    assert ahead.fetch((0, 1), ((5, 2, 4),), ()) == {}
+    assert fetched(ahead, (0, 1), ((5, 2, 4),), ()) == {}
     assert source.asked == before  # known to be here
     assert source.most <= THREADS + 1
 
@@ -167,9 +172,9 @@ def test_nothing_is_begun_ahead_while_a_batch_waits():
     source = Source()
     ahead = Prefetcher(source)
     source.gated = {0, 20}
-    ahead.fetch((0, 0), (), (20,))  # under way before
+    fetched(ahead, (0, 0), (), (20,))  # under way before
     settle(lambda: source.asked == [20])
-    waiting = threading.Thread(target=ahead.fetch, args=((0, 1), ((0,),), (21, 22)))
+    waiting = threading.Thread(target=fetched, args=(ahead, (0, 1), ((0,),), (21, 22)))
     waiting.start()
     settle(lambda: 0 in source.asked)
     source.gate.release()
@@ -183,7 +188,7 @@ def test_only_what_was_under_way_goes_on_while_a_batch_waits():
     source = Source()
     source.gated = {0}
     ahead = Prefetcher(source)
-    waiting = threading.Thread(target=ahead.fetch, args=((0, 0), ((0,),), tuple(range(20, 30))))
+    waiting = threading.Thread(target=fetched, args=(ahead, (0, 0), ((0,),), tuple(range(20, 30))))
     waiting.start()
     settle(lambda: source.asked == [0])
     time.sleep(0.05)
@@ -198,7 +203,7 @@ def test_a_group_is_complete_before_the_next_is_begun():
     source = Source()
     source.gated = {1, 2}
     ahead = Prefetcher(source)
-    waiting = threading.Thread(target=ahead.fetch, args=((0, 0), ((1, 2), (3, 4)), ()))
+    waiting = threading.Thread(target=fetched, args=(ahead, (0, 0), ((1, 2), (3, 4)), ()))
     waiting.start()
     settle(lambda: {1, 2} <= set(source.asked))
     source.gate.release()
@@ -212,10 +217,10 @@ def test_a_group_is_complete_before_the_next_is_begun():
 def test_failures_of_a_batch_are_told_and_others_are_left_to_who_reads():
     source = Source(bad=(3, 7))
     ahead = Prefetcher(source)
-    failed = ahead.fetch((0, 0), ((1, 3),), (7, 8))
+    failed = fetched(ahead, (0, 0), ((1, 3),), (7, 8))
     assert {shard: str(error) for shard, error in failed.items()} == {3: "no shard 3"}
     settle(lambda: {7, 8} <= set(source.asked))
-    assert list(ahead.fetch((0, 1), ((7,),), ())) == [7]
+    assert list(fetched(ahead, (0, 1), ((7,),), ())) == [7]
 
 
 def test_another_epoch_or_an_earlier_step_forgets_what_was_wanted_later():
@@ -223,9 +228,9 @@ def test_another_epoch_or_an_earlier_step_forgets_what_was_wanted_later():
         source = Source()
         source.gated = {10, 11}
         ahead = Prefetcher(source)
-        ahead.fetch((0, 3), (), (10, 11, 12, 13))
+        fetched(ahead, (0, 3), (), (10, 11, 12, 13))
         settle(lambda source=source: len(source.asked) == 2)
-        ahead.fetch(place, (), (14,))
+        fetched(ahead, place, (), (14,))
         source.gate.release(2)
         settle(lambda source=source: 14 in source.asked)
         settle(lambda: not threads())
@@ -236,7 +241,7 @@ def test_a_dropped_one_ends_after_the_downloads_under_way():
     source = Source()
     source.gated = {0, 1}
     ahead = Prefetcher(source)
-    ahead.fetch((0, 0), (), tuple(range(30)))
+    fetched(ahead, (0, 0), (), tuple(range(30)))
     settle(lambda: len(source.asked) == THREADS)
     del ahead
     source.gate.release(2)
@@ -246,9 +251,9 @@ def test_a_dropped_one_ends_after_the_downloads_under_way():
 
 def test_a_pickled_one_begins_anew():
     ahead = Prefetcher(Source())
-    ahead.fetch((0, 0), ((1, 2),), (3,))
+    fetched(ahead, (0, 0), ((1, 2),), (3,))
     again = pickle.loads(pickle.dumps(ahead))
-    assert again.fetch((0, 0), ((1,),), (3,)) == {}
+    assert fetched(again, (0, 0), ((1,),), (3,)) == {}
     settle(lambda: sorted(again._source.asked) == [1, 3])
 
 
@@ -256,12 +261,12 @@ def forked(pipe):
     source = Source()
     source.gated = {0}
     ahead = Prefetcher(source)
-    ahead.fetch((0, 0), (), (0, *range(1, 5)))
+    fetched(ahead, (0, 0), (), (0, *range(1, 5)))
     settle(lambda: 0 in source.asked)
     pipe.send("begun")
     child = os.fork()
     if not child:
-        inner = ahead.fetch((0, 1), ((7, 8),), (9,))
+        inner = fetched(ahead, (0, 1), ((7, 8),), (9,))
         settle(lambda: {7, 8, 9} <= set(source.asked))
         os._exit(0 if inner == {} else 1)
     source.gate.release()
@@ -279,7 +284,7 @@ def test_a_thread_that_waits_for_ever_keeps_no_process_alive():
     code = (
         "import time\nfrom infobatch_stream.workers.prefetch import Prefetcher\n"
         "class Source:\n    capacity = None\n    ensure_local = lambda self, shard: time.sleep(1000)\n"
-        "ahead = Prefetcher(Source())\nahead.fetch((0, 0), (), (1, 2, 3))\nprint('end')\n"
+        "ahead = Prefetcher(Source())\nahead.queue((0, 0), (1, 2, 3))\nahead.fetch(())\nprint('end')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")

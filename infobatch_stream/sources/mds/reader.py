@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
+from threading import get_ident
 from time import time_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -82,8 +83,9 @@ class MdsReading:
     """A batch being read, shard by shard; a context manager.
 
     `get` gives a sample as ``dataset[index]``. If the user has a ``__getitem__`` of his own, the dataset has, until
-    the context ends, the `get_item` below as an attribute, which is what ``super().__getitem__`` calls. It gives the
-    same samples. It does not stay, so that a dataset that is pickled, copied or read elsewhere is the user's own.
+    the last context ends, a `_Lent` as its attribute ``get_item``, which is what ``super().__getitem__`` calls. It
+    gives the same samples. It does not stay, so that a dataset that is pickled, copied or read elsewhere is the user's
+    own. Several threads may each read a batch of one dataset.
     """
 
     get: Callable[[int], Any]
@@ -92,21 +94,23 @@ class MdsReading:
         self._dataset = dataset
         self._files = files
         self._turned: _Turned | None = None
+        self._lent: _Lent | None = None
+        self._before: MdsReading | None = None  # within which this one is, in the same thread
 
     def __enter__(self) -> Self:
         """Nothing is open yet."""
         self.get = self.get_item if self._files.direct else self._dataset.__getitem__
         if not self._files.direct and any(self._files.shards):
-            vars(self._dataset).setdefault("get_item", self.get_item)
+            self._lent = vars(self._dataset).setdefault("get_item", _Lent(self._dataset))
+            self._before = self._lent.begin(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """The dataset is as it was."""
-        lent = vars(self._dataset)
-        if getattr(lent.get("get_item"), "__self__", None) is self:
-            del lent["get_item"]
+        if self._lent is not None and not self._lent.end(self._before):
+            vars(self._dataset).pop("get_item", None)
         del self.get  # else a cycle of references would keep the files open
         self._turned = None
         if not self._files.keep:
@@ -153,6 +157,41 @@ class MdsReading:
         if not begin < end <= file.size:
             raise _damaged(file, f"sample {sample_id - low} has the bytes {begin:,} to {end:,}")
         return begin, end
+
+
+class _Lent:
+    """The ``get_item`` of a dataset while threads read it: that of the reading of the thread that calls it.
+
+    Between threads it may be taken away a moment too early. Then the dataset's own is called, which is slower.
+    """
+
+    def __init__(self, dataset: "StreamingDataset") -> None:
+        self._dataset = dataset
+        self._readings: dict[int, MdsReading] = {}  # by thread
+
+    def __call__(self, sample_id: int, retry: int = 7) -> Any:
+        reading = self._readings.get(get_ident())
+        if reading is None:  # a thread of the user's
+            return type(self._dataset).get_item(self._dataset, sample_id, retry)
+        return reading.get_item(sample_id, retry)
+
+    def begin(self, reading: MdsReading) -> MdsReading | None:
+        """Go to ``reading`` in this thread; the one that it went to before, within which this one is."""
+        before = self._readings.get(get_ident())
+        self._readings[get_ident()] = reading
+        return before
+
+    def end(self, before: MdsReading | None) -> bool:
+        """Go to ``before`` again; whether it is still used."""
+        if before is None:
+            del self._readings[get_ident()]
+        else:
+            self._readings[get_ident()] = before
+        return bool(self._readings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the readings, which are of this process."""
+        return {"_dataset": self._dataset, "_readings": {}}
 
 
 def _damaged(file: ShardFile, what: str) -> DataError:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infobatch_stream.augmentation import sample_read
 from infobatch_stream.formats.mds_index import check_shard, mds_fingerprint
 from infobatch_stream.planning.shape import Pool
 from infobatch_stream.sources.base import SourceType, name_sample
@@ -103,6 +104,7 @@ class MdsSource:
                 reading.turn_to(shard, self._cache.path(shard), self._cache.ensure_local(shard))
                 try:
                     for place in places:
+                        sample_read(indices[place])
                         samples[place] = reading.get(indices[place])
                 except Exception as error:  # the user's, or StreamingDataset's, if it cannot get the shard again
                     failure = self._cache.look_after(shard, error)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from infobatch_stream._urls import base_name
+from infobatch_stream.augmentation import sample_read
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.planning.shape import Pool
@@ -52,6 +53,7 @@ class WdsSource:
 
     def read(self, index: int) -> Any:
         """Sample ``index``; errors are those of `IndexedWebDataset.__getitem__`."""
+        sample_read(index)
         return self.dataset[index]
 
     def read_many(self, indices: list[int]) -> list[Any]:
@@ -62,7 +64,7 @@ class WdsSource:
             self.dataset.readahead(indices[place] for place in places)
         try:
             for place in places:
-                samples[place] = self.dataset[indices[place]]
+                samples[place] = self.read(indices[place])
         except Exception as error:
             name_sample(error, [indices[place]], self.dataset)
             raise

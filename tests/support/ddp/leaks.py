@@ -23,6 +23,7 @@ EPOCHS = 50
 WAYS = {
     "persistent": {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": "fork"},
     "fresh": {"num_workers": 2, "persistent_workers": False, "multiprocessing_context": "fork"},
+    "threads": {"num_threads": 2},
     "reload": {},
 }
 
