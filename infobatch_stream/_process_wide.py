@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["at_fork_in_child", "keep_batch_memory", "let_gloo_end", "name_files_by_own_draws", "waiting_normal"]
+__all__ = [
+    "at_exit",
+    "at_fork_in_child",
+    "keep_batch_memory",
+    "let_gloo_end",
+    "name_files_by_own_draws",
+    "waiting_normal",
+]
 
 _GLOO_ENDS = 0.1  # seconds
 
@@ -25,6 +32,11 @@ if sys.version_info < (3, 11, 10):
     # 112275). Gloo's threads do so when a collective has ended, and workers are forked after one. This waits for it;
     # a thread may still come between the two, but none did in 7,200 forks of which some 8 would have hung.
     os.register_at_fork(before=sys._current_frames)
+
+
+def at_exit(act: Callable[[], None]) -> None:
+    """Have this process call ``act`` when the interpreter ends, while threads still run."""
+    atexit.register(act)
 
 
 def at_fork_in_child(act: Callable[[], None]) -> None:

@@ -1,6 +1,5 @@
 """Batches made ahead of their use by threads of this process, in order."""
 
-import atexit
 import threading
 import time
 import weakref
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 import torch
 
+from infobatch_stream._process_wide import at_exit
 from infobatch_stream.workers.fetch import Request
 
 __all__ = ["ThreadedBatches"]
@@ -126,7 +126,6 @@ _crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
 _alive: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
-@atexit.register
 def _end() -> None:
     """Have all threads end before the interpreter does: one that comes back from torch afterwards aborts the process.
 
@@ -137,3 +136,6 @@ def _end() -> None:
     until = time.monotonic() + _PATIENCE
     for thread in list(_alive):
         thread.join(max(0.0, until - time.monotonic()))
+
+
+at_exit(_end)

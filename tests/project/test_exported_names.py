@@ -15,6 +15,7 @@ from infobatch_stream import InfoBatchError, convert, live, policies
 EXPORTED = {
     infobatch_stream: (
         *("InfoBatchLoader", "IndexedWebDataset", "StreamedWebDataset", "ScoreStore", "Picks"),
+        "augmentation_rng",
         *("SoftPruning", "QuantilePruning", "BudgetPruning", "FullData"),
         *("SetaPruning", "OrderPruning", "KakurenboPruning"),
         *("InfoBatchError", "ConfigError", "DataError", "StoreError", "OutOfStepError", "LostRanksError"),
@@ -32,7 +33,7 @@ PARAMETERS = {
     "InfoBatchLoader": "(dataset, store, *, batch_size, epochs, policy=SoftPruning(ratio=0.5), delta=0.875, seed=0, "
     "shuffle=True, shuffle_window=65536, canonical_nodes=None, drop_last=False, constant_steps=False, "
     "on_error='raise', existing='error', "
-    "predownload=64, history=False, process_group=None, collate_fn=None, collate_with_picks=None, "
+    "num_threads=0, predownload=64, history=False, process_group=None, collate_fn=None, collate_with_picks=None, "
     "include=None, sample_weight=None, initial_scores=None, **dataloader)",
     "InfoBatchLoader.peek": "(self)",
     "InfoBatchLoader.update": "(self, losses, picks, *, score=None)",

@@ -20,7 +20,7 @@ FLOORS = [
     ["errors"],
     [
         *("_files", "_formatting", "_platform", "_pool", "_process_wide", "_urls", "_validation"),
-        *("picks", "sample_file", "score_stats"),
+        *("augmentation", "picks", "sample_file", "score_stats"),
     ],
     ["distributed", "per_sample"],
     ["policies"],

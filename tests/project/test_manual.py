@@ -37,6 +37,7 @@ HERE = {
     "docs/constant-steps.md": [],
     "docs/choosing-samples.md": [],
     "docs/reliability.md": [],
+    "docs/threads.md": [],
 }
 # Pages whose blocks need more than that have tests of their own.
 ELSEWHERE = {
