@@ -1,17 +1,15 @@
 """MosaicML Composer's Trainer over an InfoBatchLoader."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from composer import Callback, DataSpec, Logger, State
-from composer.core import Time, TimeUnit
-from composer.optim import ComposerScheduler
 from composer.utils import dist, reproducibility
 from torch import Tensor
 
 from infobatch_stream import ConfigError, InfoBatchLoader, Picks
+from infobatch_stream.frameworks._composer_checks import check_duration, check_length
+from infobatch_stream.frameworks._microbatches import count, rows_of, split
 from infobatch_stream.frameworks._processes import check_processes
 
 __all__ = ["InfoBatchCallback"]
@@ -46,10 +44,10 @@ class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is 
         loader: InfoBatchLoader,
         *,
         score: Callable[[Any, Any], Tensor] | None = None,
-        rows: Callable[[Any, slice], Any] | None = None,
+        rows: Callable[[Any, slice], Any] = rows_of,
         **options: Any,
     ) -> None:
-        self._loader, self._score, self._rows = loader, score, rows or _rows
+        self._loader, self._score = loader, score
         self._batches = _Batches(loader)
         self._data = DataSpec(self._batches, **options)
         self._picks: tuple[Picks, float] | None = None  # of the microbatch, and its share of the loss of its batch
@@ -58,30 +56,13 @@ class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is 
         self.data_spec = DataSpec(
             self._batches,
             batch_transforms=lambda batch: (self._data.batch_transforms(batch[0]), batch[1]),
-            split_batch=self._split,
+            split_batch=lambda batch, size: split(batch, size, loader, rows),
             microbatch_transforms=self._unpack,
-            get_num_samples_in_batch=lambda batch: _count(batch, len),
-            get_num_tokens_in_batch=lambda batch: _count(batch, lambda _: self._data.get_num_tokens_in_batch(batch[0])),
+            get_num_samples_in_batch=lambda batch: count(batch, len),
+            get_num_tokens_in_batch=lambda batch: count(batch, lambda _: self._data.get_num_tokens_in_batch(batch[0])),
         )
 
     # Batches and losses ------------------------------------------------------------------------------------------
-
-    def _split(self, batch: tuple[Any, Picks], size: int | float) -> list[tuple[Any, Picks, bool, float]]:
-        """Parts of at most ``size`` rows, equally many on all ranks, as FSDP needs it: (data, picks, first, share)."""
-        if not isinstance(size, int):
-            raise ConfigError(f"device_train_microbatch_size={size}: the loader's samples cannot be cut into parts.")
-        (data, picks), stats = batch, self._loader.stats
-        largest = len(picks)
-        if self._loader.constant_steps:  # a rank may have a sample less than another
-            largest = max(largest, -int(-stats["kept"] // (stats["steps"] * self._loader.processes)))
-        parts = min(-(-largest // size), len(picks))
-        ends = [len(picks) * part // parts for part in range(parts + 1)]
-        found = []
-        for start, end in pairwise(ends):
-            rows = slice(start, end)
-            share = 1.0 if self._loader.constant_steps else (end - start) / len(picks)
-            found.append((self._rows(data, rows) if parts > 1 else data, picks[rows], start == 0, share))
-        return found
 
     def _unpack(self, part: tuple[Any, Picks, bool, float]) -> Any:
         """The data of a microbatch, which is all that the model sees."""
@@ -101,7 +82,7 @@ class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is 
     def after_load(self, state: State, logger: Logger) -> None:
         """Take the length of the epoch that was loaded."""
         if state.train_dataloader is self._batches:
-            self._check_length(state)
+            check_length(state, self._batches.length)
             state.dataloader_len = -1
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -112,7 +93,7 @@ class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is 
         )
         if state.train_dataloader is not self._batches:
             raise ConfigError("the Trainer trains from another loader: give train_dataloader=infobatch.data_spec.")
-        self._check_length(state)
+        check_length(state, self._batches.length)
         if loader.spent:  # of a fit that ended within an epoch: go on with it, not with the next
             loader.load_state_dict(loader.state_dict())
         epoch, batch = int(time.epoch), int(time.batch_in_epoch)
@@ -126,7 +107,7 @@ class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is 
                 f"{here[0] - self._began}: the checkpoint is without the state of the loader, or a training was broken "
                 "off by an error. Make loader and Trainer anew, and load a checkpoint saved with this callback."
             )
-        self._check_duration(state)
+        check_duration(state, loader, epoch_over=self._batches.over)
         state.dataset_resumption["train"] = True  # the loader itself goes on where it stood
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
@@ -153,46 +134,6 @@ class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is 
         self._loader.load_state_dict(state["loader"])
         self._began, self._rng = state["began"], state["rng"]
 
-    def _check_length(self, state: State) -> None:
-        if state.dataloader_len is not None and int(state.dataloader_len) != self._batches.length:
-            raise ConfigError(
-                f"train_subset_num_batches={int(state.dataloader_len)} would cut epochs off, which leaves samples out: "
-                "leave it away. For a short try, use fewer samples."
-            )
-
-    def _check_duration(self, state: State) -> None:
-        """Raise ConfigError for a duration that the loader does not have, or that cannot be known in advance."""
-        loader, time, wanted = self._loader, state.timestamp, state.max_duration
-        assert wanted is not None
-        allowed = (TimeUnit.EPOCH, TimeUnit.BATCH) if loader.constant_steps else (TimeUnit.EPOCH,)
-        if wanted.unit not in allowed:
-            raise ConfigError(
-                f"max_duration={wanted.to_timestring()}: how much of that a run has is not known in advance, since "
-                'skipped samples do not count. Give epochs, as f"{loader.epochs}ep"; or batches ("ba"), for which the '
-                "loader needs constant_steps=True."
-            )
-        epochs = range(loader.epoch, loader.epochs)
-        left = len(epochs) + int(time.epoch)
-        if self._batches.over:
-            left += 1
-        if wanted.unit == TimeUnit.BATCH:
-            left = sum(map(loader.unpruned_steps_of, epochs)) - loader.step + int(time.batch)
-        if wanted.value > left:
-            raise ConfigError(
-                f"max_duration={wanted.to_timestring()}, but with what is left of the {loader.epochs} epochs of the "
-                f"loader it ends at {Time(left, wanted.unit).to_timestring()}. Give the loader more epochs, or the "
-                "Trainer (fit(duration=)) fewer."
-            )
-        for schedule in () if loader.constant_steps else state.schedulers:
-            for rate in filter(inspect.isfunction, getattr(schedule, "lr_lambdas", ())):
-                kind = inspect.getclosurevars(rate).nonlocals.get("scheduler")
-                if isinstance(kind, ComposerScheduler):
-                    raise ConfigError(
-                        f"{type(kind).__name__} takes all epochs to be as long as the current one, but pruned epochs "
-                        "are shorter. Give schedulers=lambda state: rate(loader.progress), where rate takes 0 to 1; or "
-                        "give the loader constant_steps=True."
-                    )
-
 
 class _Batches:
     """The loader, as Composer takes it.
@@ -213,24 +154,3 @@ class _Batches:
 
     def __iter__(self) -> Iterator[tuple[Any, Picks]]:
         return iter(()) if self.over else iter(self._loader)
-
-
-def _count(batch: Any, of: Callable[[Picks], int]) -> int:
-    """What Composer counts of a batch; of parts 1 in all, since it weighs their losses by that, which are weighted."""
-    if not isinstance(batch, tuple) or len(batch) < 2 or not isinstance(batch[1], Picks):
-        return 1  # the data of a microbatch
-    return of(batch[1]) if len(batch) == 2 else int(batch[2])
-
-
-def _rows(data: Any, rows: slice) -> Any:
-    """These rows of a batch: a tensor, a dict, a tuple or a list of columns, or a list of numbers or strings."""
-    if isinstance(data, Mapping):
-        return {key: part if isinstance(part, int | float | str) else _rows(part, rows) for key, part in data.items()}
-    if isinstance(data, tuple | list) and data and not isinstance(data[0], int | float | str):
-        return [part[rows] if isinstance(part, list | tuple) else _rows(part, rows) for part in data]
-    if isinstance(data, Tensor | tuple | list):
-        return data[rows]
-    raise ConfigError(
-        f"the data of a batch holds a {type(data).__name__}, which cannot be split into microbatches. Give "
-        "InfoBatchCallback(rows=), a function of the data and a slice; or leave device_train_microbatch_size out."
-    )
