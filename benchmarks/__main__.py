@@ -21,6 +21,7 @@ NAMES = [
     "remote",
     "map_style",
     "jpeg",
+    "decoding",
     "update",
     "commit",
     "training",

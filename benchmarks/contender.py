@@ -66,12 +66,13 @@ def infobatch(
     share: float = 1.0,
     collate: Callable[..., Any] = list,
     update: bool = True,
+    threads: int = 0,
 ) -> Epochs:
     """Epochs of InfoBatchLoader that keep ``share`` of the samples, but for the first, which knows no scores yet."""
     folder = tempfile.TemporaryDirectory(prefix="infobatch-benchmark-")
     loader = InfoBatchLoader(
         dataset, Path(folder.name) / "scores.zarr", batch_size=batch, epochs=10**6, policy=pruning(share), delta=1.0,
-        drop_last=True, collate_fn=collate, num_workers=workers,
+        drop_last=True, collate_fn=collate, num_workers=workers, num_threads=threads,
     )  # fmt: skip
 
     return epochs_of(loader, folder, update)
