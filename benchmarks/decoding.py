@@ -177,7 +177,9 @@ def _webdataset(folder: Path, load: Jpegs) -> Epochs:
     import webdataset
 
     urls = sorted(map(str, folder.glob("*.tar")))
-    dataset = webdataset.WebDataset(urls, shardshuffle=100).shuffle(1000).map(Field("bin")).batched(load.batch, partial=False)
+    dataset = (
+        webdataset.WebDataset(urls, shardshuffle=100).shuffle(1000).map(Field("bin")).batched(load.batch, partial=False)
+    )
     return others(DataLoader(dataset, batch_size=None, num_workers=CORES), load.batch)
 
 

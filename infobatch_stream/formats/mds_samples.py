@@ -5,6 +5,7 @@ the samples. A sample begins with the sizes (uint32) of the values that have no 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from mmap import mmap
 from struct import Struct, unpack_from
 from typing import Final
@@ -48,6 +49,19 @@ class Frame:
         if ends[-1] != at + length:
             raise ValueError(f"a sample of {length:,} bytes has values of {ends[-1] - at - self.head:,}")
         return ends
+
+    def each(self, samples: Sequence[bytes]) -> list[list[bytes]]:
+        """The values of each of ``samples``. Raises ValueError for a damaged one."""
+        if len(self._sizes) == 1 and self.head:  # as below, in half the time
+            head = self.head
+            values = [[sample[head:]] for sample in samples]
+            if [size for (size,) in map(Struct(self._format).unpack_from, samples)] == [len(v) for (v,) in values]:
+                return values
+        found = []
+        for sample in samples:
+            ends = self.ends(sample, 0, len(sample))
+            found.append([sample[start:stop] for start, stop in pairwise(ends)])
+        return found
 
     def rows(
         self, data: NDArray[np.uint8], bounds: NDArray[np.int64]

@@ -106,6 +106,12 @@ class TarIndex:
         bounds, text, *_ = self._views
         return str(text[bounds[row] : bounds[row + 1]], "utf-8", "surrogateescape")
 
+    def keys(self, rows: NDArray[np.int64]) -> list[str]:
+        """`key` of each of ``rows``."""
+        text = self._views[1]
+        bounds = zip(self.key_bounds[rows].tolist(), self.key_bounds[rows + 1].tolist(), strict=True)
+        return [str(text[start:end], "utf-8", "surrogateescape") for start, end in bounds]
+
     def members(self, row: int) -> list[tuple[str, int, int]]:
         """The sample's fields in tar order: extension, offset and length of the payload in bytes."""
         _, _, bounds, codes, offset, length = self._views

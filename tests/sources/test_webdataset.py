@@ -766,7 +766,7 @@ def test_members_on_the_disk_are_asked_for_before_the_first_is_read(tmp_path, mo
         os, "posix_fadvise", lambda *at: (at[3] == os.POSIX_FADV_WILLNEED and asked.append(at[1:3]), advise(*at))
     )
     source = WdsSource(IndexedWebDataset(tmp_path / "s.tar"))
-    if source.dataset._shards._find(0)[2]._is_in_memory(0, 1):
+    if source.dataset._shards._opened(0)[2]._is_in_memory(0, 1):
         pytest.skip("this file system has no other place than memory")
     assert source.read_many([2, 0]) == expected
     assert len(asked) == 2
@@ -794,7 +794,7 @@ def test_a_subclass_may_stand_in_for_a_shard_that_is_gone(tmp_path):
 def test_what_is_left_of_a_shard_that_was_cut_can_be_read_before_it_was_mapped(tmp_path):
     write_large(tmp_path / "s.tar")
     dataset = IndexedWebDataset(tmp_path / "s.tar")
-    assert dataset._shards._find(0)[2].size > 250_000
+    assert dataset._shards._opened(0)[2].size > 250_000
     os.truncate(tmp_path / "s.tar", 250_000)
     assert dataset[1]["cls"] == b"1"
 

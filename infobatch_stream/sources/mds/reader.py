@@ -8,6 +8,9 @@ from time import time_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.mds_samples import BOUNDS, Frame, bounds_at
 from infobatch_stream.sources.per_process import PerProcess
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MdsFiles", "MdsReading"]
 
+
+_SMALL = 2**14  # bytes of samples that are read together
+_TABLE = 500  # entries of the table of bounds that are read in the time of one read
 
 _Turned = tuple[int, int, ShardFile, Any, Frame]  # first sample and end of a shard, and what reads it
 
@@ -56,7 +62,7 @@ class MdsFiles(PerProcess):
     def decode(self, reader: Any, frame: Frame, file: ShardFile, begin: int, end: int) -> Any:
         """The sample in the bytes begin..end-1 of ``file``, which ``reader`` reads; ``frame``: that of its samples."""
         source, at = file.view(begin, end - begin)
-        if type(reader).decode_sample is not self._usual:
+        if not self.decodes_as_usual(reader):
             return reader.decode_sample(source[at : at + end - begin])
         # As MDSReader.decode_sample, which would need a copy of the sample to copy its values from.
         try:
@@ -65,6 +71,17 @@ class MdsFiles(PerProcess):
             raise _damaged(file, str(error)) from error
         columns = zip(reader.column_names, reader.column_encodings, pairwise(ends), strict=True)
         return {name: self._decode_value(encoding, source[start:stop]) for name, encoding, (start, stop) in columns}
+
+    def decodes_as_usual(self, reader: Any) -> bool:
+        """Whether ``reader`` decodes as streaming does."""
+        return type(reader).decode_sample is self._usual
+
+    def decode_each(self, reader: Any, values: list[list[bytes]]) -> list[Any]:
+        """Samples of their ``values``, which ``reader`` would decode."""
+        names, decode = reader.column_names, self._decode_value
+        if all(encoding == "bytes" for encoding in reader.column_encodings):
+            return [dict(zip(names, sample, strict=True)) for sample in values]
+        return [dict(zip(names, map(decode, reader.column_encodings, sample), strict=True)) for sample in values]
 
     def _renew(self) -> None:
         self.open = lru_cache(MOST_OPEN)(ShardFile)
@@ -139,6 +156,26 @@ class MdsReading:
         begin, end = self._bounds(sample_id, turned)
         return self._files.decode(turned[3], turned[4], turned[2], begin, end)
 
+    def several(self, samples: NDArray[np.int64]) -> list[Any] | None:
+        """The small ``samples`` of the current shard, ascending, as `get` gives each, in a third of the time.
+
+        None where each has to be got alone: where code of the user's runs, and where something is large or damaged.
+        """
+        if self._turned is None or not self._files.direct:
+            return None
+        low, _, file, reader, frame = self._turned
+        if not self._files.decodes_as_usual(reader):
+            return None
+        try:
+            begins, ends = _all_bounds(file, samples - low)
+            sizes = ends - begins
+            if sizes.min() <= 0 or sizes.max() > _SMALL or ends.max() > file.size:
+                return None
+            values = frame.each(file.read_each(begins.tolist(), sizes.tolist()))
+        except (DataError, ValueError):
+            return None
+        return self._files.decode_each(reader, values)
+
     def readahead(self, sample_id: int) -> bool:
         """Have the system read a sample of the current shard ahead; False when it is in memory already."""
         turned = self._turned
@@ -192,6 +229,17 @@ class _Lent:
     def __getstate__(self) -> dict[str, Any]:
         """Without the readings, which are of this process."""
         return {"_dataset": self._dataset, "_readings": {}}
+
+
+def _all_bounds(file: ShardFile, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the samples ``rows``, ascending, begin and end in ``file``."""
+    first, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
+    if count > _TABLE * rows.size:
+        parts = file.read_each([bounds_at(row) for row in rows.tolist()], [BOUNDS.size] * rows.size)
+        table = np.frombuffer(b"".join(parts), "<u4").astype(np.int64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
+    table = np.frombuffer(file.read(bounds_at(first), 4 * (count + 1)), "<u4").astype(np.int64)
+    return table[rows - first], table[rows - first + 1]
 
 
 def _damaged(file: ShardFile, what: str) -> DataError:

@@ -102,6 +102,11 @@ class MdsSource:
             self._readahead(reading, [(shard, [indices[place] for place in places]) for shard, places in groups])
             for shard, places in groups:
                 reading.turn_to(shard, self._cache.path(shard), self._cache.ensure_local(shard))
+                together = reading.several(numbers[places])
+                if together is not None:
+                    for place, sample in zip(places, together, strict=True):
+                        samples[place] = sample
+                    continue
                 try:
                     for place in places:
                         sample_read(indices[place])

@@ -145,7 +145,10 @@ class IndexedWebDataset(Dataset[Any]):
         size = len(self)
         if not -size <= number < size:
             raise IndexError(f"sample {number} of a dataset of {size}")
-        sample = self._shards.read(number % size)
+        return self._staged(number, self._shards.read(number % size))
+
+    def _staged(self, number: int, sample: dict[str, Any]) -> Any:
+        """What the stages make of ``sample``, which is sample ``number``."""
         if not self._stages:
             return sample
         key, url = sample["__key__"], sample["__url__"]
@@ -158,6 +161,15 @@ class IndexedWebDataset(Dataset[Any]):
             f"A stage dropped sample {number} (key {key!r} in {url}): a function returned None, or a handler "
             "passed over an exception. Every index needs a sample: return a stand-in, or let the exception pass."
         )
+
+    def _read_small(self, indices: list[int]) -> list[dict[str, Any] | None]:
+        """Samples before the stages, of 0..N-1 in ascending order; None for those that ``self[index]`` has to read."""
+        if type(self).__getitem__ is not IndexedWebDataset.__getitem__:
+            return [None] * len(indices)
+        try:
+            return self._shards.read_small(indices)
+        except DataError:  # raised again where its sample is read, which then is known
+            return [None] * len(indices)
 
     def readahead(self, indices: Iterable[int]) -> None:
         """Have the system read samples of local shards ahead.

@@ -3,8 +3,9 @@
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
-from operator import methodcaller
+from functools import lru_cache, partial
+from itertools import groupby
+from operator import itemgetter, methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,20 +13,20 @@ import numpy as np
 
 from infobatch_stream._urls import AnyPath, is_remote, local_path
 from infobatch_stream.errors import DataError
-from infobatch_stream.formats.tar_headers import HEADER, LENGTH_AT, LENGTH_DIGITS, length_in
+from infobatch_stream.formats.tar_headers import length_in
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.per_process import PerProcess
 from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile, changed
 from infobatch_stream.sources.webdataset.cached_tar import CachedTar
 from infobatch_stream.sources.webdataset.index_cache import load_index
+from infobatch_stream.sources.webdataset.raw_samples import raw_sample, small_samples, span_of
 
 __all__ = ["Tar", "TarShards", "open_tar", "readable"]
 
 T = TypeVar("T")
 
 _INDEXES = 256  # kept per process
-_BLOCK = 2**14  # bytes: a sample that is no longer is read at once; of a longer one each member, which is not copied
 _THREADS = 16  # that wait for servers at once
 
 
@@ -136,37 +137,39 @@ class TarShards(PerProcess):
         Those of shards that are not local, or cannot stay open, are left out.
         """
         for place, number in enumerate(numbers):
-            if not self._keep_open or not self.tars[bisect_right(self.ends, number)].is_here():
+            shard, row = self._place(number)
+            if not self._keep_open or not self.tars[shard].is_here():
                 continue
-            _, _, file, members = self._find(number)
-            if members and not file.readahead(*_span(members)) and place == 0:
+            index, _, file = self._opened(shard)
+            members = index.members(row)
+            if members and not file.readahead(*span_of(members)) and place == 0:
                 return
 
     def read(self, number: int) -> dict[str, Any]:
         """Sample ``number``, 0 <= number < N, as webdataset yields it before any stage."""
-        key, url, file, members = self._find(number)
-        sample: dict[str, Any] = {"__key__": key, "__url__": url}
-        if not members:
-            return sample
-        start, size = _span(members)
-        start, size = start - HEADER, size + HEADER
-        block = file.read(start, size) if size <= _BLOCK else None
-        for extension, offset, length in members:
-            before = offset - HEADER
-            # With its header, whose page is read anyway.
-            source, at = file.view(before, HEADER + length) if block is None else (block, before - start)
-            if source[at + LENGTH_AT : at + LENGTH_AT + LENGTH_DIGITS] != b"%011o" % length:
-                self._compare(number, file, source[at : at + HEADER], length)
-            sample[extension] = source[at + HEADER : at + HEADER + length]
-            sample["__local_path__"] = file.path  # webdataset has it behind the first field
-        return sample
+        shard, row = self._place(number)
+        index, url, file = self._opened(shard)
+        return raw_sample(index, row, url, file, partial(self._compare, shard, file))
 
-    def _compare(self, number: int, file: ShardFile, header: bytes, length: int) -> None:
-        """Raise DataError if the index of sample ``number`` is wrong, of which ``header`` may say another ``length``.
+    def read_small(self, numbers: list[int]) -> list[dict[str, Any] | None]:
+        """Samples ``numbers``, ascending, as `read` gives each; None for those of shards with a longer one among them.
+
+        Raises as `read` does, for one of them.
+        """
+        found: list[dict[str, Any] | None] = []
+        shards = np.searchsorted(self.ends, numbers, side="right").tolist()
+        for shard, group in groupby(zip(shards, numbers, strict=True), key=itemgetter(0)):
+            index, url, file = self._opened(shard)
+            rows = np.array([number for _, number in group]) - (self.ends[shard - 1] if shard else 0)
+            small = small_samples(index, rows, url, file, partial(self._compare, shard, file))
+            found += [None] * len(rows) if small is None else small
+        return found
+
+    def _compare(self, shard: int, file: ShardFile, header: bytes, length: int) -> None:
+        """Raise DataError if the index of ``shard`` is wrong, of which a ``header`` may say another ``length``.
 
         Then all of the index is compared, once: an extended header may say otherwise than the header.
         """
-        shard = bisect_right(self.ends, number)
         url = self.urls[shard]
         if url in self._compared or length_in(header) == length:
             return
@@ -178,17 +181,20 @@ class TarShards(PerProcess):
             )
         self._compared.add(url)
 
-    def _find(self, number: int) -> tuple[str, str, ShardFile, list[tuple[str, int, int]]]:
-        """Key and url of sample ``number``, the file that has it, and its members there."""
+    def _place(self, number: int) -> tuple[int, int]:
+        """The shard and row of sample ``number``."""
         shard = bisect_right(self.ends, number)
+        return shard, number - (self.ends[shard - 1] if shard else 0)
+
+    def _opened(self, shard: int) -> tuple[TarIndex, str, ShardFile]:
+        """Index, url and file of ``shard``."""
         index: TarIndex = self._index(self.tars[shard])
         if self._checks_counts and len(index) != self.sizes[shard]:
             raise DataError(
                 f"{self.urls[shard]} has {len(index):,} samples, but counts says {self.sizes[shard]:,}. Mend the "
                 "counts, and begin with a new score store."
             )
-        row = number - (self.ends[shard - 1] if shard else 0)
-        return index.key(row), self.urls[shard], self._file(self.tars[shard]), index.members(row)
+        return index, self.urls[shard], self._file(self.tars[shard])
 
 
 def readable(urls: list[str], cache: ShardCache) -> tuple[list[str], list[str]]:
@@ -244,9 +250,3 @@ def _in_threads(function: Callable[[Tar], T], tars: list[Tar]) -> list[T]:
     if errors:
         raise errors[min(errors)]
     return [found[number] for number in range(len(tars))]
-
-
-def _span(members: list[tuple[str, int, int]]) -> tuple[int, int]:
-    """Where the members of a sample begin, and how many bytes there are to the end of the last."""
-    start, (_, last, length) = members[0][1], members[-1]
-    return start, last + length - start

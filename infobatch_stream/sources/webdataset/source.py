@@ -60,13 +60,15 @@ class WdsSource:
         """The samples, in the order of ``indices``, read in the order of the shards; one that cannot be read raises."""
         samples: list[Any] = [None] * len(indices)
         places = np.argsort(indices, kind="stable").tolist()
+        ordered = [indices[place] for place in places]
         with suppress(DataError):  # raised again where it is read, if the user lets it
-            self.dataset.readahead(indices[place] for place in places)
+            self.dataset.readahead(ordered)
         try:
-            for place in places:
-                samples[place] = self.read(indices[place])
+            for place, index, raw in zip(places, ordered, self.dataset._read_small(ordered), strict=True):
+                sample_read(index)
+                samples[place] = self.dataset[index] if raw is None else self.dataset._staged(index, raw)
         except Exception as error:
-            name_sample(error, [indices[place]], self.dataset)
+            name_sample(error, [index], self.dataset)
             raise
         finally:
             self.dataset.close()

@@ -1,0 +1,86 @@
+"""Samples of a tar as webdataset yields them before any stage, read where the index says that they lie."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch_stream.formats.tar_headers import HEADER, LENGTH_AT, LENGTH_DIGITS
+from infobatch_stream.formats.tar_index import TarIndex
+from infobatch_stream.sources.shard_file import ShardFile
+
+__all__ = ["raw_sample", "small_samples", "span_of"]
+
+_BLOCK = 2**14  # bytes: a sample that is no longer is read at once; of a longer one each member, which is not copied
+_LENGTH = slice(LENGTH_AT, LENGTH_AT + LENGTH_DIGITS)
+
+_Check = Callable[[bytes, int], None]
+"""Takes a header that says another length than the index, and that length; raises if the index is wrong."""
+
+
+def raw_sample(index: TarIndex, row: int, url: str, file: ShardFile, check: _Check) -> dict[str, Any]:
+    """Sample ``row`` of the shard at ``url``, which is ``file``."""
+    members = index.members(row)
+    if not members:
+        return {"__key__": index.key(row), "__url__": url}
+    start, size = span_of(members)
+    start, size = start - HEADER, size + HEADER
+    block = file.read(start, size) if size <= _BLOCK else None
+    return _sample(index.key(row), url, file, members, start, block, check)
+
+
+def small_samples(
+    index: TarIndex, rows: NDArray[np.int64], url: str, file: ShardFile, check: _Check
+) -> list[dict[str, Any]] | None:
+    """As `raw_sample` gives each of ``rows``, in a third of its time; None if one is empty, or longer than `_BLOCK`."""
+    first, end = index.sample_bounds[rows], index.sample_bounds[rows + 1]
+    if (first == end).any():
+        return None
+    starts = index.offset[first] - HEADER
+    sizes = index.offset[end - 1] + index.length[end - 1] - starts
+    if sizes.max() > _BLOCK:
+        return None
+    places = starts.tolist()
+    blocks = file.read_each(places, sizes.tolist())
+    keys = index.keys(rows)
+    if (end - first == 1).all():  # as below, in half the time
+        names, path, samples = index.extensions, file.path, []
+        codes, lengths = index.extension[first].tolist(), index.length[first].tolist()
+        for key, block, code, length in zip(keys, blocks, codes, lengths, strict=True):
+            if block[_LENGTH] != b"%011o" % length:
+                check(block[:HEADER], length)
+            samples.append({"__key__": key, "__url__": url, names[code]: block[HEADER:], "__local_path__": path})
+        return samples
+    return [
+        _sample(key, url, file, index.members(row), start, block, check)
+        for key, row, start, block in zip(keys, rows.tolist(), places, blocks, strict=True)
+    ]
+
+
+def span_of(members: list[tuple[str, int, int]]) -> tuple[int, int]:
+    """Where the members of a sample begin, and how many bytes there are to the end of the last."""
+    start, (_, last, length) = members[0][1], members[-1]
+    return start, last + length - start
+
+
+def _sample(
+    key: str,
+    url: str,
+    file: ShardFile,
+    members: list[tuple[str, int, int]],
+    start: int,
+    block: bytes | None,
+    check: _Check,
+) -> dict[str, Any]:
+    """A sample whose ``members`` lie in ``block``, the bytes from ``start`` on; None: in ``file``."""
+    sample: dict[str, Any] = {"__key__": key, "__url__": url}
+    for extension, offset, length in members:
+        before = offset - HEADER
+        # With its header, whose page is read anyway.
+        source, at = file.view(before, HEADER + length) if block is None else (block, before - start)
+        if source[at + LENGTH_AT : at + LENGTH_AT + LENGTH_DIGITS] != b"%011o" % length:
+            check(source[at : at + HEADER], length)
+        sample[extension] = source[at + HEADER : at + HEADER + length]
+        sample["__local_path__"] = file.path  # webdataset has it behind the first field
+    return sample
