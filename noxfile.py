@@ -32,7 +32,7 @@ def fast(session: nox.Session) -> None:
 @nox.session
 def long(session: nox.Session) -> None:
     """The files that take longest, without the tests that take minutes each."""
-    session.run("pytest", "-m", "long and not slow", *session.posargs)
+    session.run("pytest", "-m", "long and not slow", "--durations=30", *session.posargs)
 
 
 @nox.session
