@@ -31,6 +31,7 @@ def _compare(full: Load, root: Path, tiny: bool) -> Iterator[Figure]:
     for workers in (0, 2):
         makers[f"InfoBatchLoader, {workers} workers"] = (_ours, shards, load, workers)
         makers[f"StreamingDataset, {workers} workers"] = (_streaming, shards, load, workers)
+    makers["InfoBatchLoader, 2 threads"] = (_ours, shards, load, 0, 2)
     makers["bytes from memory, 2 workers"] = (_passing, load)
     makers["DataLoader over files, 0 workers"] = (_files, files, load)
     if not tiny and has_litdata():
@@ -55,6 +56,22 @@ def _compare(full: Load, root: Path, tiny: bool) -> Iterator[Figure]:
         limit=f"{named('torch')}: DataLoader whose workers hand out as many bytes objects, unread, by a pipe as wide",
         note="how far from the limit: with workers, passing the bytes on is what a batch costs most.",
     )
+    if "LitData, 0 workers" in found:
+        yield Figure(
+            target=3,
+            what=f"MDS, {load.name}, no workers: samples per second, against LitData",
+            value=ratio(found["InfoBatchLoader, 0 workers"], found["LitData, 0 workers"]),
+            unit="x",
+            limit=f"{named('litdata')}: its optimized format, shuffled, by its StreamingDataLoader",
+            bound=1.2 if full is SMALL else 1.0,
+        )
+    yield Figure(
+        target=0,
+        what=f"MDS, {load.name}: 2 threads against 2 workers",
+        value=ratio(found["InfoBatchLoader, 2 threads"], found["InfoBatchLoader, 2 workers"]),
+        unit="x",
+        limit="InfoBatchLoader with num_workers=2",
+    )
     yield from rate_figures(found, load.name)
 
 
@@ -64,8 +81,9 @@ def _mds(folder: Path, load: Load, shuffle: bool) -> Any:
     return StreamingDataset(local=str(folder), shuffle=shuffle, batch_size=load.batch)
 
 
-def _ours(folder: Path, load: Load, workers: int) -> Epochs:
-    return infobatch(_mds(folder, load, shuffle=False), load.batch, workers)  # its order is the loader's
+def _ours(folder: Path, load: Load, workers: int, threads: int = 0) -> Epochs:
+    dataset = _mds(folder, load, shuffle=False)  # its order is the loader's
+    return infobatch(dataset, load.batch, workers, threads=threads)
 
 
 def _streaming(folder: Path, load: Load, workers: int) -> Epochs:

@@ -59,6 +59,7 @@ class ThreadedBatches:
             self._submit()
         except BaseException:
             self._crew.dismiss()
+            self._waiting.clear()  # those that were dropped are never made
             raise
         return batch
 
@@ -96,8 +97,6 @@ class _Crew:
             self._todo.put(None)
 
     def _work(self) -> None:
-        if self._device is not None:
-            torch.cuda.set_device(self._device)
         while self._answer():
             pass
 
@@ -109,17 +108,23 @@ class _Crew:
         request, future = task
         try:
             batch = self._make(request)
-            future.set_result(batch if self._device is None else _pinned(batch))
+            future.set_result(batch if self._device is None else _pinned(batch, self._device))
         except BaseException as error:
             future.set_exception(error)
+        finally:
+            del task, future  # else the error's traceback would keep the future, which keeps the error
         return True
 
 
-def _pinned(batch: Any) -> Any:
-    """``batch`` with its tensors in pinned memory, as a DataLoader does it: nothing public does."""
+def _pinned(batch: Any, device: int) -> Any:
+    """``batch`` with its tensors in pinned memory, as a DataLoader does it: nothing public does.
+
+    device: the main thread's; another thread would begin to use the first one.
+    """
     from torch.utils.data._utils.pin_memory import pin_memory
 
-    return pin_memory(batch)  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device):
+        return pin_memory(batch)  # type: ignore[no-untyped-call]
 
 
 _crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
