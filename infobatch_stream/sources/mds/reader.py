@@ -79,8 +79,9 @@ class MdsFiles(PerProcess):
     def decode_each(self, reader: Any, values: list[list[bytes]]) -> list[Any]:
         """Samples of their ``values``, which ``reader`` would decode."""
         names, decode = reader.column_names, self._decode_value
-        if all(encoding == "bytes" for encoding in reader.column_encodings):
-            return [dict(zip(names, sample, strict=True)) for sample in values]
+        if reader.column_encodings == ["bytes"]:
+            (name,) = names
+            return [{name: value} for (value,) in values]
         return [dict(zip(names, map(decode, reader.column_encodings, sample), strict=True)) for sample in values]
 
     def _renew(self) -> None:

@@ -1,7 +1,7 @@
 """MDS shards, through the user's own StreamingDataset: downloads, decoding and ``__getitem__`` stay his."""
 
 import sys
-from itertools import chain, groupby
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,17 +89,16 @@ class MdsSource:
     def read_many(self, indices: list[int]) -> list[Any]:
         """The samples, in the order of ``indices``, read shard by shard, once what is not local was downloaded."""
         numbers = np.array(indices)
-        shards = np.searchsorted(self._ends, numbers, side="right").tolist()
-        for shard in sorted(set(shards)):
+        order = np.argsort(numbers, kind="stable")
+        shards = np.searchsorted(self._ends, numbers[order], side="right")
+        starts = np.flatnonzero(np.diff(shards, prepend=-1))
+        groups = list(zip(shards[starts].tolist(), map(np.ndarray.tolist, np.split(order, starts)[1:]), strict=True))
+        for shard, _ in groups:
             if not self._cache.is_local(shard):
                 self._cache.ensure_local(shard)
         samples: list[Any] = [None] * len(indices)
         with MdsReading(self._dataset, self._open) as reading:
-            groups = [
-                (shard, list(places))
-                for shard, places in groupby(np.argsort(numbers, kind="stable").tolist(), key=shards.__getitem__)
-            ]
-            self._readahead(reading, [(shard, [indices[place] for place in places]) for shard, places in groups])
+            self._readahead(reading, groups, indices)
             for shard, places in groups:
                 reading.turn_to(shard, self._cache.path(shard), self._cache.ensure_local(shard))
                 together = reading.several(numbers[places])
@@ -119,13 +118,13 @@ class MdsSource:
                     raise failure from error
         return samples
 
-    def _readahead(self, reading: MdsReading, wanted: list[tuple[int, list[int]]]) -> None:
-        """Have the system read samples (indices by shard) ahead, unless the first of them is in memory."""
+    def _readahead(self, reading: MdsReading, groups: list[tuple[int, list[int]]], indices: list[int]) -> None:
+        """Have the system read samples (their places in ``indices``, by shard) ahead, unless the first is in memory."""
         missing = False
-        for shard, indices in wanted:
+        for shard, places in groups:
             reading.turn_to(shard, self._cache.path(shard), self._cache.ensure_local(shard))
-            for index in indices:
-                missing = reading.readahead(index) or missing
+            for place in places:
+                missing = reading.readahead(indices[place]) or missing
                 if not missing:
                     return
 
