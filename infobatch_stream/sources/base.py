@@ -1,6 +1,7 @@
 """What the loader asks of a dataset: how many samples, in which shards, and the samples themselves."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,6 +45,12 @@ class Source(Shape, Protocol):
 
         Raises DataError, naming the shard and its url. `read` does the same where needed, so that a call which failed,
         or was never made, changes only when the shard is downloaded.
+        """
+
+    def by_ranges(self, indices: list[int]) -> AbstractContextManager[None] | None:
+        """Download of these samples alone what is not here; within the context they are read without their shards.
+
+        None where that cannot be done, or whole shards come about as soon. May raise anything: then they have to.
         """
 
     def read(self, index: int) -> Any:

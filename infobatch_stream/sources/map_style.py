@@ -40,6 +40,9 @@ class MapStyleSource:
         """Never called: there are no shards."""
         raise NotImplementedError
 
+    def by_ranges(self, indices: list[int]) -> None:
+        """Nothing is remote."""
+
     def read(self, index: int) -> Any:
         """``dataset[index]``."""
         sample_read(index)

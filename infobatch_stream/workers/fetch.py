@@ -1,8 +1,9 @@
 """The worker's side: a small request comes in, a finished batch goes out. Workers hold no state of an epoch."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,8 @@ from infobatch_stream.workers.seeding import random_state_kept, seeded, set_seed
 
 __all__ = ["Fetcher", "OnError", "Request", "Requests"]
 
+_EARLY = 0.05  # share of an epoch's steps whose samples may come by themselves: as much is downloaded twice at most
+
 OnError = Literal["raise", "replace"]
 
 
@@ -35,7 +38,7 @@ class Request:
     that the batch is made in the order of its samples.
 
     shards: that it needs, where some may not be here yet, in groups: first what an earlier step needs too. readahead:
-    shards that later steps need.
+    shards that later steps need. early: whether samples may be downloaded by themselves, if their shards are not here.
     """
 
     entries: Entries
@@ -46,6 +49,7 @@ class Request:
     tried: bool = False
     shards: tuple[tuple[int, ...], ...] = ()
     readahead: tuple[int, ...] = ()
+    early: bool = False
 
 
 class Requests:
@@ -76,6 +80,7 @@ class Requests:
         self._lookahead = lookahead
         self._run = run
         self._first = first
+        self._early = first + max(1, int(_EARLY * plan.steps)) if lookahead is not None else first
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
@@ -101,7 +106,8 @@ class Requests:
     ) -> Request:
         seeds = (self._seed, plan.epoch, step, self._rank)
         entries = self.weighted(entries)
-        return Request(entries, self._run, plan.epoch, step, seeds, step == self._first, shards, readahead)
+        first, early = step == self._first, step < self._early
+        return Request(entries, self._run, plan.epoch, step, seeds, first, shards, readahead, early)
 
     def weighted(self, entries: Entries) -> Entries:
         """``entries`` with the weights of their samples, if there are any."""
@@ -125,6 +131,7 @@ class Fetcher(Dataset[Any]):
         self._prefetcher = Prefetcher(source)
         self._collation = collation
         self._on_error = on_error
+        self._tries_ranges = True
         self._draws = source.draws or not collation.is_known  # whether code of the user's runs
 
     def __getitems__(self, request: Request) -> tuple[Any, Picks]:
@@ -135,7 +142,8 @@ class Fetcher(Dataset[Any]):
     def queue(self, request: Request) -> None:
         """Have the shards fetched that are needed after the batch of ``request``; called in the order of the steps."""
         if request.shards:
-            self._prefetcher.queue((request.epoch, request.seed[2]), request.readahead)
+            own = chain(*request.shards) if request.early else ()
+            self._prefetcher.queue((request.epoch, request.seed[2]), (*own, *request.readahead))
 
     def make(self, request: Request, *, seed_globals: bool = False) -> tuple[Any, Picks]:
         """The batch of ``request``; several threads may call it at once, unless the global random state is seeded."""
@@ -152,11 +160,17 @@ class Fetcher(Dataset[Any]):
         entries = request.entries
         replaced: tuple[str, ...] = ()
         lost: dict[int, Exception] = {}
+        alone: AbstractContextManager[None] | None = None
         if request.shards:
-            lost = self._prefetcher.fetch(request.shards)
+            alone = self._samples_alone(request) if request.early else None
+            lost = self._prefetcher.fetch(() if alone else request.shards)
         if lost and self._on_error == "raise":
             raise next(iter(lost.values()))
-        with seeded(request.seed) if seed_globals else nullcontext(), batch_read(request.seed):
+        with (
+            alone or nullcontext(),
+            seeded(request.seed) if seed_globals else nullcontext(),
+            batch_read(request.seed),
+        ):
             if self._on_error == "raise":
                 samples = self._source.read_many(entries.index.tolist())
             else:
@@ -171,6 +185,14 @@ class Fetcher(Dataset[Any]):
             )
             sample_read(None)
             return self._collate(request, samples, picks, seed_globals)
+
+    def _samples_alone(self, request: Request) -> AbstractContextManager[None] | None:
+        """Where the shards of ``request`` are not here: what has its samples by themselves, if they come sooner."""
+        try:
+            return self._source.by_ranges(request.entries.index.tolist()) if self._tries_ranges else None
+        except Exception:  # whatever it is, whole shards come without it, or say what is wrong
+            self._tries_ranges = False
+            return None
 
     def _collate(self, request: Request, samples: list[Any], picks: Picks, seed_globals: bool) -> tuple[Any, Picks]:
         if len(samples) != len(picks):

@@ -129,6 +129,7 @@ class FaultyServer:
 
     All may be changed at any time, from any thread. rate: bytes per second, of all connections together. gets,
     sent: GETs, and bytes of bodies, by path without query. page: the answer, with 200, for files that do not exist.
+    ranges: whether it sends parts of the files of a folder.
     """
 
     source: str | Path
@@ -138,6 +139,7 @@ class FaultyServer:
     faults: list[Fault] = field(default_factory=list)
     port: int = 0
     page: bytes | None = None
+    ranges: bool = True
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _free: float = 0  # monotonic time from which the line is free
     _closing: threading.Event = field(default_factory=threading.Event)
@@ -245,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         data = file.read_bytes()
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
-        if not wanted:
+        if not wanted or not self.control.ranges:
             return 200, headers, data
         first, last = wanted.groups()
         start = int(first) if first else max(0, len(data) - int(last))

@@ -1,6 +1,8 @@
 """Samples of MDS shards from files that stay open: streaming itself opens a shard's file for each sample."""
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
 from threading import get_ident
@@ -34,11 +36,13 @@ class MdsFiles(PerProcess):
     A shard whose reader is not streaming's own MDSReader in all that finds the bytes of a sample goes the old way;
     and so does the whole of a dataset that has a ``get_item`` of its own. If it decodes in its own way, it does so.
 
+    held: the bytes of samples whose shards are still to come, by index.
+
     direct: whether ``dataset[index]`` is nothing but its ``get_item``. only_streamings: whether it runs no code but
     streaming's.
     """
 
-    _own = ("open",)
+    _own = "open", "held"
 
     def __init__(self, dataset: "StreamingDataset") -> None:
         from streaming import StreamingDataset
@@ -86,6 +90,17 @@ class MdsFiles(PerProcess):
 
     def _renew(self) -> None:
         self.open = lru_cache(MOST_OPEN)(ShardFile)
+        self.held: dict[int, bytes] = {}
+
+    @contextmanager
+    def holding(self, samples: dict[int, bytes]) -> Iterator[None]:
+        """Within, ``samples`` are held."""
+        self.held |= samples
+        try:
+            yield
+        finally:
+            for index in samples:
+                self.held.pop(index, None)
 
 
 _frame = lru_cache(64)(Frame)  # one for all shards of equal columns
@@ -134,6 +149,10 @@ class MdsReading:
         if not self._files.keep:
             self._files.open.cache_clear()
 
+    def turn_away(self) -> None:
+        """From now on samples of no shard that is here are wanted."""
+        self._turned = None
+
     def turn_to(self, shard: int, path: str, stamp: tuple[int, int]) -> None:
         """From now on samples of ``shard`` are wanted, whose file at ``path`` has ``stamp`` (see `ShardFile`)."""
         self._turned = None
@@ -151,6 +170,10 @@ class MdsReading:
 
     def get_item(self, sample_id: int, retry: int = 7) -> Any:
         """What ``StreamingDataset.get_item`` gives. Raises DataError if the shard is cut short or damaged."""
+        data = self._files.held.get(sample_id)
+        if data is not None:
+            shard = bisect_right(self._dataset.sample_offset_per_shard, sample_id) - 1
+            return self._dataset.shards[shard].decode_sample(data)
         turned = self._turned  # once, for a thread may come here while another turns
         if turned is None or not turned[0] <= sample_id < turned[1]:
             return type(self._dataset).get_item(self._dataset, sample_id, retry)

@@ -1,6 +1,7 @@
 """MDS shards, through the user's own StreamingDataset: downloads, decoding and ``__getitem__`` stay his."""
 
 import sys
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from infobatch_stream.sources.base import SourceType, name_sample
 from infobatch_stream.sources.mds.cache import MdsCache
 from infobatch_stream.sources.mds.folders import fix_folders
 from infobatch_stream.sources.mds.options import check_options
+from infobatch_stream.sources.mds.ranges import read_samples
 from infobatch_stream.sources.mds.reader import MdsFiles, MdsReading
 from infobatch_stream.sources.mds.remote_index import local_dir
 
@@ -82,6 +84,19 @@ class MdsSource:
         """Return when ``shard`` is local. Raises DataError, with the url, when it cannot be downloaded."""
         self._cache.ensure_local(shard)
 
+    def by_ranges(self, indices: list[int]) -> AbstractContextManager[None] | None:
+        """Download of these samples alone what is not here; within, they are read. None where that is of no use."""
+        if self.capacity is not None:
+            return None
+        shards = np.searchsorted(self._ends, indices, side="right").tolist()
+        missing = {
+            index: shard for index, shard in zip(indices, shards, strict=True) if not self._cache.is_local(shard)
+        }
+        if not missing or not all(self._open.shards[shard] for shard in missing.values()):
+            return None
+        samples = read_samples(self._dataset, list(missing), list(missing.values()))
+        return None if samples is None else self._open.holding(samples)
+
     def read(self, index: int) -> Any:
         """``dataset[index]``, once its shard is here. Raises DataError when the shard cannot be had."""
         return self.read_many([index])[0]
@@ -93,14 +108,19 @@ class MdsSource:
         shards = np.searchsorted(self._ends, numbers[order], side="right")
         starts = np.flatnonzero(np.diff(shards, prepend=-1))
         groups = list(zip(shards[starts].tolist(), map(np.ndarray.tolist, np.split(order, starts)[1:]), strict=True))
+        held = self._open.held
+        alone = {shard for shard, places in groups if held and all(indices[place] in held for place in places)}
         for shard, _ in groups:
-            if not self._cache.is_local(shard):
+            if not self._cache.is_local(shard) and shard not in alone:
                 self._cache.ensure_local(shard)
         samples: list[Any] = [None] * len(indices)
         with MdsReading(self._dataset, self._open) as reading:
-            self._readahead(reading, groups, indices)
+            self._readahead(reading, [group for group in groups if group[0] not in alone], indices)
             for shard, places in groups:
-                reading.turn_to(shard, self._cache.path(shard), self._cache.ensure_local(shard))
+                if shard in alone:
+                    reading.turn_away()
+                else:
+                    reading.turn_to(shard, self._cache.path(shard), self._cache.ensure_local(shard))
                 together = reading.several(numbers[places])
                 if together is not None:
                     for place, sample in zip(places, together, strict=True):

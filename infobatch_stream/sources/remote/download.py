@@ -21,8 +21,10 @@ __all__ = [
     "NotThereError",
     "SpoiledError",
     "download",
+    "filesystem",
     "list_files",
     "list_folder",
+    "run_on",
     "size_of",
 ]
 
@@ -33,7 +35,7 @@ TIMEOUT = 60.0  # seconds without a byte, after which a server is taken to be go
 _TICK = 0.2  # seconds between two looks at a download
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_filesystems: dict[int, Any] = {}  # all that were made, see _filesystem
+_filesystems: dict[int, Any] = {}  # all that were made, see filesystem
 
 
 class BadBytesError(Exception):
@@ -73,7 +75,7 @@ def download(
     def attempt(fs: Any, path: str) -> None:
         try:
             progress = _Progress(size, need)
-            _run(fs, "get_file", path, str(place), progress=progress)
+            run_on(fs, "get_file", path, str(place), progress=progress)
             found = place.stat().st_size
             for expected, who in ((progress.announced, "the server announced"), (size, "it should have")):
                 if expected is not None and found != expected:
@@ -88,7 +90,7 @@ def download(
 
 def size_of(url: str) -> int | None:
     """Bytes of the file at ``url``; None if the server does not tell. Raises as `download`."""
-    size = _try(url, lambda fs, path: _run(fs, "info", path)["size"])
+    size = _try(url, lambda fs, path: run_on(fs, "info", path)["size"])
     return None if size is None else int(size)
 
 
@@ -102,7 +104,7 @@ def list_files(pattern: str) -> list[str]:
     if kind is not None:
         return [pattern if kind == "file" else f"{pattern}/"]
     fixed = len(re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0])  # of what is no pattern
-    found = _list(pattern, lambda fs, path: _run(fs, "glob", _escaped(fs, path), detail=True))
+    found = _list(pattern, lambda fs, path: run_on(fs, "glob", _escaped(fs, path), detail=True))
     if "/." not in pattern[fixed:]:
         found = {url: kind for url, kind in found.items() if "/." not in url[fixed:]}
     files = [url for url, kind in found.items() if kind == "file" and not url.endswith("/")]
@@ -111,7 +113,7 @@ def list_files(pattern: str) -> list[str]:
 
 def list_folder(url: str) -> list[str]:
     """The urls of the files in the folder ``url``, which is no pattern, but of hidden ones. Raises as `download`."""
-    found = _list(url.rstrip("/"), lambda fs, path: _run(fs, "find", path, maxdepth=1, detail=True))
+    found = _list(url.rstrip("/"), lambda fs, path: run_on(fs, "find", path, maxdepth=1, detail=True))
     return [file for file in found if not file.endswith("/") and not file.rpartition("/")[2].startswith(".")]
 
 
@@ -130,7 +132,7 @@ def _list(url: str, attempt: Callable[[Any, str], dict[str, Any]]) -> dict[str, 
 def _kind(fs: Any, path: str) -> str | None:
     """Whether there is a "file" or a "directory" at ``path``; None for neither, and where nobody says."""
     try:
-        return str(_run(fs, "info", path)["type"])
+        return str(run_on(fs, "info", path)["type"])
     except (FileNotFoundError, PermissionError):
         return None
 
@@ -149,7 +151,7 @@ def _escaped(fs: Any, path: str) -> str:
 
 def _try(url: str, attempt: Callable[[Any, str], T]) -> T:
     """What ``attempt`` gives for the file system and path of ``url``, some time."""
-    fs, path = _filesystem(url)
+    fs, path = filesystem(url)
     for number in range(1, ATTEMPTS + 1):
         try:
             return attempt(fs, path)
@@ -191,7 +193,7 @@ def _failed(url: str, attempts: int, error: BaseException) -> DataError:
     return kind(f"{url} could not be read after {tried} ({cause}). {advice}.")
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str, **more_options: Any) -> tuple[Any, str]:
     """The file system of ``url``, and the path there. Retries are ours, and a file may take as long as it does."""
     try:
         import fsspec
@@ -214,7 +216,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
             # Several parts at once are held in memory, 50 MiB each.
             options = {"max_concurrency": 1, "use_listings_cache": False}
             options["config_kwargs"] = {**ours, **conf.get(protocol, {}).get("config_kwargs", {})}
-        fs, path = fsspec.core.url_to_fs(url, **options)
+        fs, path = fsspec.core.url_to_fs(url, **options, **more_options)
     except ImportError as error:
         raise MissingExtraError(
             f"{protocol}:// needs a package that is not installed ({error}). s3:// and http:// come with: "
@@ -233,7 +235,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _run(fs: Any, name: str, *args: str, progress: "_Progress | None" = None, **options: Any) -> Any:
+def run_on(fs: Any, name: str, *args: Any, progress: "_Progress | None" = None, **options: Any) -> Any:
     """What method ``name`` of ``fs`` gives. Raises TimeoutError when it makes no progress (a list may take longer)."""
     if progress is not None:
         options["callback"] = progress.callback()
@@ -256,7 +258,7 @@ def _run(fs: Any, name: str, *args: str, progress: "_Progress | None" = None, **
         future.cancel()
 
 
-def _call(future: "Future[Any]", function: Callable[..., Any], args: tuple[str, ...], options: dict[str, Any]) -> None:
+def _call(future: "Future[Any]", function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
     try:
         future.set_result(function(*args, **options))
     except BaseException as error:

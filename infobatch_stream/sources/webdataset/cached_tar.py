@@ -28,6 +28,7 @@ class CachedTar:
     """
 
     is_remote = True
+    has_ranges = True  # whether its bytes are those at the url
 
     def __init__(self, url: str, cache: ShardCache) -> None:
         self.url = url
@@ -64,6 +65,11 @@ class CachedTar:
         self._cache.check(self.url, facts[0])
         self._facts = facts
         return index
+
+    @property
+    def place(self) -> str:
+        """Where it lies, or will lie."""
+        return str(self._cache.place(self._key))
 
     def ensure_local(self) -> str:
         """The path at which it is now, whole. Raises DataError when it cannot be downloaded."""

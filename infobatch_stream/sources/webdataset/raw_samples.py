@@ -10,7 +10,7 @@ from infobatch_stream.formats.tar_headers import HEADER, LENGTH_AT, LENGTH_DIGIT
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.shard_file import ShardFile
 
-__all__ = ["raw_sample", "small_samples", "span_of"]
+__all__ = ["block_of", "raw_sample", "sample_in", "small_samples", "span_of"]
 
 _BLOCK = 2**14  # bytes: a sample that is no longer is read at once; of a longer one each member, which is not copied
 _LENGTH = slice(LENGTH_AT, LENGTH_AT + LENGTH_DIGITS)
@@ -24,10 +24,15 @@ def raw_sample(index: TarIndex, row: int, url: str, file: ShardFile, check: _Che
     members = index.members(row)
     if not members:
         return {"__key__": index.key(row), "__url__": url}
-    start, size = span_of(members)
-    start, size = start - HEADER, size + HEADER
+    start, size = block_of(members)
     block = file.read(start, size) if size <= _BLOCK else None
-    return _sample(index.key(row), url, file, members, start, block, check)
+    return _sample(index.key(row), url, file.path, members, start, block or file, check)
+
+
+def sample_in(block: bytes, index: TarIndex, row: int, url: str, path: str, check: _Check) -> dict[str, Any]:
+    """As `raw_sample`, of the bytes that `block_of` says. path: where the shard will lie."""
+    members = index.members(row)
+    return _sample(index.key(row), url, path, members, block_of(members)[0], block, check)
 
 
 def small_samples(
@@ -53,7 +58,7 @@ def small_samples(
             samples.append({"__key__": key, "__url__": url, names[code]: block[HEADER:], "__local_path__": path})
         return samples
     return [
-        _sample(key, url, file, index.members(row), start, block, check)
+        _sample(key, url, file.path, index.members(row), start, block, check)
         for key, row, start, block in zip(keys, rows.tolist(), places, blocks, strict=True)
     ]
 
@@ -64,23 +69,29 @@ def span_of(members: list[tuple[str, int, int]]) -> tuple[int, int]:
     return start, last + length - start
 
 
+def block_of(members: list[tuple[str, int, int]]) -> tuple[int, int]:
+    """As `span_of`, from the header of the first member on."""
+    start, size = span_of(members)
+    return start - HEADER, size + HEADER
+
+
 def _sample(
     key: str,
     url: str,
-    file: ShardFile,
+    path: str,
     members: list[tuple[str, int, int]],
     start: int,
-    block: bytes | None,
+    block: bytes | ShardFile,
     check: _Check,
 ) -> dict[str, Any]:
-    """A sample whose ``members`` lie in ``block``, the bytes from ``start`` on; None: in ``file``."""
+    """A sample whose ``members`` lie in ``block``: the bytes from ``start`` on, or the whole file."""
     sample: dict[str, Any] = {"__key__": key, "__url__": url}
     for extension, offset, length in members:
         before = offset - HEADER
         # With its header, whose page is read anyway.
-        source, at = file.view(before, HEADER + length) if block is None else (block, before - start)
+        source, at = (block, before - start) if isinstance(block, bytes) else block.view(before, HEADER + length)
         if source[at + LENGTH_AT : at + LENGTH_AT + LENGTH_DIGITS] != b"%011o" % length:
             check(source[at : at + HEADER], length)
         sample[extension] = source[at + HEADER : at + HEADER + length]
-        sample["__local_path__"] = file.path  # webdataset has it behind the first field
+        sample["__local_path__"] = path  # webdataset has it behind the first field
     return sample

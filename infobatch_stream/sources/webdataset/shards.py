@@ -2,7 +2,8 @@
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter, methodcaller
@@ -20,6 +21,7 @@ from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile, changed
 from infobatch_stream.sources.webdataset.cached_tar import CachedTar
 from infobatch_stream.sources.webdataset.index_cache import load_index
+from infobatch_stream.sources.webdataset.ranges import Wanted, read_samples
 from infobatch_stream.sources.webdataset.raw_samples import raw_sample, small_samples, span_of
 
 __all__ = ["Tar", "TarShards", "open_tar", "readable"]
@@ -83,7 +85,7 @@ class TarShards(PerProcess):
     to be asked now; then ``probes`` are 0.
     """
 
-    _own = "_index", "_file"
+    _own = "_index", "_file", "_held"
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class TarShards(PerProcess):
         # Not methods of this object: the cycle would keep its files open.
         self._index = lru_cache(_INDEXES)(methodcaller("index"))
         self._file = lru_cache(MOST_OPEN if self._keep_open else 1)(methodcaller("file"))
+        self._held: dict[int, dict[str, Any]] = {}  # samples whose shards are still to come
 
     def close(self) -> None:
         """Close files that must not stay open."""
@@ -147,6 +150,8 @@ class TarShards(PerProcess):
 
     def read(self, number: int) -> dict[str, Any]:
         """Sample ``number``, 0 <= number < N, as webdataset yields it before any stage."""
+        if held := self._held.get(number):
+            return held.copy()
         shard, row = self._place(number)
         index, url, file = self._opened(shard)
         return raw_sample(index, row, url, file, partial(self._compare, shard, file))
@@ -156,6 +161,8 @@ class TarShards(PerProcess):
 
         Raises as `read` does, for one of them.
         """
+        if self._held:  # there are few such batches
+            return [None] * len(numbers)
         found: list[dict[str, Any] | None] = []
         shards = np.searchsorted(self.ends, numbers, side="right").tolist()
         for shard, group in groupby(zip(shards, numbers, strict=True), key=itemgetter(0)):
@@ -164,6 +171,28 @@ class TarShards(PerProcess):
             small = small_samples(index, rows, url, file, partial(self._compare, shard, file))
             found += [None] * len(rows) if small is None else small
         return found
+
+    def by_ranges(self, numbers: Iterable[int]) -> AbstractContextManager[None] | None:
+        """Download those of the samples ``numbers`` alone whose shards are not here; within, `read` has them.
+
+        None where that does not pay, or is not possible. May raise anything.
+        """
+        wanted: list[Wanted] = []
+        for number in sorted(set(numbers)):
+            shard, row = self._place(number)
+            if not self.tars[shard].is_here():
+                wanted.append((number, self.tars[shard], self._index(self.tars[shard]), row))
+        samples = read_samples(wanted)
+        return None if samples is None else self._holding(samples)
+
+    @contextmanager
+    def _holding(self, samples: dict[int, dict[str, Any]]) -> Iterator[None]:
+        self._held |= samples
+        try:
+            yield
+        finally:
+            for number in samples:
+                self._held.pop(number, None)
 
     def _compare(self, shard: int, file: ShardFile, header: bytes, length: int) -> None:
         """Raise DataError if the index of ``shard`` is wrong, of which a ``header`` may say another ``length``.

@@ -1,6 +1,6 @@
 """WebDataset tars as a source of samples."""
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,10 @@ class WdsSource:
     def ensure_local(self, shard: int) -> None:
         """Return when shard number ``shard`` is local; errors are those of `IndexedWebDataset.ensure_local`."""
         self.dataset.ensure_local(shard)
+
+    def by_ranges(self, indices: list[int]) -> AbstractContextManager[None] | None:
+        """Download of these samples alone what is not here; within, they are read. None where that is of no use."""
+        return None if self.capacity is not None else self.dataset._shards.by_ranges(indices)
 
     def pool(self, epoch: int) -> Pool | None:
         """None: each sample once."""

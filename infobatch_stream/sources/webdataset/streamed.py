@@ -68,6 +68,8 @@ class StreamedWebDataset(IndexedWebDataset):
 class _StreamedTar(CachedTar):
     """The plain tar of a compressed one, or of what a command gives."""
 
+    has_ranges = False
+
     def __init__(self, url: str, cache: ShardCache) -> None:
         super().__init__(url, cache)
         self._times = 2 if is_remote(url) else 1
