@@ -206,7 +206,7 @@ def _spdl(load: Jpegs) -> Epochs:
         order = random.sample(range(load.count), load.count)
         builder = PipelineBuilder().add_source(order).pipe(files.__getitem__, concurrency=CORES, output_order="input")
         builder = builder.aggregate(load.batch, drop_last=True).pipe(torch.stack).add_sink(2 * CORES)
-        pipeline = builder.build(num_threads=CORES)
+        pipeline = builder.build(num_threads=CORES + 1)  # one to collate
         with pipeline.auto_stop():
             for batch in pipeline:
                 torch.rand(load.batch).mean()

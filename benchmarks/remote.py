@@ -1,5 +1,6 @@
 """Shards at a server with a narrow line: how soon the first batch is there, and what comes in the first seconds."""
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -25,6 +26,7 @@ TITLE = "Loading remote shards, nothing here at the start"
 LOAD = replace(LARGE, count=26_800, batch=256)  # 40 shards of 64 MiB
 RATE = 50e6  # bytes per second, of all connections together
 WINDOW = 30.0  # seconds
+BARE = ", without checksums"
 _WORKERS = 2
 
 
@@ -40,15 +42,21 @@ def run(tiny: bool) -> list[Figure]:
     """Compare InfoBatchLoader with StreamingDataset's own iteration, over the same shards at the same server."""
     load, rate, window = (TINY[LARGE], 4e6, 2.0) if tiny else (LOAD, RATE, WINDOW)
     with workspace() as root:
-        folders = {format: write(format, load, root) for format in ("mds", "wds")}
-        IndexedWebDataset(folders["wds"])  # has the indexes made that lie beside the shards
+        folders = {format: write(format, load, root) for format in ("mds", "wds", "mds-bare", "wds-bare")}
+        for format in ("wds", "wds-bare"):
+            IndexedWebDataset(folders[format])  # has the indexes made that lie beside the shards
         with _server(root, rate) as url:
-            mds, wds = (f"{root.name}/{folder.name}" for folder in folders.values())
-            tars = [f"{url}/{wds}/{file.name}" for file in sorted(folders["wds"].glob("*.tar"))]
+            mds, bare = (f"{root.name}/{folders[format].name}" for format in ("mds", "mds-bare"))
+            tars, bare_tars = (
+                [f"{url}/{root.name}/{file.parent.name}/{file.name}" for file in sorted(folders[format].glob("*.tar"))]
+                for format in ("wds", "wds-bare")
+            )
             block = _entries_of_first_batch(load)
             makers: dict[str, tuple[Any, ...]] = {
                 "InfoBatchLoader, MDS": (_ours, url, f"s3://{mds}", load),
                 "InfoBatchLoader, WebDataset": (_ours_wds, tars, load),
+                f"InfoBatchLoader, MDS{BARE}": (_ours, url, f"s3://{bare}", load),
+                f"InfoBatchLoader, WebDataset{BARE}": (_ours_wds, bare_tars, load),
                 "StreamingDataset": (_streaming, url, f"s3://{mds}", load, {}),
                 "StreamingDataset, predownload of one batch, blocks of 65,536": (
                     _streaming, url, f"s3://{mds}", load, {"predownload": load.batch, "shuffle_block_size": 65536},
@@ -61,7 +69,23 @@ def run(tiny: bool) -> list[Figure]:
                 name: partial(_once, window, *maker) for name, maker in makers.items()
             }
             found = in_turn(contenders, rounds=1 if tiny else 3, warmup=0)
-    return list(_figures(found, load, window))
+    return [*_against_download(found, load, rate), *_figures(found, load, window)]
+
+
+def _against_download(found: dict[str, list[Any]], load: Load, rate: float) -> Iterator[Figure]:
+    shards = math.ceil(_entries_of_first_batch(load) * load.size / load.shard)
+    seconds = shards * load.shard / rate
+    for name in ("InfoBatchLoader, MDS", "InfoBatchLoader, WebDataset"):
+        for which in (name, f"{name}{BARE}"):
+            yield Figure(
+                target=4,
+                what=f"time to the first batch: {which}, against the download of the shards that it needs",
+                value=Spread.of([start.first / seconds for start in found[which]]),
+                unit="x",
+                limit=f"{shards} shards of {load.shard >> 20} MiB at {rate / 1e6:.0f} MB/s: {seconds:.1f} s",
+                bound=1.1,
+                at="most",
+            )
 
 
 def _entries_of_first_batch(load: Load) -> int:

@@ -80,7 +80,10 @@ def workspace() -> Iterator[Path]:
 
 
 def write(format: str, load: Load, root: Path) -> Path:
-    """The folder below ``root`` with ``load`` as "mds", "wds", "litdata" or "files"; written unless it is there."""
+    """The folder below ``root`` with ``load`` as "mds", "wds", "litdata" or "files"; written unless it is there.
+
+    "mds-bare" and "wds-bare" are without checksums.
+    """
     folder = root / f"{format}-{load.size}x{load.count}"
     if folder.exists():
         return folder
@@ -88,6 +91,11 @@ def write(format: str, load: Load, root: Path) -> Path:
     match format:
         case "mds" | "wds":
             write_shards(({"data": sample} for sample in load), folder, format, shard_bytes=load.shard)
+        case "mds-bare" | "wds-bare":
+            samples = ({"data": sample} for sample in load)
+            write_shards(samples, folder, format[:3], shard_bytes=load.shard, hashes=())
+            for index in folder.glob("*.index.npz"):
+                index.unlink()  # it is made again, without
         case "files":
             with staged(folder) as new:
                 for index, sample in enumerate(load):
