@@ -61,7 +61,8 @@ def augmentation_rng(index: int | None = None) -> AugmentationRng:
 
     Call it in a dataset's ``__getitem__`` or in what that calls. Where samples are read together (``__getitems__``,
     ``collate_fn``), give the index of each; without it they are generators of the batch, which are the same after a
-    resume with as many ranks. Outside of a loader they are seeded from torch's global generator.
+    resume with as many ranks. Outside of a loader they are seeded from torch's global generator; so they are in threads
+    of your own, which know of no loader: ask for them before, and pass them on.
 
     Args:
         index: Of the sample, 0..N-1; default the one that is read.

@@ -52,7 +52,7 @@ class Frame:
 
     def each(self, samples: Sequence[bytes]) -> list[list[bytes]]:
         """The values of each of ``samples``. Raises ValueError for a damaged one."""
-        if len(self._sizes) == 1 and self.head:  # as below, in half the time
+        if len(self._sizes) == 1 and 0 < self.head <= min(map(len, samples), default=0):  # as below, in half the time
             head = self.head
             values = [[sample[head:]] for sample in samples]
             if [size for (size,) in map(Struct(self._format).unpack_from, samples)] == [len(v) for (v,) in values]:

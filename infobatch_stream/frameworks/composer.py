@@ -44,7 +44,7 @@ class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is 
         loader: InfoBatchLoader,
         *,
         score: Callable[[Any, Any], Tensor] | None = None,
-        rows: Callable[[Any, slice], Any] = rows_of,
+        rows: Callable[[Any, slice], Any] | None = None,
         **options: Any,
     ) -> None:
         self._loader, self._score = loader, score
@@ -56,7 +56,7 @@ class InfoBatchCallback(Callback):  # type: ignore[misc]  # untyped where it is 
         self.data_spec = DataSpec(
             self._batches,
             batch_transforms=lambda batch: (self._data.batch_transforms(batch[0]), batch[1]),
-            split_batch=lambda batch, size: split(batch, size, loader, rows),
+            split_batch=lambda batch, size: split(batch, size, loader, rows or rows_of),
             microbatch_transforms=self._unpack,
             get_num_samples_in_batch=lambda batch: count(batch, len),
             get_num_tokens_in_batch=lambda batch: count(batch, lambda _: self._data.get_num_tokens_in_batch(batch[0])),

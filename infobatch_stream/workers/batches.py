@@ -63,7 +63,8 @@ class Batches:
                     f"{name}={options[name]!r} is for worker processes, num_threads={num_threads} for threads instead "
                     "of them: leave one of the two out."
                 )
-            self._ahead = self._threads * whole_number("prefetch_factor", options.pop("prefetch_factor", None) or 2, 1)
+            factor = options.pop("prefetch_factor", None)
+            self._ahead = self._threads * whole_number("prefetch_factor", 2 if factor is None else factor, 1)
         options.setdefault("generator", torch.Generator())  # else iter() would draw from the user's global one
         self._requests = Requests(sample_weight)
         self._fetcher = Fetcher(source, collation, on_error)

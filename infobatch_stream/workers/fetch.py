@@ -131,7 +131,7 @@ class Fetcher(Dataset[Any]):
         self._prefetcher = Prefetcher(source)
         self._collation = collation
         self._on_error = on_error
-        self._tries_ranges = True
+        self._tries_ranges = source.capacity is None
         self._draws = source.draws or not collation.is_known  # whether code of the user's runs
 
     def __getitems__(self, request: Request) -> tuple[Any, Picks]:
@@ -142,7 +142,7 @@ class Fetcher(Dataset[Any]):
     def queue(self, request: Request) -> None:
         """Have the shards fetched that are needed after the batch of ``request``; called in the order of the steps."""
         if request.shards:
-            own = chain(*request.shards) if request.early else ()
+            own = chain(*request.shards) if request.early and self._tries_ranges else ()
             self._prefetcher.queue((request.epoch, request.seed[2]), (*own, *request.readahead))
 
     def make(self, request: Request, *, seed_globals: bool = False) -> tuple[Any, Picks]:

@@ -81,12 +81,12 @@ class _Crew:
 
     def start(self, threads: int) -> None:
         """Have so many threads at work."""
+        _crews.add(self)
         for _ in range(threads):
             thread = threading.Thread(target=self._work, name="infobatch-batches", daemon=True)
+            thread.start()
             self._threads.append(thread)
             _alive.add(thread)
-            thread.start()
-        _crews.add(self)
 
     def dismiss(self) -> None:
         """Have the threads end; what is not begun is dropped."""

@@ -12,6 +12,7 @@ from support.ddp.data import Faulty, Noisy, loss_of, state_of_rngs, write_mds, w
 from support.ddp.launch import environment
 
 from infobatch_stream import ConfigError, DataError, IndexedWebDataset, InfoBatchLoader
+from infobatch_stream.sources.mds import reader
 
 SIZE = 48
 THREADS = {"num_threads": 3}
@@ -203,7 +204,13 @@ def test_options_of_worker_processes_are_refused(make, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_threads": -1}, {"num_threads": 2.5}, {"num_threads": 2, "prefetch_factor": 0.5}]
+    "options",
+    [
+        {"num_threads": -1},
+        {"num_threads": 2.5},
+        {"num_threads": 2, "prefetch_factor": 0.5},
+        {"num_threads": 2, "prefetch_factor": 0},
+    ],
 )
 def test_numbers_that_are_none_are_refused(make, options):
     with pytest.raises(ConfigError, match=r"must be a whole number"):
@@ -274,6 +281,15 @@ def test_two_loaders_may_share_a_dataset(tmp_path, make):
         assert one.tolist() == picks.index.tolist()
         assert other.tolist() == others.index.tolist()
     assert "get_item" not in vars(dataset)
+
+
+def test_a_loader_that_is_made_while_threads_read_reads_as_the_first(tmp_path, make):
+    dataset = mds(tmp_path)
+    batches = iter(make(dataset, **THREADS))
+    next(batches)
+    vars(dataset)["get_item"] = reader._Lent(dataset)  # as while they read
+    other = make(dataset, "other")
+    assert all(other._run.source._open.shards)
 
 
 def test_a_second_pass_has_threads_of_its_own(make):

@@ -5,14 +5,15 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
-from streaming import MDSWriter
+from streaming import MDSWriter, StreamingDataset
 from support.ddp.children import until
 from support.ddp.data import loss_of, write_mds
 from support.ddp.mds import Augmented
 from support.ddp.remote_tars import number_of, write_tars
 from support.servers import FaultyServer, s3_environment, s3_server, use_s3
 
-from infobatch_stream import DataError, IndexedWebDataset, InfoBatchLoader
+from infobatch_stream import DataError, IndexedWebDataset, InfoBatchLoader, StreamedWebDataset
+from infobatch_stream.sources import open_source
 from infobatch_stream.sources.remote import download, ranges, retry
 from infobatch_stream.sources.webdataset.index_cache import load_index
 from infobatch_stream.workers import fetch
@@ -234,6 +235,44 @@ def test_nothing_is_read_of_mds_with_checksums_before_they_were_compared(tmp_pat
         train(InfoBatchLoader(dataset, tmp_path / "scores.zarr", batch_size=8, epochs=1))
         gets = [count for path, count in server.gets.items() if path.endswith(".mds")]
     assert set(gets) == {1}
+
+
+def test_streamed_tars_come_whole_and_are_not_indexed_before(tmp_path, server):
+    urls = f"{server.url}/b/tars/s{{0..{SHARDS - 1}}}.tar"
+    dataset = StreamedWebDataset(urls, ROWS, cache_dir=tmp_path / "local").map(lambda s: (number_of(s), 0))
+    loader = InfoBatchLoader(dataset, tmp_path / "scores.zarr", batch_size=8, epochs=1, shuffle_window=60)
+    assert loader._run.source.by_ranges(list(range(N))) is None
+    assert not [path for path in server.gets if path.endswith(".tar")]
+    train(loader)
+
+
+def test_shards_of_several_servers_come_whole(tmp_path, folder, make):
+    with FaultyServer(folder) as one:
+        urls = [f"{one.url}/b/tars/s0.tar", str(folder / "b" / "tars" / "s1.tar")]
+        dataset = IndexedWebDataset(urls, cache_dir=tmp_path / "local").map(lambda s: (number_of(s), 0))
+        train(InfoBatchLoader(dataset, tmp_path / "scores.zarr", batch_size=4, epochs=1))
+    with pytest.raises(DataError, match="of several servers"):
+        ranges.read_parts([("memory://a", 0, 1), (f"file://{folder}", 0, 1)])
+
+
+def test_a_damaged_sample_is_not_read_by_itself(tmp_path, monkeypatch):
+    """Streaming itself would take it."""
+    with MDSWriter(out=str(tmp_path / "b" / "x"), columns={"data": "bytes"}, size_limit=1_000) as out:
+        for _ in range(60):
+            out.write({"data": bytes(50)})
+    shard = tmp_path / "b" / "x" / "shard.00000.mds"
+    data = bytearray(shard.read_bytes())
+    begin = int.from_bytes(data[4:8], "little")
+    data[begin : begin + 4] = (49).to_bytes(4, "little")
+    shard.write_bytes(data)
+    with FaultyServer(tmp_path) as server:
+        for name, value in s3_environment(server.url).items():
+            monkeypatch.setenv(name, value)
+        source = open_source(StreamingDataset(remote="s3://b/x", local=str(tmp_path / "local")))
+        with source.by_ranges([1, 30]):
+            assert source.read_many([30, 1]) == [{"data": bytes(50)}] * 2
+        with pytest.raises(ValueError, match="has values of"):
+            source.by_ranges([0, 30])
 
 
 def test_no_thread_waits_for_ever(make):

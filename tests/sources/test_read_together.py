@@ -137,3 +137,28 @@ def test_a_shard_of_mds_that_is_cut_short_is_named(tmp_path):
         file.truncate(3_000)
     with pytest.raises(DataError, match=r"shard\.00000\.mds"):
         source.read_many([1, 2, 40])
+
+
+def test_a_value_that_cannot_be_decoded_names_its_sample(tmp_path):
+    with MDSWriter(out=str(tmp_path), columns={"data": "json"}) as out:
+        for _ in range(10):
+            out.write({"data": {"a": 1}})
+    shard = tmp_path / "shard.00000.mds"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-3] + b"!!!")  # of the last
+    with pytest.raises(ValueError, match="Expecting value") as error:
+        open_source(StreamingDataset(local=str(tmp_path))).read_many([2, 9, 3])
+    assert "sample 9 of the StreamingDataset" in error.value.__notes__[0]
+
+
+def test_a_sample_that_is_shorter_than_its_head_is_damaged(tmp_path):
+    with MDSWriter(out=str(tmp_path), columns={"data": "bytes"}) as out:
+        for _ in range(10):
+            out.write({"data": b"abc"})
+    shard = tmp_path / "shard.00000.mds"
+    data = bytearray(shard.read_bytes())
+    begin = int.from_bytes(data[4 + 4 * 9 : 8 + 4 * 9], "little")
+    data[8 + 4 * 9 : 12 + 4 * 9] = (begin + 2).to_bytes(4, "little")
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match="is damaged"):
+        open_source(StreamingDataset(local=str(tmp_path))).read_many([9])

@@ -1,11 +1,11 @@
 """Samples of MDS shards from files that stay open: streaming itself opens a shard's file for each sample."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from itertools import pairwise
-from threading import get_ident
+from threading import Lock, get_ident
 from time import time_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch_stream._process_wide import at_fork_in_child
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.mds_samples import BOUNDS, Frame, bounds_at
 from infobatch_stream.sources.per_process import PerProcess
+from infobatch_stream.sources.remote.ranges import Held
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MdsFiles", "MdsReading"]
 
+
+_LENDING = Lock()  # held while a `_Lent` comes or goes
+at_fork_in_child(lambda: _LENDING.release() if _LENDING.locked() else None)  # by a thread that is not there
 
 _SMALL = 2**14  # bytes of samples that are read together
 _TABLE = 500  # entries of the table of bounds that are read in the time of one read
@@ -36,7 +41,7 @@ class MdsFiles(PerProcess):
     A shard whose reader is not streaming's own MDSReader in all that finds the bytes of a sample goes the old way;
     and so does the whole of a dataset that has a ``get_item`` of its own. If it decodes in its own way, it does so.
 
-    held: the bytes of samples whose shards are still to come, by index.
+    held: the bytes of samples whose shards are still to come.
 
     direct: whether ``dataset[index]`` is nothing but its ``get_item``. only_streamings: whether it runs no code but
     streaming's.
@@ -50,9 +55,11 @@ class MdsFiles(PerProcess):
         from streaming.base.format.mds.encodings import mds_decode
         from streaming.base.format.mds.reader import MDSReader
 
-        ours = type(dataset).get_item is StreamingDataset.get_item and "get_item" not in vars(dataset)
+        own = vars(dataset).get("get_item")
+        ours = type(dataset).get_item is StreamingDataset.get_item and (own is None or isinstance(own, _Lent))
         self.shards = [ours and _is(reader, MDSReader) for reader in dataset.shards]
         self.frames = [_frame(tuple(getattr(reader, "column_sizes", ()))) for reader in dataset.shards]
+        self._ends = np.cumsum([reader.samples for reader in dataset.shards])
         self._usual = MDSReader.decode_sample
         self._decode_value = mds_decode
         self.direct = ours and type(dataset).__getitem__ is Array.__getitem__
@@ -90,17 +97,14 @@ class MdsFiles(PerProcess):
 
     def _renew(self) -> None:
         self.open = lru_cache(MOST_OPEN)(ShardFile)
-        self.held: dict[int, bytes] = {}
+        self.held = Held()
 
-    @contextmanager
-    def holding(self, samples: dict[int, bytes]) -> Iterator[None]:
-        """Within, ``samples`` are held."""
-        self.held |= samples
-        try:
-            yield
-        finally:
-            for index in samples:
-                self.held.pop(index, None)
+    def holding(self, samples: dict[int, bytes]) -> AbstractContextManager[None]:
+        """Within, ``samples`` are held. Raises ValueError for one that is damaged."""
+        shards = np.searchsorted(self._ends, list(samples), side="right").tolist()
+        for shard, data in zip(shards, samples.values(), strict=True):
+            self.frames[shard].ends(data, 0, len(data))  # streaming would not look
+        return self.held.holding(samples)
 
 
 _frame = lru_cache(64)(Frame)  # one for all shards of equal columns
@@ -134,16 +138,19 @@ class MdsReading:
         """Nothing is open yet."""
         self.get = self.get_item if self._files.direct else self._dataset.__getitem__
         if not self._files.direct and any(self._files.shards):
-            self._lent = vars(self._dataset).setdefault("get_item", _Lent(self._dataset))
-            self._before = self._lent.begin(self)
+            with _LENDING:
+                self._lent = vars(self._dataset).setdefault("get_item", _Lent(self._dataset))
+                self._before = self._lent.begin(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """The dataset is as it was."""
-        if self._lent is not None and not self._lent.end(self._before):
-            vars(self._dataset).pop("get_item", None)
+        if self._lent is not None:
+            with _LENDING:
+                if not self._lent.end(self._before):
+                    vars(self._dataset).pop("get_item", None)
         del self.get  # else a cycle of references would keep the files open
         self._turned = None
         if not self._files.keep:
@@ -170,7 +177,7 @@ class MdsReading:
 
     def get_item(self, sample_id: int, retry: int = 7) -> Any:
         """What ``StreamingDataset.get_item`` gives. Raises DataError if the shard is cut short or damaged."""
-        data = self._files.held.get(sample_id)
+        data = self._files.held.samples.get(sample_id)
         if data is not None:
             shard = bisect_right(self._dataset.sample_offset_per_shard, sample_id) - 1
             return self._dataset.shards[shard].decode_sample(data)
@@ -183,7 +190,7 @@ class MdsReading:
     def several(self, samples: NDArray[np.int64]) -> list[Any] | None:
         """The small ``samples`` of the current shard, ascending, as `get` gives each, in a third of the time.
 
-        None where each has to be got alone: where code of the user's runs, and where something is large or damaged.
+        None where each has to be got alone: where code of the user's runs, and where one is large or cannot be read.
         """
         if self._turned is None or not self._files.direct:
             return None
@@ -196,9 +203,9 @@ class MdsReading:
             if sizes.min() <= 0 or sizes.max() > _SMALL or ends.max() > file.size:
                 return None
             values = frame.each(file.read_each(begins.tolist(), sizes.tolist()))
-        except (DataError, ValueError):
+            return self._files.decode_each(reader, values)
+        except Exception:  # raised again where its sample is got, which then is known
             return None
-        return self._files.decode_each(reader, values)
 
     def readahead(self, sample_id: int) -> bool:
         """Have the system read a sample of the current shard ahead; False when it is in memory already."""
@@ -221,10 +228,7 @@ class MdsReading:
 
 
 class _Lent:
-    """The ``get_item`` of a dataset while threads read it: that of the reading of the thread that calls it.
-
-    Between threads it may be taken away a moment too early. Then the dataset's own is called, which is slower.
-    """
+    """The ``get_item`` of a dataset while threads read it: that of the reading of the thread that calls it."""
 
     def __init__(self, dataset: "StreamingDataset") -> None:
         self._dataset = dataset

@@ -108,7 +108,7 @@ class MdsSource:
         shards = np.searchsorted(self._ends, numbers[order], side="right")
         starts = np.flatnonzero(np.diff(shards, prepend=-1))
         groups = list(zip(shards[starts].tolist(), map(np.ndarray.tolist, np.split(order, starts)[1:]), strict=True))
-        held = self._open.held
+        held = self._open.held.samples
         alone = {shard for shard, places in groups if held and all(indices[place] in held for place in places)}
         for shard, _ in groups:
             if not self._cache.is_local(shard) and shard not in alone:

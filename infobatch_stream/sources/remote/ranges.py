@@ -1,12 +1,14 @@
 """Parts of remote files, many at once: for the first batches, while whole shards are still on their way."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from infobatch_stream.errors import DataError
 from infobatch_stream.sources.remote.download import filesystem, run_on
 
-__all__ = ["Part", "pays", "read_parts"]
+__all__ = ["Held", "Part", "pays", "read_parts"]
 
 Part = tuple[str, int, int]
 """Url, first byte and number of bytes."""
@@ -26,10 +28,13 @@ def read_parts(parts: Sequence[Part], **options: Any) -> list[bytes]:
 
     Nothing is tried twice: whoever cannot have a part can have its shard. Raises DataError, and whatever fsspec does.
     """
-    paths: dict[str, str] = {}
-    fs: Any = None
-    for url in dict.fromkeys(url for url, _, _ in parts):
-        fs, paths[url] = filesystem(url, **options)
+    places = {url: filesystem(url, **options) for url in dict.fromkeys(url for url, _, _ in parts)}
+    paths, (fs, *others) = (
+        {url: path for url, (_, path) in places.items()},
+        {id(fs): fs for fs, _ in places.values()}.values(),
+    )
+    if others or not fs.async_impl:
+        raise DataError("The shards are of several servers, or of one that fsspec asks for one part after the other.")
     # The first one alone: a server may know no ranges, and send the whole file each time.
     return [*_read(fs, paths, parts[:1]), *_read(fs, paths, parts[1:])]
 
@@ -43,3 +48,23 @@ def _read(fs: Any, paths: dict[str, str], parts: Sequence[Part]) -> list[bytes]:
         if len(data) != size:
             raise DataError(f"{url} sent {len(data):,} bytes for a part of {size:,}.")
     return found
+
+
+class Held(threading.local):
+    """Samples whose shards are still to come, of the batch that a thread makes.
+
+    Attributes:
+        samples: By number.
+    """
+
+    def __init__(self) -> None:
+        self.samples: dict[int, Any] = {}
+
+    @contextmanager
+    def holding(self, samples: dict[int, Any]) -> Iterator[None]:
+        """Within, these."""
+        before, self.samples = self.samples, samples
+        try:
+            yield
+        finally:
+            self.samples = before

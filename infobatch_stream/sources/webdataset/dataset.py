@@ -168,7 +168,7 @@ class IndexedWebDataset(Dataset[Any]):
             return [None] * len(indices)
         try:
             return self._shards.read_small(indices)
-        except DataError:  # raised again where its sample is read, which then is known
+        except Exception:  # raised again where its sample is read, which then is known
             return [None] * len(indices)
 
     def readahead(self, indices: Iterable[int]) -> None:

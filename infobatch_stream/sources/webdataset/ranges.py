@@ -12,20 +12,20 @@ from infobatch_stream.sources.webdataset.raw_samples import block_of, sample_in
 
 __all__ = ["Wanted", "read_samples"]
 
-Wanted = tuple[int, Any, TarIndex, int]
-"""Number of a sample, its tar (see `shards.Tar`), the index of that, and the sample's row there."""
+Wanted = tuple[int, CachedTar, TarIndex, int]
+"""Number of a sample, its tar, the index of that, and the sample's row there."""
 
 
 def read_samples(wanted: Sequence[Wanted]) -> dict[int, dict[str, Any]] | None:
     """The samples by number, as webdataset yields them before any stage.
 
-    None where whole shards come about as soon, or have to: those that are compressed, or have a checksum, which is
-    compared before anything is read. May raise anything.
+    None where whole shards come about as soon, or have to: those with a checksum, which is compared first. May raise
+    anything.
     """
     parts: list[Part] = []
     for _, tar, index, row in wanted:
         members = index.members(row)
-        if not isinstance(tar, CachedTar) or not tar.has_ranges or index.checksum is not None or not members:
+        if index.checksum is not None or not members:
             return None
         parts.append((tar.url, *block_of(members)))
     if not pays(parts, sum({tar.url: index.stamp[0] for _, tar, index, _ in wanted}.values())):

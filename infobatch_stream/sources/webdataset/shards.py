@@ -2,8 +2,8 @@
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter, methodcaller
@@ -17,12 +17,13 @@ from infobatch_stream.errors import DataError
 from infobatch_stream.formats.tar_headers import length_in
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.per_process import PerProcess
+from infobatch_stream.sources.remote.ranges import Held
 from infobatch_stream.sources.remote.shard_cache import ShardCache
 from infobatch_stream.sources.shard_file import MOST_OPEN, ShardFile, changed
 from infobatch_stream.sources.webdataset.cached_tar import CachedTar
 from infobatch_stream.sources.webdataset.index_cache import load_index
 from infobatch_stream.sources.webdataset.ranges import Wanted, read_samples
-from infobatch_stream.sources.webdataset.raw_samples import raw_sample, small_samples, span_of
+from infobatch_stream.sources.webdataset.raw_samples import are_small, raw_sample, small_samples, span_of
 
 __all__ = ["Tar", "TarShards", "open_tar", "readable"]
 
@@ -127,7 +128,7 @@ class TarShards(PerProcess):
         # Not methods of this object: the cycle would keep its files open.
         self._index = lru_cache(_INDEXES)(methodcaller("index"))
         self._file = lru_cache(MOST_OPEN if self._keep_open else 1)(methodcaller("file"))
-        self._held: dict[int, dict[str, Any]] = {}  # samples whose shards are still to come
+        self._held = Held()
 
     def close(self) -> None:
         """Close files that must not stay open."""
@@ -150,7 +151,8 @@ class TarShards(PerProcess):
 
     def read(self, number: int) -> dict[str, Any]:
         """Sample ``number``, 0 <= number < N, as webdataset yields it before any stage."""
-        if held := self._held.get(number):
+        held: dict[str, Any] | None = self._held.samples.get(number)
+        if held is not None:
             return held.copy()
         shard, row = self._place(number)
         index, url, file = self._opened(shard)
@@ -161,15 +163,17 @@ class TarShards(PerProcess):
 
         Raises as `read` does, for one of them.
         """
-        if self._held:  # there are few such batches
+        if self._held.samples:  # there are few such batches
             return [None] * len(numbers)
         found: list[dict[str, Any] | None] = []
         shards = np.searchsorted(self.ends, numbers, side="right").tolist()
         for shard, group in groupby(zip(shards, numbers, strict=True), key=itemgetter(0)):
-            index, url, file = self._opened(shard)
             rows = np.array([number for _, number in group]) - (self.ends[shard - 1] if shard else 0)
-            small = small_samples(index, rows, url, file, partial(self._compare, shard, file))
-            found += [None] * len(rows) if small is None else small
+            if are_small(self._index(self.tars[shard]), rows):
+                index, url, file = self._opened(shard)
+                found += small_samples(index, rows, url, file, partial(self._compare, shard, file))
+            else:
+                found += [None] * len(rows)
         return found
 
     def by_ranges(self, numbers: Iterable[int]) -> AbstractContextManager[None] | None:
@@ -180,19 +184,13 @@ class TarShards(PerProcess):
         wanted: list[Wanted] = []
         for number in sorted(set(numbers)):
             shard, row = self._place(number)
-            if not self.tars[shard].is_here():
-                wanted.append((number, self.tars[shard], self._index(self.tars[shard]), row))
+            tar = self.tars[shard]
+            if not tar.is_here():
+                if not isinstance(tar, CachedTar) or not tar.has_ranges or tar.size is None:
+                    return None  # to index it would be to download it
+                wanted.append((number, tar, self._index(tar), row))
         samples = read_samples(wanted)
-        return None if samples is None else self._holding(samples)
-
-    @contextmanager
-    def _holding(self, samples: dict[int, dict[str, Any]]) -> Iterator[None]:
-        self._held |= samples
-        try:
-            yield
-        finally:
-            for number in samples:
-                self._held.pop(number, None)
+        return None if samples is None else self._held.holding(samples)
 
     def _compare(self, shard: int, file: ShardFile, header: bytes, length: int) -> None:
         """Raise DataError if the index of ``shard`` is wrong, of which a ``header`` may say another ``length``.
