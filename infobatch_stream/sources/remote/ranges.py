@@ -29,10 +29,8 @@ def read_parts(parts: Sequence[Part], **options: Any) -> list[bytes]:
     Nothing is tried twice: whoever cannot have a part can have its shard. Raises DataError, and whatever fsspec does.
     """
     places = {url: filesystem(url, **options) for url in dict.fromkeys(url for url, _, _ in parts)}
-    paths, (fs, *others) = (
-        {url: path for url, (_, path) in places.items()},
-        {id(fs): fs for fs, _ in places.values()}.values(),
-    )
+    paths = {url: path for url, (_, path) in places.items()}
+    fs, *others = {id(fs): fs for fs, _ in places.values()}.values()
     if others or not fs.async_impl:
         raise DataError("The shards are of several servers, or of one that fsspec asks for one part after the other.")
     # The first one alone: a server may know no ranges, and send the whole file each time.
