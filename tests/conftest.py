@@ -37,6 +37,12 @@ LONG = {
 }  # fmt: skip
 """What is tested in the files that take longest; `long`, so that what a change broke is soon known."""
 
+LONGEST = [
+    "ray_train", "manual", "lightning", "conversion_runs", "cifar", "ddp", "accelerate", "fsdp", "lossless", "trl",
+    "elastic", "imagenet", "transformers",
+]  # fmt: skip
+"""Files that take minutes each, the longest first: begun last, one of them would keep one process busy at the end."""
+
 
 def pytest_configure(config):
     """Let runs be as short as a test needs, although users are warned of those that prune nothing."""
@@ -46,10 +52,12 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before those that are `long` are left out
 def pytest_collection_modifyitems(items):
-    """Mark what is `long`."""
+    """Mark what is `long`, and begin with what takes longest."""
     for item in items:
         if item.path.stem.removeprefix("test_") in LONG:
             item.add_marker(pytest.mark.long)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem.removeprefix("test_"), len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
