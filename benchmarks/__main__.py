@@ -27,6 +27,7 @@ NAMES = [
     "training",
     "step_time",
     "convert",
+    "memory",
     "scale",
 ]
 HERE = Path(__file__).resolve().parent

@@ -18,7 +18,7 @@ from benchmarks.report import Figure
 from benchmarks.shards import has_litdata, staged, workspace, write
 from infobatch_stream import IndexedWebDataset
 
-__all__ = ["TITLE", "run"]
+__all__ = ["TITLE", "has", "run"]
 
 TITLE = "Decoding JPEG on two cores"
 CORES = 2
@@ -92,9 +92,9 @@ def _compare(root: Path, tiny: bool) -> list[Figure]:
     if has_litdata():
         folder = write("litdata", load, root)  # type: ignore[arg-type]
         makers[f"LitData, 2 processes, {named('litdata')}"] = (_litdata, folder, load)
-    if _has("spdl"):
+    if has("spdl"):
         makers[f"SPDL over files, 2 threads, {named('spdl')}"] = (_spdl, load)
-    if _has("grain"):
+    if has("grain"):
         makers[f"Grain over files, 2 threads, {named('grain')}"] = (_grain, load, False)
         makers[f"Grain over files, 2 processes, {named('grain')}"] = (_grain, load, True)
     found = rates(makers, load.batch, rounds=1 if tiny else 5)
@@ -117,7 +117,8 @@ def _compare(root: Path, tiny: bool) -> list[Figure]:
     return [*figures, *rate_figures(found, "JPEG at 224")]
 
 
-def _has(package: str) -> bool:
+def has(package: str) -> bool:
+    """Whether it is installed; if not, says on stderr that its figures are left out."""
     if importlib.util.find_spec(package) is not None:
         return True
     print(f"{package} is not installed: its figures are left out", file=sys.stderr)
