@@ -15,7 +15,7 @@ from benchmarks.contender import Epochs, infobatch, named, others, plot_rates, r
 from benchmarks.measure import Spread, ratio
 from benchmarks.pictures import Crop, jpegs, source
 from benchmarks.report import Figure
-from benchmarks.shards import has_litdata, staged, workspace, write
+from benchmarks.shards import Load, has_litdata, staged, workspace, write
 from infobatch_stream import IndexedWebDataset
 
 __all__ = ["TITLE", "has", "run"]
@@ -26,23 +26,14 @@ plot = plot_rates
 
 
 @dataclass(frozen=True)
-class Jpegs:
-    """The files of ``folder`` as samples, to be written in other formats (see `benchmarks.shards.write`)."""
+class Jpegs(Load):
+    """The files of ``folder``, of ``size`` x ``size`` once they are decoded."""
 
     folder: Path
-    name: str
-    size: str
-    count: int
-    batch: int
-    shard: int
 
     def __getitem__(self, index: int) -> bytes:
         """The bytes of a file."""
         return _file(self.folder, index).read_bytes()
-
-    def __iter__(self) -> Iterator[bytes]:
-        """All of them."""
-        return (self[index] for index in range(self.count))
 
 
 class Files(Dataset[Any]):
@@ -79,7 +70,7 @@ def run(tiny: bool) -> list[Figure]:
 
 def _compare(root: Path, tiny: bool) -> list[Figure]:
     load = _written(root, 120 if tiny else 4000)
-    tars, mds = write("wds", load, root), write("mds", load, root)  # type: ignore[arg-type]
+    tars, mds = write("wds", load, root), write("mds", load, root)
     makers: dict[str, tuple[Any, ...]] = {
         "InfoBatchLoader over tars, 2 threads": (_ours, tars, load, {"threads": CORES}),
         "InfoBatchLoader over tars, 2 processes": (_ours, tars, load, {"workers": CORES}),
@@ -90,7 +81,7 @@ def _compare(root: Path, tiny: bool) -> list[Figure]:
         f"WebDataset, 2 processes, {named('webdataset')}": (_webdataset, tars, load),
     }
     if has_litdata():
-        folder = write("litdata", load, root)  # type: ignore[arg-type]
+        folder = write("litdata", load, root)
         makers[f"LitData, 2 processes, {named('litdata')}"] = (_litdata, folder, load)
     if has("spdl"):
         makers[f"SPDL over files, 2 threads, {named('spdl')}"] = (_spdl, load)
@@ -137,7 +128,7 @@ def _written(root: Path, count: int) -> Jpegs:
             for index, data in enumerate(jpegs(count)):
                 _file(new, index).write_bytes(data)
     batch, shard = (16, 1 << 20) if count < 1000 else (64, 1 << 25)
-    return Jpegs(folder, "JPEG", "jpeg", count, batch, shard)
+    return Jpegs("JPEG", 224, count, batch, shard, folder)
 
 
 def _ours(folder: Path, load: Jpegs, by: dict[str, int]) -> Epochs:

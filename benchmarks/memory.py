@@ -4,7 +4,6 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def run(tiny: bool) -> list[Figure]:
     for name, maker in makers.items():
         with Contender(_steps, few, many, *maker) as contender:
             first, last = contender()
-        note = f"{samples:,} samples, batches of {BATCH}; after {few:,} and {many:,} steps of the second epoch"
+        note = f"{samples:,} samples, batches of {BATCH}; after {few:,} and {many:,} steps (ours of the second epoch)"
         figures += [
             Figure(6, f"{name}: memory of its own", Spread.of([last.own]), "MiB", "", note=note),
             Figure(0, f"{name}: growth between", Spread.of([last.own - first.own]), "MiB", ""),
@@ -98,9 +97,9 @@ def _torch(samples: int) -> Iterable[Any]:
     return DataLoader(Numbers(samples), batch_size=BATCH, shuffle=True, num_workers=WORKERS)
 
 
-def _grain(samples: int) -> Iterable[Any]:
+def _grain(samples: int) -> Any:
     import grain
 
     batches = grain.MapDataset.source(Numbers(samples)).shuffle(seed=0).batch(BATCH)
     options = grain.MultiprocessingOptions(num_workers=WORKERS, per_worker_buffer_size=2)
-    return partial(iter, batches.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options))()
+    return batches.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options)

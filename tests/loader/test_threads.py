@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from support.ddp.children import until
 from support.ddp.data import Faulty, Noisy, loss_of, state_of_rngs, write_mds, write_wds
 from support.ddp.launch import environment
 
@@ -74,18 +75,11 @@ def make(tmp_path):
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
     yield
-    settle(lambda: not alive())
+    until(lambda: not alive(), 10)
 
 
 def alive():
     return [thread for thread in threading.enumerate() if thread.name == "infobatch-batches"]
-
-
-def settle(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def steps_of(loader, steps=None):
@@ -236,7 +230,7 @@ def test_threads_end_when_the_loop_is_left(make, left):
         with pytest.raises(ValueError, match="mine"), loader:
             raise ValueError("mine")
     del batches
-    settle(lambda: not alive())
+    until(lambda: not alive(), 10)
     assert len(dataset.read) < 100
 
 

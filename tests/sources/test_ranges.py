@@ -10,7 +10,7 @@ from support.ddp.children import until
 from support.ddp.data import loss_of, write_mds
 from support.ddp.mds import Augmented
 from support.ddp.remote_tars import number_of, write_tars
-from support.servers import FaultyServer, s3_environment, s3_server, use_s3
+from support.servers import FaultyServer, s3_server, use_s3
 
 from infobatch_stream import DataError, IndexedWebDataset, InfoBatchLoader, StreamedWebDataset
 from infobatch_stream.sources import open_source
@@ -55,8 +55,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def server(folder, monkeypatch):
     with FaultyServer(folder) as server:
-        for name, value in s3_environment(server.url).items():
-            monkeypatch.setenv(name, value)
+        use_s3(monkeypatch, server.url)
         yield server
 
 
@@ -229,8 +228,7 @@ def test_nothing_is_read_of_mds_with_checksums_before_they_were_compared(tmp_pat
         for i in range(48):
             out.write({"i": i, "pad": bytes(64)})
     with FaultyServer(tmp_path) as server:
-        for name, value in s3_environment(server.url).items():
-            monkeypatch.setenv(name, value)
+        use_s3(monkeypatch, server.url)
         dataset = Augmented(remote="s3://b/hashed", local=str(tmp_path / "local"))
         train(InfoBatchLoader(dataset, tmp_path / "scores.zarr", batch_size=8, epochs=1))
         gets = [count for path, count in server.gets.items() if path.endswith(".mds")]
@@ -266,8 +264,7 @@ def test_a_damaged_sample_is_not_read_by_itself(tmp_path, monkeypatch):
     data[begin : begin + 4] = (49).to_bytes(4, "little")
     shard.write_bytes(data)
     with FaultyServer(tmp_path) as server:
-        for name, value in s3_environment(server.url).items():
-            monkeypatch.setenv(name, value)
+        use_s3(monkeypatch, server.url)
         source = open_source(StreamingDataset(remote="s3://b/x", local=str(tmp_path / "local")))
         with source.by_ranges([1, 30]):
             assert source.read_many([30, 1]) == [{"data": bytes(50)}] * 2

@@ -59,7 +59,6 @@ class MdsFiles(PerProcess):
         ours = type(dataset).get_item is StreamingDataset.get_item and (own is None or isinstance(own, _Lent))
         self.shards = [ours and _is(reader, MDSReader) for reader in dataset.shards]
         self.frames = [_frame(tuple(getattr(reader, "column_sizes", ()))) for reader in dataset.shards]
-        self._ends = np.cumsum([reader.samples for reader in dataset.shards])
         self._usual = MDSReader.decode_sample
         self._decode_value = mds_decode
         self.direct = ours and type(dataset).__getitem__ is Array.__getitem__
@@ -99,11 +98,10 @@ class MdsFiles(PerProcess):
         self.open = lru_cache(MOST_OPEN)(ShardFile)
         self.held = Held()
 
-    def holding(self, samples: dict[int, bytes]) -> AbstractContextManager[None]:
-        """Within, ``samples`` are held. Raises ValueError for one that is damaged."""
-        shards = np.searchsorted(self._ends, list(samples), side="right").tolist()
-        for shard, data in zip(shards, samples.values(), strict=True):
-            self.frames[shard].ends(data, 0, len(data))  # streaming would not look
+    def holding(self, samples: dict[int, bytes], shards: dict[int, int]) -> AbstractContextManager[None]:
+        """Within, ``samples`` are held, of ``shards``, both by index. Raises ValueError for one that is damaged."""
+        for index, data in samples.items():
+            self.frames[shards[index]].ends(data, 0, len(data))  # streaming would not look
         return self.held.holding(samples)
 
 

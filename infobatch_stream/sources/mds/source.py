@@ -95,7 +95,7 @@ class MdsSource:
         if not missing or not all(self._open.shards[shard] for shard in missing.values()):
             return None
         samples = read_samples(self._dataset, list(missing), list(missing.values()))
-        return None if samples is None else self._open.holding(samples)
+        return None if samples is None else self._open.holding(samples, missing)
 
     def read(self, index: int) -> Any:
         """``dataset[index]``, once its shard is here. Raises DataError when the shard cannot be had."""
