@@ -118,6 +118,20 @@ class TarIndex:
         names = self.extensions
         return [(names[codes[m]], offset[m], length[m]) for m in range(bounds[row], bounds[row + 1])]
 
+    def spans(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[k]: bytes from the first member of each of ``rows`` to the end of its last; 0 without members."""
+        first, end = self.sample_bounds[rows], self.sample_bounds[rows + 1]
+        sizes = np.zeros(len(rows), np.int64)
+        some = first < end
+        sizes[some] = self.offset[end[some] - 1] + self.length[end[some] - 1] - self.offset[first[some]]
+        return sizes
+
+    @cached_property
+    def extremes(self) -> tuple[int, int]:
+        """The least and the greatest of all `spans`."""
+        spans = self.spans(np.arange(len(self)))
+        return (int(spans.min()), int(spans.max())) if spans.size else (0, 0)
+
     @classmethod
     def build(cls, path: str, name: str | None = None, *, checksum: bool = False) -> "TarIndex":
         """Index the tar at ``path`` by reading its headers; with ``checksum``, the whole file.

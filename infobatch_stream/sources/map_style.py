@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from infobatch_stream.augmentation import sample_read
+from infobatch_stream.augmentation import each_read, sample_read
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.planning.shape import Pool
 from infobatch_stream.sources.base import SourceType, name_sample
@@ -52,7 +52,7 @@ class MapStyleSource:
         """All at once by the dataset's own ``__getitems__`` where it has one, else one by one."""
         several = _several(self._dataset)
         if several is None:
-            return [self._read_named(index) for index in indices]
+            return self._read_each(indices)
         try:
             return list(several(indices))
         except Exception as error:
@@ -60,12 +60,16 @@ class MapStyleSource:
             name_sample(error, which, self._dataset)
             raise
 
-    def _read_named(self, index: int) -> Any:
+    def _read_each(self, indices: list[int]) -> list[Any]:
+        dataset, samples = self._dataset, []
+        index = -1
         try:
-            return self.read(index)
+            for index in each_read(indices):
+                samples.append(dataset[index])
         except Exception as error:
-            name_sample(error, [index], self._dataset)
+            name_sample(error, [index], dataset)
             raise
+        return samples
 
     def _fails(self, index: int, kind: type[Exception]) -> bool:
         """Whether it is this sample that cannot be read, as far as reading it alone tells."""

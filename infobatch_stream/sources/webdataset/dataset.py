@@ -162,12 +162,16 @@ class IndexedWebDataset(Dataset[Any]):
             "passed over an exception. Every index needs a sample: return a stand-in, or let the exception pass."
         )
 
-    def _read_small(self, indices: list[int]) -> list[dict[str, Any] | None]:
-        """Samples before the stages, of 0..N-1 in ascending order; None for those that ``self[index]`` has to read."""
+    def _read_together(self, indices: list[int]) -> list[dict[str, Any] | None]:
+        """Samples before the stages, of 0..N-1 in ascending order; None for those that ``self[index]`` has to read.
+
+        With stages these are the large ones: of a stage that makes a picture smaller, all results may fit in memory
+        where all that they are made of does not.
+        """
         if type(self).__getitem__ is not IndexedWebDataset.__getitem__:
             return [None] * len(indices)
         try:
-            return self._shards.read_small(indices)
+            return self._shards.read_many(indices, large=not self._stages)
         except Exception:  # raised again where its sample is read, which then is known
             return [None] * len(indices)
 

@@ -1,6 +1,7 @@
 """Samples of a tar as webdataset yields them before any stage, read where the index says that they lie."""
 
 from collections.abc import Callable
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from infobatch_stream.formats.tar_headers import HEADER, LENGTH_AT, LENGTH_DIGIT
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.shard_file import ShardFile
 
-__all__ = ["are_small", "block_of", "raw_sample", "sample_in", "small_samples", "span_of"]
+__all__ = ["Copy", "are_small", "block_of", "copy", "raw_sample", "sample_in", "small_samples", "span_of"]
 
 _BLOCK = 2**14  # bytes: a sample that is no longer is read at once; of a longer one each member, which is not copied
 _LENGTH = slice(LENGTH_AT, LENGTH_AT + LENGTH_DIGITS)
@@ -18,15 +19,33 @@ _LENGTH = slice(LENGTH_AT, LENGTH_AT + LENGTH_DIGITS)
 _Check = Callable[[bytes, int], None]
 """Takes a header that says another length than the index, and that length; raises if the index is wrong."""
 
+Copy = tuple[dict[str, Any], str, mmap, slice]
+"""A sample, a field of it, and where its value lies."""
 
-def raw_sample(index: TarIndex, row: int, url: str, file: ShardFile, check: _Check) -> dict[str, Any]:
-    """Sample ``row`` of the shard at ``url``, which is ``file``."""
+
+def raw_sample(
+    index: TarIndex, row: int, url: str, file: ShardFile, check: _Check, later: list[Copy] | None = None
+) -> dict[str, Any]:
+    """Sample ``row`` of the shard at ``url``, which is ``file``.
+
+    later: takes what is left to copy into the sample, if given.
+    """
     members = index.members(row)
     if not members:
         return {"__key__": index.key(row), "__url__": url}
     start, size = block_of(members)
     block = file.read(start, size) if size <= _BLOCK else None
-    return _sample(index.key(row), url, file.path, members, start, block or file, check)
+    return _sample(index.key(row), url, file.path, members, start, block or file, check, later)
+
+
+def copy(later: list[Copy]) -> None:
+    """Complete the samples of `raw_sample`.
+
+    Large values are best copied one after the other: each pushes out of the processor's cache what Python needs to find
+    the next.
+    """
+    for sample, extension, source, place in later:
+        sample[extension] = source[place]
 
 
 def sample_in(block: bytes, index: TarIndex, row: int, url: str, path: str, check: _Check) -> dict[str, Any]:
@@ -37,11 +56,13 @@ def sample_in(block: bytes, index: TarIndex, row: int, url: str, path: str, chec
 
 def are_small(index: TarIndex, rows: NDArray[np.int64]) -> bool:
     """Whether each of ``rows`` has members, and is no longer than `_BLOCK`."""
-    first, end = index.sample_bounds[rows], index.sample_bounds[rows + 1]
-    if (first == end).any():
+    shortest, longest = index.extremes
+    if shortest > 0 and longest + HEADER <= _BLOCK:
+        return True
+    if shortest + HEADER > _BLOCK:
         return False
-    sizes = index.offset[end - 1] + index.length[end - 1] - index.offset[first] + HEADER
-    return bool(sizes.max() <= _BLOCK)
+    sizes = index.spans(rows)
+    return bool(sizes.min() > 0 and sizes.max() + HEADER <= _BLOCK)
 
 
 def small_samples(
@@ -88,6 +109,7 @@ def _sample(
     start: int,
     block: bytes | ShardFile,
     check: _Check,
+    later: list[Copy] | None = None,
 ) -> dict[str, Any]:
     """A sample whose ``members`` lie in ``block``: the bytes from ``start`` on, or the whole file."""
     sample: dict[str, Any] = {"__key__": key, "__url__": url}
@@ -97,6 +119,11 @@ def _sample(
         source, at = (block, before - start) if isinstance(block, bytes) else block.view(before, HEADER + length)
         if source[at + LENGTH_AT : at + LENGTH_AT + LENGTH_DIGITS] != b"%011o" % length:
             check(source[at : at + HEADER], length)
-        sample[extension] = source[at + HEADER : at + HEADER + length]
+        place = slice(at + HEADER, at + HEADER + length)
+        if later is None or isinstance(source, bytes):
+            sample[extension] = source[place]
+        else:
+            sample[extension] = b""  # fields keep their order
+            later.append((sample, extension, source, place))
         sample["__local_path__"] = path  # webdataset has it behind the first field
     return sample
