@@ -14,6 +14,7 @@ from infobatch_stream.workers.health import widen
 
 TITLE = "Loading MDS shards, warm cache"
 BOUNDS = {(SMALL, 0): 8.0, (SMALL, 2): 4.0, (LARGE, 0): 4.0, (LARGE, 2): 1.3}
+LITDATA = "its optimized format, shuffled, by its StreamingDataLoader"
 plot = plot_rates
 
 
@@ -35,7 +36,7 @@ def _compare(full: Load, root: Path, tiny: bool) -> Iterator[Figure]:
     makers["bytes from memory, 2 workers"] = (_passing, load)
     makers["DataLoader over files, 0 workers"] = (_files, files, load)
     if not tiny and has_litdata():
-        makers["LitData, 0 workers"] = (_litdata, write("litdata", load, root), load)
+        makers["LitData, 0 workers"] = (litdata, write("litdata", load, root), load)
     found = rates(makers, load.batch, rounds=1 if tiny else 3)
     for workers in (0, 2):
         yield Figure(
@@ -62,7 +63,7 @@ def _compare(full: Load, root: Path, tiny: bool) -> Iterator[Figure]:
             what=f"MDS, {load.name}, no workers: samples per second, against LitData",
             value=ratio(found["InfoBatchLoader, 0 workers"], found["LitData, 0 workers"]),
             unit="x",
-            limit=f"{named('litdata')}: its optimized format, shuffled, by its StreamingDataLoader",
+            limit=f"{named('litdata')}: {LITDATA}",
             bound=1.2 if full is SMALL else 1.0,
         )
     yield Figure(
@@ -127,7 +128,8 @@ def _files(folder: Path, load: Load) -> Epochs:
     return others(DataLoader(dataset, batch_size=load.batch, shuffle=True, collate_fn=list, drop_last=True), load.batch)
 
 
-def _litdata(folder: Path, load: Load) -> Epochs:
+def litdata(folder: Path, load: Load) -> Epochs:
+    """Epochs of LitData's own loader."""
     from litdata import StreamingDataLoader, StreamingDataset
 
     dataset = StreamingDataset(str(folder), shuffle=True, drop_last=True)
