@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Sampler
 
 from benchmarks.contender import Epochs, infobatch, named, others, plot_rates, rate_figures, rates
-from benchmarks.mds import LITDATA, litdata
+from benchmarks.mds import against_litdata, litdata
 from benchmarks.measure import ratio
 from benchmarks.report import Figure
 from benchmarks.shards import LARGE, SMALL, TINY, Load, find_wids, has_litdata, wids_index, workspace, write
@@ -70,14 +70,8 @@ def _compare(load: Load, root: Path, tiny: bool) -> Iterator[Figure]:
             note="all shards stay mapped (lru_size), and nothing is decoded (transformations=[]).",
         )
     if "LitData, 0 workers, all" in found:
-        yield Figure(
-            target=3,
-            what=f"WebDataset, {load.name}, no workers, all kept: samples per second, against LitData",
-            value=ratio(found["InfoBatchLoader, 0 workers, all kept"], found["LitData, 0 workers, all"]),
-            unit="x",
-            limit=f"{named('litdata')}: {LITDATA}",
-            bound=1.2 if load.size == SMALL.size else 1.0,
-        )
+        ours, theirs = found["InfoBatchLoader, 0 workers, all kept"], found["LitData, 0 workers, all"]
+        yield against_litdata("WebDataset, all kept", load, ours, theirs)
     yield Figure(
         target=0,
         what=f"WebDataset, {load.name}, 2 workers, 60 % kept: kept samples per second",

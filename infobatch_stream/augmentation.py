@@ -2,7 +2,7 @@
 
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
@@ -10,7 +10,7 @@ from hashlib import blake2b
 import numpy as np
 import torch
 
-__all__ = ["AugmentationRng", "augmentation_rng", "batch_read", "each_read", "sample_read"]
+__all__ = ["AugmentationRng", "augmentation_rng", "batch_read", "sample_read"]
 
 
 class AugmentationRng:
@@ -93,16 +93,6 @@ def batch_read(seed: tuple[int, int, int, int]) -> Iterator[None]:
         yield
     finally:
         reading.seed, reading.index, reading.made = before
-
-
-def each_read(indices: Iterable[int]) -> Iterator[int]:
-    """``indices`` in turn, as each of which `sample_read` is called."""
-    reading = _reading
-    for index in indices:
-        reading.index = index
-        if reading.made:
-            reading.made.pop(index, None)
-        yield index
 
 
 def sample_read(index: int | None) -> None:

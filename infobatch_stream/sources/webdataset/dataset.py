@@ -165,8 +165,8 @@ class IndexedWebDataset(Dataset[Any]):
     def _read_together(self, indices: list[int]) -> list[dict[str, Any] | None]:
         """Samples before the stages, of 0..N-1 in ascending order; None for those that ``self[index]`` has to read.
 
-        With stages these are the large ones: of a stage that makes a picture smaller, all results may fit in memory
-        where all that they are made of does not.
+        Large ones are left out where there are stages: a batch of videos need not fit in memory if the frames that the
+        stages make of them do.
         """
         if type(self).__getitem__ is not IndexedWebDataset.__getitem__:
             return [None] * len(indices)

@@ -11,7 +11,7 @@ from infobatch_stream.formats.tar_headers import HEADER, LENGTH_AT, LENGTH_DIGIT
 from infobatch_stream.formats.tar_index import TarIndex
 from infobatch_stream.sources.shard_file import ShardFile
 
-__all__ = ["Copy", "are_small", "block_of", "copy", "raw_sample", "sample_in", "small_samples", "span_of"]
+__all__ = ["Copy", "are_small", "block_of", "complete", "raw_sample", "sample_in", "small_samples", "span_of"]
 
 _BLOCK = 2**14  # bytes: a sample that is no longer is read at once; of a longer one each member, which is not copied
 _LENGTH = slice(LENGTH_AT, LENGTH_AT + LENGTH_DIGITS)
@@ -38,8 +38,8 @@ def raw_sample(
     return _sample(index.key(row), url, file.path, members, start, block or file, check, later)
 
 
-def copy(later: list[Copy]) -> None:
-    """Complete the samples of `raw_sample`.
+def complete(later: list[Copy]) -> None:
+    """Copy what `raw_sample` left for later.
 
     Large values are best copied one after the other: each pushes out of the processor's cache what Python needs to find
     the next.

@@ -26,7 +26,7 @@ from infobatch_stream.sources.webdataset.ranges import Wanted, read_samples
 from infobatch_stream.sources.webdataset.raw_samples import (
     Copy,
     are_small,
-    copy,
+    complete,
     raw_sample,
     small_samples,
     span_of,
@@ -188,7 +188,7 @@ class TarShards(PerProcess):
                 found += small_samples(index, rows, url, file, check)
             else:
                 found += [raw_sample(index, row, url, file, check, later) for row in rows.tolist()]
-        copy(later)
+        complete(later)
         return found
 
     def by_ranges(self, numbers: Iterable[int]) -> AbstractContextManager[None] | None:
