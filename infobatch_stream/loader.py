@@ -217,7 +217,8 @@ class InfoBatchLoader(LoaderFacts):
         if picks._origin.step is not None:  # else they were only peeked at
             self._run.record(losses if score is None else score, picks)
         # With constant_steps a batch holds fewer samples than it stands for; else as many, or what collation left.
-        return weighted_mean(losses, picks, self.batch_size if self.constant_steps else None)
+        batch_size = self.batch_size if self.constant_steps else None
+        return weighted_mean(losses, picks, batch_size, self._run.scores.recorder.ring)
 
     # Commits and states ------------------------------------------------------------------------------------------
 

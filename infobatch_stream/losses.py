@@ -4,6 +4,7 @@ from torch import Tensor
 
 from infobatch_stream.errors import ConfigError, OutOfStepError
 from infobatch_stream.picks import Picks
+from infobatch_stream.pinned_ring import PinnedRing
 
 __all__ = ["check_losses", "check_picks", "weighted_mean"]
 
@@ -45,21 +46,14 @@ def check_losses(name: str, losses: Tensor, samples: int) -> None:
     raise ConfigError(text)
 
 
-def weighted_mean(losses: Tensor, picks: Picks, batch_size: int | None = None) -> Tensor:
+def weighted_mean(losses: Tensor, picks: Picks, batch_size: int | None, ring: PinnedRing) -> Tensor:
     """``sum(weight * losses) / batch_size`` on the device of ``losses``, float[b], without a wait for it.
 
     batch_size: None: b.
+    ring: By which the weights go there.
     """
-    weighted = losses * _beside(losses, picks.weight)
-    if picks.sample_weight is not None:
-        weighted = weighted * _beside(losses, picks.sample_weight)
+    weight = picks.weight if picks.sample_weight is None else picks.weight * picks.sample_weight
+    if weight.is_cpu and ring.device.holds(losses):
+        weight = ring.to_device(weight, losses)
+    weighted = losses * weight.to(losses.device)
     return weighted.mean() if batch_size is None else weighted.sum() / batch_size
-
-
-def _beside(losses: Tensor, weight: Tensor) -> Tensor:
-    """``weight`` on the device of ``losses``."""
-    if weight.device == losses.device:
-        return weight
-    if losses.is_cuda and weight.is_cpu:
-        weight = weight.pin_memory()  # a copy from other memory may wait for the device
-    return weight.to(losses.device, non_blocking=losses.is_cuda)

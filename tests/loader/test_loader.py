@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.ddp.data import Faulty, Noisy, loss_of, state_of_rngs, wds, write_wds
+from support.late_device import LateDevice
 from torch.utils.data import Subset, TensorDataset, default_collate
 
 from infobatch_stream import (
@@ -27,6 +28,7 @@ from infobatch_stream import (
     SoftPruning,
     StoreError,
 )
+from infobatch_stream.pinned_ring import PinnedRing
 from infobatch_stream.recorder import Recorder
 
 N = 50
@@ -220,6 +222,29 @@ def test_losses_that_arrive_after_the_last_step_are_warned_of_too(make):
         loader.commit()
     assert loader.stats["not_finite"] == 1
     assert np.flatnonzero(np.isnan(ScoreStore.open(loader._run.scores.path).scores)).tolist() == [3]
+
+
+def test_weights_and_losses_that_go_through_pinned_memory_are_the_same(make, tmp_path):
+    class Computing(LateDevice):
+        def to_device(self, block, beside):
+            there = super().to_device(block, beside)
+            self.work(self.now, 1000)  # the product with the losses is taken now
+            return there
+
+    def run(store, ring):
+        loader, found = make(store=tmp_path / store, sample_weight=np.arange(1, N + 1) / N), []
+        loader._run.scores.recorder.ring = ring
+        for _ in range(3):
+            found += [loader.update(loss_of(picks.index, loader.epoch), picks).item() for _, picks in loader]
+        loader.commit()
+        return found, ScoreStore.open(loader._run.scores.path).scores
+
+    ring = PinnedRing(Computing())
+    found, scores = run("ring.zarr", ring)
+    wanted, wanted_scores = run("plain.zarr", PinnedRing())
+    assert found == wanted
+    assert np.array_equal(scores, wanted_scores)
+    assert ring.device.calls["to_host"] == ring.device.calls["to_device"] == len(found)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

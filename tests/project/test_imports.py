@@ -20,7 +20,7 @@ FLOORS = [
     ["errors"],
     [
         *("_files", "_formatting", "_platform", "_pool", "_process_wide", "_urls", "_validation"),
-        *("augmentation", "picks", "sample_file", "score_stats"),
+        *("augmentation", "picks", "pinned_ring", "sample_file", "score_stats"),
     ],
     ["distributed", "per_sample"],
     ["policies"],
