@@ -95,25 +95,30 @@ def train(loader):
 # ---- the first batches
 
 
+WAYS = [{}, {"num_workers": 2, "multiprocessing_context": "fork"}, {"num_threads": 3}, {"predownload": 0}]
+
+
 @kinds
-def test_the_first_batch_waits_for_no_shard_and_all_shards_come_behind(make, monkeypatch, kind):
-    gate = threading.Event()
-    loader, local = make(kind)
-    source = loader._run.source
+@pytest.mark.parametrize("way", WAYS[:2], ids=str)
+def test_the_first_batch_waits_for_no_shard_and_all_shards_come_behind(make, monkeypatch, tmp_path, kind, way):
+    loader, local = make(kind, **way)
+    source, gate = loader._run.source, tmp_path / "open"
     download_it = source.ensure_local
-    monkeypatch.setattr(source, "ensure_local", lambda shard: gate.wait(30) and download_it(shard))
+
+    def download(shard):
+        until(gate.exists)
+        download_it(shard)
+
+    monkeypatch.setattr(source, "ensure_local", download)
     batches = iter(loader)
     (numbers, _), picks = next(batches)
     assert numbers.tolist() == picks.index.tolist()
     assert whole(local) == []
-    gate.set()
+    gate.touch()
     loader.update(loss_of(picks.index), picks)
     for _, picks in batches:
         loader.update(loss_of(picks.index), picks)
     assert len(whole(local)) == SHARDS
-
-
-WAYS = [{}, {"num_workers": 2, "multiprocessing_context": "fork"}, {"num_threads": 3}, {"predownload": 0}]
 
 
 @kinds

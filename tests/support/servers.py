@@ -244,17 +244,18 @@ class _Handler(BaseHTTPRequestHandler):
             if self.control.page is not None:
                 return 200, {"Content-Type": "text/html"}, self.control.page
             return 404, {}, b"not found"
-        data = file.read_bytes()
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
         if not wanted or not self.control.ranges:
-            return 200, headers, data
-        first, last = wanted.groups()
-        start = int(first) if first else max(0, len(data) - int(last))
-        stop = min(len(data), int(last) + 1) if first and last else len(data)
+            return 200, headers, file.read_bytes()
+        size, (first, last) = file.stat().st_size, wanted.groups()
+        start = int(first) if first else max(0, size - int(last))
+        stop = min(size, int(last) + 1) if first and last else size
         if start >= stop:
-            return 416, {"Content-Range": f"bytes */{len(data)}"}, b""
-        return 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}, data[start:stop]
+            return 416, {"Content-Range": f"bytes */{size}"}, b""
+        with file.open("rb") as opened:  # the rest is not read: many parts of large files are asked for at once
+            opened.seek(start)
+            return 206, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}, opened.read(stop - start)
 
     def _send(self, path, status, headers, data, fault):
         self.send_response(status)

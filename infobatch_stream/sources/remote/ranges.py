@@ -28,6 +28,7 @@ def read_parts(parts: Sequence[Part], **options: Any) -> list[bytes]:
 
     Nothing is tried twice: whoever cannot have a part can have its shard. Raises DataError, and whatever fsspec does.
     """
+    filesystem(parts[0][0], **options)  # the first one that fsspec makes in a forked process is not found there again
     places = {url: filesystem(url, **options) for url in dict.fromkeys(url for url, _, _ in parts)}
     paths = {url: path for url, (_, path) in places.items()}
     fs, *others = {id(fs): fs for fs, _ in places.values()}.values()
