@@ -2,15 +2,18 @@
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-__all__ = ["AugmentationRng", "augmentation_rng", "batch_read", "sample_read"]
+__all__ = ["AugmentationRng", "augmentation_rng", "batch_read", "each_read", "sample_read"]
+
+Index = TypeVar("Index", int, int | None)
 
 
 class AugmentationRng:
@@ -36,17 +39,26 @@ class AugmentationRng:
         return np.random.default_rng(int.from_bytes(self._digest[8:], "little"))
 
 
-class _Reading(threading.local):
-    """What a thread is reading.
+class _Batch:
+    """A batch that is being made.
 
-    seed: seed, epoch, step and rank of the batch; None outside of one. index: of the sample, while one alone is read.
+    seed: seed, epoch, step and rank; None outside of a batch. index: of the sample, while one alone is read.
     made: the generators that were asked for since, by index; those of the batch by None.
     """
 
-    def __init__(self) -> None:
-        self.seed: tuple[int, int, int, int] | None = None
+    __slots__ = ("index", "made", "seed")
+
+    def __init__(self, seed: tuple[int, int, int, int] | None) -> None:
+        self.seed = seed
         self.index: int | None = None
         self.made: dict[int | None, AugmentationRng] = {}
+
+
+class _Reading(threading.local):
+    """The batch that a thread makes. It is asked for once a batch, since a look costs as much as a small sample."""
+
+    def __init__(self) -> None:
+        self.batch = _Batch(None)
 
 
 _reading = _Reading()
@@ -70,32 +82,39 @@ def augmentation_rng(index: int | None = None) -> AugmentationRng:
     Returns:
         An object with the attributes ``torch`` (torch.Generator) and ``numpy`` (numpy.random.Generator).
     """
-    reading = _reading
-    if reading.seed is None:
+    batch = _reading.batch
+    if batch.seed is None:
         return AugmentationRng(torch.randint(256, (24,), dtype=torch.uint8).numpy().tobytes())
     if index is None:
-        index = reading.index
-    rng = reading.made.get(index)
+        index = batch.index
+    rng = batch.made.get(index)
     if rng is None:
-        place = reading.seed if index is None else (*reading.seed[:2], index)
+        place = batch.seed if index is None else (*batch.seed[:2], index)
         rng = AugmentationRng(blake2b(struct.pack(f"<{len(place)}Q", *place), digest_size=24).digest())
-        reading.made[index] = rng
+        batch.made[index] = rng
     return rng
 
 
 @contextmanager
 def batch_read(seed: tuple[int, int, int, int]) -> Iterator[None]:
     """Within, this thread makes the batch of ``seed``: seed, epoch, step and rank."""
-    reading = _reading
-    before = reading.seed, reading.index, reading.made
-    reading.seed, reading.index, reading.made = seed, None, {}
+    before, _reading.batch = _reading.batch, _Batch(seed)
     try:
         yield
     finally:
-        reading.seed, reading.index, reading.made = before
+        _reading.batch = before
 
 
 def sample_read(index: int | None) -> None:
     """From now on this thread reads sample ``index``, or several at once; its generators begin anew."""
-    _reading.index = index
-    _reading.made.pop(index, None)
+    for _ in each_read((index,)):
+        pass
+
+
+def each_read(indices: Iterable[Index]) -> Iterator[Index]:
+    """``indices``; this thread reads the sample that was given last, and its generators begin anew."""
+    batch = _reading.batch
+    for index in indices:
+        batch.index = index
+        batch.made.pop(index, None)
+        yield index

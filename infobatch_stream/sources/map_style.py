@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from infobatch_stream.augmentation import sample_read
+from infobatch_stream.augmentation import each_read, sample_read
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.planning.shape import Pool
 from infobatch_stream.sources.base import SourceType, name_sample
@@ -64,8 +64,7 @@ class MapStyleSource:
         dataset, samples = self._dataset, []
         index = -1
         try:
-            for index in indices:
-                sample_read(index)
+            for index in each_read(indices):
                 samples.append(dataset[index])
         except Exception as error:
             name_sample(error, [index], dataset)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from infobatch_stream._urls import base_name
-from infobatch_stream.augmentation import sample_read
+from infobatch_stream.augmentation import each_read, sample_read
 from infobatch_stream.errors import DataError
 from infobatch_stream.formats.fingerprint import fingerprint
 from infobatch_stream.planning.shape import Pool
@@ -68,8 +68,8 @@ class WdsSource:
         with suppress(DataError):  # raised again where it is read, if the user lets it
             self.dataset.readahead(ordered)
         try:
-            for place, index, raw in zip(places, ordered, self.dataset._read_together(ordered), strict=True):
-                sample_read(index)
+            together = self.dataset._read_together(ordered)
+            for place, index, raw in zip(places, each_read(ordered), together, strict=True):
                 samples[place] = self.dataset[index] if raw is None else self.dataset._staged(index, raw)
         except Exception as error:
             name_sample(error, [index], self.dataset)
