@@ -14,10 +14,10 @@ from benchmarks.shards import LARGE, TINY, Files, workspace, write
 
 OURS = "InfoBatchLoader"
 OVERHEAD = (
-    "Ours takes 25 to 45 us more for a batch: 13 for its order, which DataLoader has made before the first batch;"
-    " 10 for picks and a look at the store's file; and 25, where code of the user's runs in the main process, to "
-    "keep three random states, set them and put them back. Tried and kept: orders computed ahead, states left "
-    "alone where nothing can draw, another bit generator for NumPy meanwhile."
+    "What ours takes more for a batch: 20 to 45 us for its order, which DataLoader has made before the first batch; 15 "
+    "for a look at the store's file; 11 to say of 256 samples which is read; and, where code of the user's runs in the "
+    "main process, 50 to 100 to keep three random states, set them and put them back. Tried and kept: orders computed "
+    "ahead, states left alone where nothing can draw, another bit generator for NumPy meanwhile."
 )
 TITLE = "Loading map-style data with FullData"
 plot = plot_rates
