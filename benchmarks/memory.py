@@ -16,7 +16,7 @@ from benchmarks.decoding import has
 from benchmarks.measure import Spread
 from benchmarks.report import Figure
 from benchmarks.scale import Numbers
-from benchmarks.shards import SMALL, TINY, Load, staged, workspace, write
+from benchmarks.shards import SMALL, TINY, Load, has_litdata, staged, workspace, write
 from infobatch_stream import InfoBatchLoader
 
 __all__ = ["TITLE", "run"]
@@ -67,7 +67,7 @@ def _cases(root: Path, tiny: bool) -> Iterator[tuple[str, Case]]:
     for name, how in by:
         yield f"InfoBatchLoader over MDS, {name}", Case(fewer, _ours_mds, (mds, how))
     yield f"StreamingDataset, {workers} workers, {named('mosaicml-streaming')}", Case(fewer, _streaming, (mds, workers))
-    if not tiny and has("litdata"):
+    if not tiny and has_litdata():
         chunk = write("litdata", shard, root)
         yield f"LitData, {workers} workers, {named('litdata')}", Case(fewer, _litdata, (chunk, workers))
     tars = write("wds", small, root)

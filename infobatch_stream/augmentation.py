@@ -6,14 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 __all__ = ["AugmentationRng", "augmentation_rng", "batch_read", "each_read", "sample_read"]
-
-Index = TypeVar("Index", int, int | None)
 
 
 class AugmentationRng:
@@ -107,11 +104,12 @@ def batch_read(seed: tuple[int, int, int, int]) -> Iterator[None]:
 
 def sample_read(index: int | None) -> None:
     """From now on this thread reads sample ``index``, or several at once; its generators begin anew."""
-    for _ in each_read((index,)):
-        pass
+    batch = _reading.batch
+    batch.index = index
+    batch.made.pop(index, None)
 
 
-def each_read(indices: Iterable[Index]) -> Iterator[Index]:
+def each_read(indices: Iterable[int]) -> Iterator[int]:
     """``indices``; this thread reads the sample that was given last, and its generators begin anew."""
     batch = _reading.batch
     for index in indices:

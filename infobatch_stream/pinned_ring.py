@@ -53,8 +53,7 @@ class Cuda:
 
     def mark(self, stream: Any) -> Event:
         """An event behind all that ``stream`` was given so far."""
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(stream)
+        event: Event = stream.record_event()
         return event
 
 

@@ -166,7 +166,7 @@ def test_so_does_one_that_is_killed_at_any_other_line(tmp_path, replace):
 # ---- a store that is changed for another
 
 
-def lose_late(loader):
+def record_late(loader):
     """Give the recorder a loss of 9 for each sample, on a device that is late."""
     recorder = loader._run.scores.recorder
     recorder.ring = PinnedRing(LateDevice())
@@ -178,7 +178,7 @@ def test_losses_under_way_when_a_state_is_loaded_are_dropped_with_the_store_that
     loader = loader_of(tmp_path / "scores.zarr")
     train(loader, 1)
     state = loader.state_dict()
-    lose_late(loader)
+    record_late(loader)
     loader.load_state_dict(state)
     loader._run.scores.recorder.flush()
     assert np.isfinite(loader.store.pending).sum() == 8
@@ -188,7 +188,7 @@ def test_losses_under_way_when_a_state_is_loaded_are_dropped_with_the_store_that
 def test_losses_under_way_reach_the_store_before_a_commit(tmp_path):
     loader = loader_of(tmp_path / "scores.zarr")
     train(loader, 1)
-    lose_late(loader)
+    record_late(loader)
     loader.commit()
     assert np.all(loader.store.scores == 9)
 
